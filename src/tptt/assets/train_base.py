@@ -1,0 +1,208 @@
+"""Train the embedded base model: a small Llama on the standard library's text and key-value recall rows.
+
+    python -m tptt.assets.train_base --out src/tptt/assets/base --minutes 40
+
+Makes tokenizer, weights and model card. The same script makes a larger base on a GPU (``--hidden-size``, ``--layers``).
+Muon on the matrices, AdamW on the rest, warm-up, then constant, then linear decay over the last part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tptt.assets.baselines import baselines
+from tptt.assets.card import write_card
+from tptt.data import IGNORE, RecallRows, RecallVocabulary, stdlib_text, tokenize
+
+END = "<|endoftext|>"
+PAD = "<|pad|>"
+
+
+def build_tokenizer(documents: list[str], size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of ``size`` tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[END, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
+    )
+
+
+class Batches:
+    """Rows of text and of recall in one batch, with the positions that count in the loss.
+
+    A short curriculum: for the first 40 % of the training the rows are half as long and all recall rows dense, because
+    lookup in the context emerges at short distances or not at all; afterwards half of them are spread through text.
+    """
+
+    def __init__(self, stream: torch.Tensor, recall: RecallRows, length: int, rows: int, recall_rows: int, seed: int):
+        self.stream, self.recall, self.length = stream, recall, length
+        self.rows, self.recall_rows = rows, recall_rows
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def draw(self, done: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """``(input_ids, weights)`` of equal shape; weights[t] is that of predicting token t; ``done`` in [0, 1]."""
+        early = done < 0.4
+        length, scale = (self.length // 2, 2) if early else (self.length, 1)
+        text_rows, recall_rows = (self.rows - self.recall_rows) * scale, self.recall_rows * scale
+        starts = torch.randint(len(self.stream) - length, (text_rows,), generator=self.generator)
+        text = torch.stack([self.stream[s : s + length] for s in starts.tolist()])
+        dense = recall_rows if early else recall_rows // 2
+        parts = [self.recall.draw_dense(dense, length, self.generator, self._facts())]
+        if not early:
+            parts.append(self.recall.draw(recall_rows - dense, length, self.generator, self._facts()))
+        asked = torch.cat([p.answers for p in parts]) != IGNORE
+        weights = torch.cat([torch.ones(text.shape), 0.02 + asked.float()])
+        return torch.cat([text, *(p.input_ids for p in parts)]), weights
+
+    def _facts(self) -> int:
+        return (4, 8, 16, 32, 64)[int(torch.randint(5, (1,), generator=self.generator))]
+
+
+def losses_of(model, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean cross entropy of the text rows and the weighted one of the recall rows, in nats."""
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    losses, weights = losses.view(ids.shape[0], -1), weights[:, 1:].to(losses.device)
+    text = weights.amin(1) == 1
+    return losses[text].mean(), (losses * weights)[~text].sum() / weights[~text].sum()
+
+
+def optimizers(model, matrix_rate: float, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for embeddings and norms."""
+    inner = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
+    chosen = set(map(id, inner))
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(inner, lr=matrix_rate, weight_decay=0.01),
+        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def train(model, batches: Batches, minutes: float, seed: int, device: str, matrix_rate: float, rate: float) -> dict:
+    """Train for ``minutes``; the learning rate decays linearly to zero over the last 30 % of the time."""
+    opts = optimizers(model, matrix_rate, rate)
+    start = time.monotonic()
+    tokens = step = 0
+    model.train()
+    while (done := (time.monotonic() - start) / (60 * minutes)) < 1:
+        factor = min(1.0, (step + 1) / 50) * min(1.0, max(0.0, (1 - done) / 0.3))
+        for opt, base in zip(opts, (matrix_rate, rate), strict=True):
+            opt.param_groups[0]["lr"] = base * factor
+        ids, weights = (x.to(device) for x in batches.draw(done))
+        with torch.autocast(device, dtype=torch.bfloat16):
+            text, recall = losses_of(model, ids, weights)
+        (text + recall).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for opt in opts:
+            opt.step()
+            opt.zero_grad(set_to_none=True)
+        tokens, step = tokens + ids.numel(), step + 1
+        if step % 100 == 0:
+            minutes_done = (time.monotonic() - start) / 60
+            print(f"{step=} {tokens=} text={text:.3f} recall={recall:.3f} minutes={minutes_done:.1f}", flush=True)
+    return {"tokens": tokens, "steps": step, "minutes": round((time.monotonic() - start) / 60, 1), "seed": seed}
+
+
+@torch.no_grad()
+def scores(model, rows: torch.Tensor, recall: RecallRows, length: int, device: str) -> dict:
+    """Held-out perplexity and recall by distance inside the context."""
+    model.eval()
+    losses = [model(input_ids=r.to(device), labels=r.to(device)).loss.item() for r in rows.split(8)]
+    generator = torch.Generator().manual_seed(1)
+    hits = torch.zeros(4)
+    asked = torch.zeros(4)
+    for _ in range(8):
+        drawn = recall.draw(8, length, generator)
+        predicted = model(input_ids=drawn.input_ids.to(device)).logits.argmax(-1).cpu().roll(1, 1)
+        places = drawn.answers != IGNORE
+        quarter = (drawn.distance[places] * 4 // length).clamp(max=3)
+        asked += torch.bincount(quarter, minlength=4)
+        hits += torch.bincount(quarter, weights=(predicted == drawn.answers)[places].float(), minlength=4)
+    by_distance = {
+        f"{i * length // 4}-{(i + 1) * length // 4}": round(float(h / a), 4)
+        for i, (h, a) in enumerate(zip(hits, asked, strict=True))
+    }
+    perplexity = float(torch.tensor(losses).mean().exp())
+    return {"perplexity": round(perplexity, 3), "recall": round(float(hits.sum() / asked.sum()), 4),
+            "recall_by_distance": by_distance}  # fmt: skip
+
+
+def new_model(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A randomly initialised Llama of the shape asked for."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=args.hidden_size, intermediate_size=args.intermediate_size,
+            num_hidden_layers=args.layers, num_attention_heads=args.heads, num_key_value_heads=args.kv_heads,
+            max_position_embeddings=args.length, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        )
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=40)
+    parser.add_argument("--hidden-size", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--kv-heads", type=int, default=2)
+    parser.add_argument("--intermediate-size", type=int, default=384)
+    parser.add_argument("--vocab-size", type=int, default=2048)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--recall-rows", type=int, default=4)
+    parser.add_argument("--matrix-rate", type=float, default=0.02)
+    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--init", type=Path, help="go on from a model that this script made; its record is kept")
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    split = stdlib_text()
+    if args.init:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.init)
+    else:
+        tokenizer = build_tokenizer(split.train, args.vocab_size)
+    tokenizer.model_max_length = args.length
+    stream, held_out = tokenize(tokenizer, split.train), tokenize(tokenizer, split.held_out)
+    vocabulary = RecallVocabulary(tokenizer)
+    print(f"{len(stream)} training and {len(held_out)} held-out tokens, {len(vocabulary.words)} recall words", flush=True)
+    model = LlamaForCausalLM.from_pretrained(args.init) if args.init else new_model(args, tokenizer)
+    model.to(args.device)
+    batches = Batches(stream, RecallRows(vocabulary, stream), args.length, args.rows, args.recall_rows, args.seed)
+    record = train(model, batches, args.minutes, args.seed, args.device, args.matrix_rate, args.rate)
+    rows = held_out[: len(held_out) // args.length * args.length].view(-1, args.length)[:256]
+    record |= scores(model, rows, RecallRows(vocabulary, held_out), args.length, args.device)
+    record |= baselines(stream, rows, len(tokenizer))
+    record |= {"parameters": model.num_parameters(), "unique_text_tokens": len(stream), "device": args.device,
+               "recall_share": args.recall_rows / args.rows, "length": args.length}  # fmt: skip
+    if args.init:
+        record["earlier"] = json.loads((args.init / "training.json").read_text())
+    print(json.dumps(record, indent=1))
+    model.to("cpu").save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+    (args.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_card(args.out, model.config, record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Saving and loading: memory and LoRA beside a named base, or everything in one self-contained checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+from transformers import PreTrainedConfig
+from transformers.utils import cached_file
+
+from tptt.configuration import MemoryConfig, TpttConfig
+
+SHIM = "modeling_tptt.py"
+_SHIM_TEXT = '''"""Loads this checkpoint through the installed tptt package; needed by trust_remote_code=True only."""
+
+_HINT = (
+    "this checkpoint needs the tptt package, version 1.0 or newer, that made it. The package called tptt on the public "
+    "index (0.x) is another, older project: uninstall that one and install tptt from its repository, "
+    "for example with pip install ./tptt"
+)
+try:
+    import tptt
+    from tptt import TpttConfig, TpttModel
+except ImportError as error:
+    raise ImportError(_HINT) from error
+if int(str(getattr(tptt, "__version__", "0")).split(".")[0]) < 1:
+    raise ImportError(_HINT + f" (found {getattr(tptt, '__version__', 'no version')})")
+
+__all__ = ["TpttConfig", "TpttModel"]
+'''
+_AUTO_MAP = {
+    "AutoConfig": "modeling_tptt.TpttConfig",
+    "AutoModelForCausalLM": "modeling_tptt.TpttModel",
+}
+_HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+_NOT_FOR_BASE = (
+    "adapter_kwargs", "_from_auto", "_from_pipeline", "trust_remote_code", "revision", "subfolder", "state_dict",
+    "use_safetensors", "weights_only", "_commit_hash", "code_revision", "force_download",
+)  # fmt: skip
+_OWN_SETTINGS = {"base_model_name", "base_model_revision", *MemoryConfig.__dataclass_fields__}
+
+
+class CheckpointMixin:
+    """`save_pretrained` and `from_pretrained` of TpttModel."""
+
+    def own_state_dict(self, state_dict=None) -> dict:
+        """What is not the base's: the memory, LoRA and everything else that trains."""
+        trained = {n for n, p in self.named_parameters() if p.requires_grad}
+        state_dict = self.state_dict() if state_dict is None else state_dict
+        parts = (".liza.", "lora_", ".modules_to_save.")
+        return {k: v for k, v in state_dict.items() if k in trained or any(p in k for p in parts)}
+
+    def save_pretrained(self, save_directory, state_dict=None, **kwargs) -> None:
+        """Save to a folder (or, with ``push_to_hub=True``, to the hub).
+
+        Writes memory and LoRA with the base's name, or everything where ``config.weights_format`` is "full" or the
+        base itself trains (no LoRA), and the shim that ``trust_remote_code=True`` needs.
+        """
+        if self.config.lora_config is None:
+            self.config.weights_format = "full"
+        if self.config.weights_format == "adapter":
+            state_dict = self.own_state_dict(state_dict)
+            kwargs["save_original_format"] = False
+        # an Auto class that loaded this model asks for its shim's copy; it is written anew below instead
+        type(self)._auto_class = type(self.config)._auto_class = None
+        self.config.auto_map = dict(_AUTO_MAP)
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        (Path(save_directory) / SHIM).write_text(_SHIM_TEXT)
+        quantizer = self.__dict__.pop("hf_quantizer", None)
+        try:
+            super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        finally:
+            if quantizer is not None:
+                self.hf_quantizer = quantizer
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
+        """Load a checkpoint that `save_pretrained` wrote.
+
+        Args:
+            pretrained_model_name_or_path: folder or hub id.
+            base_model_name, base_model_revision: where the base is now, if it moved.
+            Settings of `MemoryConfig` (for example ``max_self_attn_length``) override the saved ones; the other
+            keywords go to the base's ``from_pretrained``.
+
+        Raises:
+            OSError: checkpoint or base was not found.
+            ValueError: a newer version made the checkpoint.
+            RuntimeError: its weights do not fit the configuration.
+        """
+        path = pretrained_model_name_or_path
+        hub = {k: kwargs[k] for k in _HUB if kwargs.get(k) is not None}
+        changes = {k: kwargs.pop(k) for k in list(kwargs) if k in _OWN_SETTINGS}
+        if not isinstance(config, PreTrainedConfig):
+            config = TpttConfig.from_pretrained(path, **hub)
+        for name, value in changes.items():
+            setattr(config, name, value)
+        config.memory_config()
+        if config.weights_format == "full":
+            return cls._load_full(path, *args, config=config, **kwargs)
+        for name in _NOT_FOR_BASE:
+            kwargs.pop(name, None)
+        with_report = kwargs.pop("output_loading_info", False)
+        config.name_or_path = str(path)
+        file = cached_file(path, "model.safetensors", **hub)
+        model = cls._for_adapter(config, **kwargs)
+        report = _load_own(model, load_file(file))
+        model.eval()
+        return (model, report) if with_report else model
+
+
+def _load_own(model, weights: dict) -> dict:
+    result = model.load_state_dict(weights, strict=False)
+    missing = sorted(set(model.own_state_dict()) - set(weights))
+    if "mag_weight" not in "".join(weights) or missing or result.unexpected_keys:
+        raise RuntimeError(
+            "the checkpoint does not fit its configuration: "
+            f"missing {missing[:5]} ({len(missing)}), unexpected {result.unexpected_keys[:5]} ({len(result.unexpected_keys)})"
+        )
+    return {"missing_keys": missing, "unexpected_keys": result.unexpected_keys, "mismatched_keys": set(), "error_msgs": []}

@@ -1,0 +1,205 @@
+"""What the memory is (MemoryConfig) and what a converted model is (TpttConfig)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from enum import Enum
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+__version__ = "1.0.0.dev0"
+
+OPERATORS = ("delta_rule", "gated_delta_rule")
+FEATURE_MAPS = ("sign_split", "silu")
+WRITE_GATES = ("learned", "constant")
+MIX_GATES = ("token", "head", "none")
+
+
+def _one_of(name: str, value: object, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise ValueError(f"unknown {name} {value!r}; valid are {', '.join(valid)}")
+
+
+def check_mag_weight(value: object) -> float:
+    """The Memory-as-Gate weight as a float.
+
+    Raises:
+        ValueError: it is no number in [0, 1].
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
+        raise ValueError(f"mag_weight must be a number in [0, 1], got {value!r}")
+    return float(value)
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer of {least} or more, got {value!r}")
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """The linear memory of one attention layer and how it is mixed in. The defaults are what RECIPE measured best.
+
+    Args:
+        operator: recurrence: ``delta_rule`` (arXiv 2406.06484) or ``gated_delta_rule`` (2412.06464).
+        feature_map: of queries and keys before the L2 norm: ``sign_split`` SiLU([Wx, -Wx]) with W learned from the
+            identity, or ``silu`` without parameters.
+        write_gate: beta: ``learned`` sigmoid of a linear map of the layer's input, or ``constant`` 1/2.
+        mix_gate: what moves mu beside ``mag_weight``: ``token`` a linear map of the layer's input per head, ``head`` a
+            learned constant per head, ``none``.
+        mag_weight: mu in [0, 1] where the gate is 0: 0 is the base model, 1 the memory alone.
+        max_self_attn_length: window W of the softmax branch in tokens, the token itself included; None is all.
+        sink_tokens: first tokens of a sequence that stay visible beyond the window.
+
+    Raises:
+        ValueError: a value is not among the valid ones, which the message names.
+    """
+
+    operator: str = "delta_rule"
+    feature_map: str = "sign_split"
+    write_gate: str = "learned"
+    mix_gate: str = "token"
+    mag_weight: float = 0.5
+    max_self_attn_length: int | None = None
+    sink_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("operator", self.operator, OPERATORS)
+        _one_of("feature_map", self.feature_map, FEATURE_MAPS)
+        _one_of("write_gate", self.write_gate, WRITE_GATES)
+        _one_of("mix_gate", self.mix_gate, MIX_GATES)
+        check_mag_weight(self.mag_weight)
+        if self.max_self_attn_length is not None:
+            _check_count("max_self_attn_length", self.max_self_attn_length, 1)
+        _check_count("sink_tokens", self.sink_tokens, 0)
+        if self.sink_tokens and self.max_self_attn_length is None:
+            raise ValueError("sink_tokens has no meaning without a window: set max_self_attn_length as well")
+
+
+def jsonable(value: Any) -> Any:
+    """``value`` with sets as sorted lists and enums as their values, as JSON needs it (LoraConfig.to_dict has both)."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    if isinstance(value, dict):
+        return {k: jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(v) for v in value]
+    return value
+
+
+# what transformers itself puts into a configuration beside its declared fields
+_HF_KEYS = {
+    "torch_dtype", "name_or_path", "_name_or_path", "_commit_hash", "output_attentions", "attn_implementation",
+    "_attn_implementation", "experts_implementation", "_attn_implementation_internal", "_experts_implementation_internal",
+    "per_layer_config", "num_labels", "auto_map", "model_type", "transformers_version", "use_cache", "bos_token_id",
+    "eos_token_id", "pad_token_id", "vocab_size", "hidden_size", "num_hidden_layers", "tie_word_embeddings",
+    "max_position_embeddings", "token", "trust_remote_code", "quantization_config",
+}  # fmt: skip
+_SHARED = (
+    "bos_token_id", "eos_token_id", "pad_token_id", "vocab_size", "hidden_size", "num_hidden_layers",
+    "tie_word_embeddings", "max_position_embeddings",
+)  # fmt: skip
+
+
+class TpttConfig(PreTrainedConfig):
+    """A base model, its memory and its LoRA.
+
+    Args:
+        base_model_name: path or hub id of the base causal LM.
+        base_model_revision: branch, tag or commit of it.
+        lora_config: ``LoraConfig(...).to_dict()`` (any peft configuration), or None.
+        text_config: the base's own configuration; read from the base when not given.
+        weights_format: "adapter" (memory and LoRA; the base is fetched by name) or "full" (self-contained).
+        tptt_version: the version that made the checkpoint.
+        The other arguments are those of `MemoryConfig`.
+
+    Raises:
+        ValueError: a key or value is not valid.
+        OSError: the base model was not found.
+    """
+
+    model_type = "tptt"
+    sub_configs_defaults = {"text_config": SubConfigSpec(AutoConfig, model_type="llama", optional=True)}
+    text_config: dict | PreTrainedConfig | None = None
+    base_model_name: str | None = None
+    base_model_revision: str | None = None
+    lora_config: dict | None = None
+    weights_format: str = "adapter"
+    tptt_version: str = __version__
+    operator: str = MemoryConfig.operator
+    feature_map: str = MemoryConfig.feature_map
+    write_gate: str = MemoryConfig.write_gate
+    mix_gate: str = MemoryConfig.mix_gate
+    mag_weight: float = MemoryConfig.mag_weight
+    max_self_attn_length: int | None = None
+    sink_tokens: int = 0
+
+    def __post_init__(self, **kwargs):
+        _check_version(self.tptt_version)
+        unknown = sorted(k for k in kwargs if k not in _HF_KEYS and not hasattr(PreTrainedConfig, k))
+        if unknown:
+            valid = sorted({f.name for f in fields(MemoryConfig)} | _OWN)
+            raise ValueError(f"unknown configuration key {', '.join(unknown)}; valid are {', '.join(valid)}")
+        _one_of("weights_format", self.weights_format, ("adapter", "full"))
+        if self.lora_config is not None:
+            self.lora_config = jsonable(self.lora_config)
+        if self.base_model_name is not None:
+            self.base_model_name = str(self.base_model_name)
+        self.memory_config()
+        token = kwargs.pop("token", None)
+        trust = kwargs.pop("trust_remote_code", None)
+        if self.text_config is None and self.base_model_name is not None:
+            self.text_config = _base_config(self.base_model_name, self.base_model_revision, token, trust)
+        super().__post_init__(**kwargs)
+        for name in _SHARED if self.text_config is not None else ():
+            if hasattr(self.text_config, name):
+                setattr(self, name, getattr(self.text_config, name))
+
+    def memory_config(self) -> MemoryConfig:
+        """The memory's part of this configuration, validated."""
+        return MemoryConfig(**{f.name: getattr(self, f.name) for f in fields(MemoryConfig)})
+
+    def to_dict(self) -> dict[str, Any]:
+        out = super().to_dict()
+        if isinstance(out.get("text_config"), dict):
+            out["text_config"].pop("quantization_config", None)  # the saved weights are not the quantised ones
+        return out
+
+
+_OWN = {"text_config", "base_model_name", "base_model_revision", "lora_config", "weights_format", "dtype"}
+
+
+def _check_version(found: str) -> None:
+    def order(version: str) -> tuple[int, ...]:
+        return tuple(int("".join(c for c in part if c.isdigit()) or 0) for part in str(version).split(".")[:2])
+
+    if order(found) > order(__version__):
+        raise ValueError(f"this checkpoint was made by tptt {found}; installed is {__version__}: update tptt to load it")
+
+
+def _base_config(name: str, revision: str | None, token: str | bool | None, trust: bool | None) -> PreTrainedConfig:
+    options = {"revision": revision, "token": token, "trust_remote_code": trust}
+    try:
+        return AutoConfig.from_pretrained(name, **{k: v for k, v in options.items() if v is not None})
+    except (OSError, ValueError) as error:
+        raise base_error(name, error) from error
+
+
+def base_error(name: str, error: Exception) -> Exception:
+    """The error for a base model that could not be loaded, saying what to do."""
+    if isinstance(error, OSError):
+        return OSError(
+            f"base model {name!r} was not found: no folder of that name with a config.json, and the hub did not give "
+            "it. Check the name; for a gated or private model pass token=...; where the base of a checkpoint has "
+            f"moved pass base_model_name=NEW_PLACE to TpttModel.from_pretrained. ({error})"
+        )
+    return ValueError(f"base model {name!r} cannot be used as a causal language model: {error}")
+
+
+def memory_dict(config: MemoryConfig) -> dict[str, Any]:
+    """``config`` as keyword arguments."""
+    return asdict(config)

@@ -1,0 +1,143 @@
+"""Key-value recall rows for any tokenizer: facts stated in running text and asked for again later.
+
+A fact is the record ``\\n@ key value``, key and value being single-token words that the row pairs at random. Every
+fact is stated once and asked once by repeating the record: the model has to predict the value after the key. All
+other room is filled with real text, so that the memory has to hold the facts while it reads. Multi-query associative
+recall (Arora et al. 2023, arXiv 2312.04927) set in text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+IGNORE = -100
+_MARKER = "\n@"
+
+
+class RecallVocabulary:
+    """Words of a tokenizer that are one token with their leading space, and the marker before a record.
+
+    Raises:
+        ValueError: the tokenizer has fewer than 64 such words.
+    """
+
+    def __init__(self, tokenizer, most: int = 4096) -> None:
+        self.marker = tuple(tokenizer(_MARKER, add_special_tokens=False)["input_ids"])
+        special = set(tokenizer.all_special_ids)
+        words: list[int] = []
+        for token_id in range(len(tokenizer)):
+            if token_id in special:
+                continue
+            text = tokenizer.decode([token_id])
+            plain = text.strip()
+            if len(plain) < 3 or not (plain.isascii() and plain.isalpha()):
+                continue
+            if tokenizer(" " + plain, add_special_tokens=False)["input_ids"] == [token_id]:
+                words.append(token_id)
+        if len(words) < 64:
+            raise ValueError(
+                f"recall rows need at least 64 words that are one token; this tokenizer has {len(words)}"
+            )
+        step = max(1, len(words) // most)
+        # even and odd places: keys and values share no word, and both hold short, frequent and long, rare ones
+        self.words = torch.tensor(words[::step][:most])
+        self.keys, self.values = self.words[0::2], self.words[1::2]
+
+    @property
+    def record_length(self) -> int:
+        """Tokens of one record."""
+        return len(self.marker) + 2
+
+
+@dataclass
+class RecallBatch:
+    """``input_ids`` [B, T]; ``answers`` [B, T] holds the value at the place of each asked value, IGNORE elsewhere;
+    ``distance`` [B, T] is the number of tokens between that place and the place the value was stated, 0 elsewhere."""
+
+    input_ids: torch.Tensor
+    answers: torch.Tensor
+    distance: torch.Tensor
+
+
+class RecallRows:
+    """Draws recall rows of ``length`` tokens.
+
+    Args:
+        vocabulary: the words to pair.
+        filler: [n] token ids of real text for the room between records.
+        facts: how many facts a row states; fewer where the row is too short for them.
+    """
+
+    def __init__(self, vocabulary: RecallVocabulary, filler: torch.Tensor, facts: int = 32) -> None:
+        self.vocabulary, self.filler, self.facts = vocabulary, filler, facts
+
+    def draw(self, batch: int, length: int, generator: torch.Generator, facts: int | None = None) -> RecallBatch:
+        """``batch`` rows of ``length`` tokens, drawn from ``generator`` alone.
+
+        Raises:
+            ValueError: no fact fits into ``length``, or the filler is shorter than a row.
+        """
+        count = min(facts or self.facts, length // (2 * self.vocabulary.record_length), len(self.vocabulary.keys))
+        if count < 1:
+            raise ValueError(f"a recall row needs {2 * self.vocabulary.record_length} tokens or more, not {length}")
+        if len(self.filler) <= length:
+            raise ValueError(f"recall rows of {length} tokens need a longer filler than {len(self.filler)} tokens")
+        rows = [self._row(length, count, generator) for _ in range(batch)]
+        return RecallBatch(*(torch.stack(column) for column in zip(*rows, strict=True)))
+
+    def draw_dense(self, batch: int, length: int, generator: torch.Generator, facts: int) -> RecallBatch:
+        """``batch`` rows that hold nothing but records: ``facts`` facts, each asked again and again.
+
+        A short-range drill that makes in-context lookup emerge early; distances are those to the latest statement.
+        """
+        voc, size = self.vocabulary, self.vocabulary.record_length
+        places = length // size
+        order = torch.randint(facts, (batch, places), generator=generator)
+        names = torch.stack([torch.randperm(len(voc.keys), generator=generator)[:facts] for _ in range(batch)])
+        values = voc.values[torch.randint(len(voc.values), (batch, facts), generator=generator)]
+        marker = torch.tensor(voc.marker).expand(batch, places, -1)
+        told = values.gather(1, order)
+        records = torch.cat([marker, torch.stack([voc.keys[names].gather(1, order), told], -1)], -1)
+        ids = torch.full((batch, length), voc.marker[0])
+        ids[:, : places * size] = records.flatten(1)
+        same = (order[:, :, None] == order[:, None, :]).tril(-1)
+        latest = torch.where(same, torch.arange(places), -1).amax(-1)  # [batch, places]
+        answers = torch.full((batch, length), IGNORE)
+        distance = torch.zeros(batch, length, dtype=torch.long)
+        at = torch.arange(places) * size + size - 1
+        asked = latest >= 0
+        answers[:, at] = torch.where(asked, told, IGNORE)
+        distance[:, at] = torch.where(asked, (torch.arange(places) - latest) * size, 0)
+        return RecallBatch(ids, answers, distance)
+
+    def _row(self, length: int, count: int, generator: torch.Generator):
+        voc, size = self.vocabulary, self.vocabulary.record_length
+        keys = voc.keys[torch.randperm(len(voc.keys), generator=generator)[:count]]
+        values = voc.values[torch.randint(len(voc.values), (count,), generator=generator)]
+        # a random order of 2 * count places; the earlier place of a fact states it, the later one asks
+        order = torch.randperm(2 * count, generator=generator) % count
+        room = length - 2 * count * size
+        cuts = torch.randint(room + 1, (2 * count,), generator=generator).sort().values
+        start = int(torch.randint(len(self.filler) - length, (1,), generator=generator))
+        ids = self.filler[start : start + length].clone()
+        answers = torch.full((length,), IGNORE)
+        distance = torch.zeros(length, dtype=torch.long)
+        text = ids[:room].clone()
+        marker = torch.tensor(voc.marker)
+        at = done = 0
+        stated: dict[int, int] = {}
+        for fact, cut in zip(order.tolist(), cuts.tolist(), strict=True):
+            ids[at : at + cut - done] = text[done:cut]
+            at += cut - done
+            done = cut
+            ids[at : at + size] = torch.cat([marker, keys[fact : fact + 1], values[fact : fact + 1]])
+            at += size
+            if fact in stated:
+                answers[at - 1] = values[fact]
+                distance[at - 1] = at - 1 - stated[fact]
+            else:
+                stated[fact] = at - 1
+        ids[at:] = text[done:]
+        return ids, answers, distance

@@ -1,0 +1,136 @@
+"""Where text comes from: the running Python's own documentation, a file, a folder, or a data set."""
+
+from __future__ import annotations
+
+import ast
+import sysconfig
+import warnings
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+_SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3"}
+_SUFFIXES = {".txt", ".md", ".rst", ".py", ".json", ".jsonl", ".csv", ".parquet"}
+_TABLES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class TextSplit:
+    """Documents for training and documents held out, which never share a source."""
+
+    train: list[str]
+    held_out: list[str]
+
+    @property
+    def characters(self) -> int:
+        return sum(map(len, self.train)) + sum(map(len, self.held_out))
+
+
+def split_by_name(named: Iterable[tuple[str, str]], one_in: int = 20) -> TextSplit:
+    """Hold out one document in ``one_in``, chosen by a hash of its name, so that the choice never moves."""
+    train: list[str] = []
+    held_out: list[str] = []
+    for name, text in named:
+        (held_out if zlib.crc32(name.encode()) % one_in == 0 else train).append(text)
+    return TextSplit(train, held_out)
+
+
+def stdlib_text() -> TextSplit:
+    """The running Python's language reference, docstrings and sources, in that order.
+
+    The docstrings of a module and its source fall on the same side of the split.
+    """
+    return split_by_name([*_topics(), *_modules()])
+
+
+def load_text(source: str, column: str = "text") -> TextSplit:
+    """Documents of a text file, a folder, a JSON/JSONL/CSV/Parquet table or a data set of the hub.
+
+    Tables and data sets are read through ``datasets``. A text file becomes one document per 200 lines, every 20th held out.
+
+    Raises:
+        FileNotFoundError: ``source`` is neither a path nor a data set that can be loaded.
+        ValueError: no text was found, or the table has no such column.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
+        named = [(f"{p.relative_to(path)}#{i}", d) for p in files for i, d in enumerate(_read(p, column))]
+    elif path.is_file():
+        named = [(f"#{i}", d) for i, d in enumerate(_read(path, column))]
+    else:
+        named = [(f"#{i}", d) for i, d in enumerate(_data_set(source, column))]
+    named = [(n, d) for n, d in named if d.strip()]
+    if not named:
+        raise ValueError(f"{source!r} holds no text; readable are {', '.join(sorted(_SUFFIXES))} and data sets")
+    split = split_by_name(named)
+    if split.held_out and split.train:
+        return split
+    documents = [d for _, d in named]
+    if len(documents) == 1:  # one short document: its end is held out
+        cut = max(1, len(documents[0]) * 9 // 10)
+        return TextSplit([documents[0][:cut]], [documents[0][cut:]])
+    return TextSplit(documents[:-1], documents[-1:])
+
+
+def _topics() -> list[tuple[str, str]]:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:  # some distributions ship Python without it
+        return []
+    return sorted(topics.items())
+
+
+def _modules() -> list[tuple[str, str]]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    docs: list[tuple[str, str]] = []
+    sources: list[tuple[str, str]] = []
+    for path in sorted(root.rglob("*.py")):
+        inside = path.relative_to(root)
+        if _SKIPPED_FOLDERS & set(inside.parts) or path.name in ("topics.py", "pyclbr.py"):
+            continue
+        source = path.read_text(encoding="utf-8", errors="ignore")
+        name = inside.as_posix()
+        docs.append((name, _docstrings(source)))
+        sources.append((name, source))
+    return [(n, t) for n, t in docs + sources if len(t) > 200]
+
+
+def _docstrings(source: str) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # old escapes in library sources
+        try:
+            tree = ast.parse(source)
+        except (SyntaxError, ValueError):
+            return ""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
+    return "\n\n".join(d for d in found if d)
+
+
+def _read(path: Path, column: str) -> list[str]:
+    if path.suffix in _TABLES:
+        from datasets import load_dataset
+
+        return _column(load_dataset(_TABLES[path.suffix], data_files=str(path))["train"], column, str(path))
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    return ["".join(lines[i : i + 200]) for i in range(0, len(lines), 200)]
+
+
+def _data_set(name: str, column: str) -> list[str]:
+    from datasets import load_dataset
+
+    try:
+        data = load_dataset(name, split="train")
+    except Exception as error:
+        raise FileNotFoundError(
+            f"{name!r} is no file or folder here, and loading it as a data set failed: {error}"
+        ) from error
+    return _column(data, column, name)
+
+
+def _column(data, column: str, name: str) -> list[str]:
+    if column not in data.column_names:
+        raise ValueError(f"{name} has no column {column!r}; it has {', '.join(data.column_names)}")
+    return [str(x) for x in data[column]]

@@ -1,0 +1,169 @@
+"""Cache layers that hold the recurrent state beside the keys and values.
+
+Each class is a stock transformers layer with `MemoryState` on top, so that beam reordering, batch selection,
+offloading, reset and roll-back move both.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers.cache_utils import (
+    Cache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
+
+from .branch import Writes, replay
+from .window import WindowLayer
+
+
+class MemoryState:
+    """The recurrent state [B, H, K, V] of one layer, and how to roll it back.
+
+    While ``record_past`` is set, what is written is kept from the first call after a crop on, so that `crop` can
+    recompute the state without the removed tokens.
+    """
+
+    record_past = False
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.record_past = False
+        self.state: torch.Tensor | None = None
+        self._before: torch.Tensor | None = None
+        self._history: list[Writes] = []
+
+    @property
+    def is_croppable(self) -> bool:
+        return self.record_past
+
+    def activate_past_recording(self) -> None:
+        self.record_past = True
+
+    def write(self, state: torch.Tensor, writes: Writes) -> None:
+        """Take the ``state`` after ``writes``."""
+        if self.record_past:
+            if not self._history:
+                self._before = self.state
+            self._history.append(writes.map(torch.Tensor.detach))
+        self.state = state.detach()
+
+    def _each(self, function) -> None:
+        self.state, self._before = (None if x is None else function(x) for x in (self.state, self._before))
+        self._history = [w.map(function) for w in self._history]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last ``-tokens_to_remove`` tokens.
+
+        Raises:
+            ValueError: the number is positive.
+            RuntimeError: nothing was recorded, or fewer tokens than are to be removed.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop takes the number of tokens to remove as a negative number, got {tokens_to_remove}")
+        recorded = sum(w.k.shape[1] for w in self._history)
+        if tokens_to_remove < 0:
+            if not self.record_past:
+                raise RuntimeError("a recurrent state cannot be cropped: call cache.activate_past_recording() before")
+            if recorded < -tokens_to_remove:
+                raise RuntimeError(f"only {recorded} tokens were recorded, {-tokens_to_remove} cannot be removed")
+        super().crop(tokens_to_remove)  # type: ignore[misc]
+        if tokens_to_remove < 0:
+            kept = recorded + tokens_to_remove
+            parts = zip(*self._history, strict=True)
+            joined = Writes(*(None if p[0] is None else torch.cat(p, 1)[:, :kept] for p in parts))
+            self.state = replay(self._before, joined) if kept else self._before
+        self._history, self._before = [], None
+
+    def reset(self) -> None:
+        super().reset()  # type: ignore[misc]
+        self.state, self._before, self._history = None, None, []
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        self._each(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        self._each(lambda x: x.repeat_interleave(repeats, 0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        self._each(lambda x: x[indices.to(x.device)])
+
+    def offload(self) -> None:
+        super().offload()  # type: ignore[misc]
+        self._each(lambda x: x.to("cpu", non_blocking=True))
+
+    def prefetch(self) -> None:
+        super().prefetch()  # type: ignore[misc]
+        if self.is_initialized:  # type: ignore[attr-defined]
+            self._each(lambda x: x.to(self.device, non_blocking=True))  # type: ignore[attr-defined]
+
+
+class MemoryFull(MemoryState, DynamicLayer):
+    """Growing keys and values, and the state."""
+
+
+class MemorySliding(MemoryState, DynamicSlidingWindowLayer):
+    """The base's own sliding window, and the state."""
+
+
+class MemoryWindow(MemoryState, WindowLayer):
+    """The window of ``max_self_attn_length`` with its sinks, and the state."""
+
+
+class MemoryStatic(MemoryState, StaticLayer):
+    """Preallocated keys and values, and the state."""
+
+
+class MemoryStaticSliding(MemoryState, StaticSlidingWindowLayer):
+    """The base's own sliding window, preallocated, and the state."""
+
+
+def adopt_layer(cache: Cache, index: int, window: int | None = None, sinks: int = 0) -> MemoryState:
+    """Layer ``index`` of ``cache`` as one that holds a memory; a stock layer is replaced by its counterpart.
+
+    Raises:
+        ValueError: the layer holds tokens that no memory has read, or a static cache meets a window, or its kind
+            cannot carry a state.
+    """
+    lazy = getattr(cache, "layer_class_to_replicate", None)
+    while lazy is not None and len(cache.layers) <= index:
+        cache.layers.append(lazy())
+    layer = cache.layers[index]
+    if isinstance(layer, MemoryState):
+        return layer
+    if layer.is_initialized and int(layer.get_seq_length()) > 0:
+        raise ValueError(
+            f"cache layer {index} already holds {int(layer.get_seq_length())} tokens that this memory has not read: "
+            "start from an empty cache, or from one that this model filled"
+        )
+    cache.layers[index] = new = _counterpart(layer, window, sinks)
+    new.record_past = getattr(layer, "record_past", False)
+    return new
+
+
+def _counterpart(layer, window: int | None, sinks: int) -> MemoryState:
+    kind = type(layer)
+    if kind in (StaticLayer, StaticSlidingWindowLayer) and window is not None:
+        raise ValueError(
+            "a static cache cannot be bounded by max_self_attn_length: use the dynamic cache (the default), or set "
+            "max_self_attn_length=None"
+        )
+    if kind is DynamicSlidingWindowLayer:
+        if window is None:
+            return MemorySliding(sliding_window=layer.sliding_window)
+        return MemoryWindow(min(layer.sliding_window, window), sinks)
+    if kind is DynamicLayer:
+        return MemoryFull() if window is None else MemoryWindow(window, sinks)
+    if kind is StaticLayer:
+        return MemoryStatic(layer.max_cache_len)
+    if kind is StaticSlidingWindowLayer:
+        return MemoryStaticSliding(layer.max_cache_len, layer.max_cache_len)
+    raise ValueError(
+        f"a cache layer of type {kind.__name__} cannot carry a memory; supported are the layers of DynamicCache (also "
+        "offloaded) and StaticCache"
+    )

@@ -1,0 +1,151 @@
+"""Keys and values of the last W tokens and of the first real ones (sinks), and who may see whom.
+
+Legend: B batch, n new tokens, r kept recent tokens, s sinks.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers.cache_utils import DynamicLayer
+
+
+def window_mask(valid: torch.Tensor, window: int, sinks: int) -> torch.Tensor:
+    """Band of a sequence without cache: [B, 1, T, T] bool, True where query t may see key j.
+
+    Args:
+        valid: [B, T] bool, False at padding.
+        window: tokens a query sees, itself included.
+        sinks: first valid tokens of a row that stay visible.
+    """
+    slots = torch.arange(valid.shape[1], device=valid.device)
+    sink = ((valid.cumsum(1) - 1) < sinks) & valid
+    return _visible(slots, slots[None], valid, sink, window)
+
+
+def _visible(queries, keys, valid, sink, window):
+    """[B, 1, n, K] from slots queries [n] and keys [B or 1, K], and valid, sink [B, K]."""
+    distance = queries[None, :, None] - keys[:, None, :]
+    seen = valid[:, None, :] & (distance >= 0) & ((distance < window) | sink[:, None, :])
+    # a padded query sees itself: a row without any key would be NaN
+    return (seen | (distance == 0))[:, None]
+
+
+class WindowLayer(DynamicLayer):
+    """At most W - 1 + sinks entries between calls; the tokens of a call see each other and what was kept.
+
+    `expect` has to be called before `update`, with which tokens are real; it returns the mask for `update`'s result.
+    """
+
+    is_sliding = True
+    record_past = False
+
+    def __init__(self, window: int, sinks: int = 0) -> None:
+        super().__init__()
+        self.sliding_window, self.sinks = window, sinks
+        self.cumulative_length = 0
+        self._valid = self._is_sink = self._new = None  # [B, r], [B, r], [B, n] bool
+        self._sink_keys = self._sink_values = self._sink_slots = None  # [B, Hk, s, D], [B, s]
+
+    def expect(self, valid: torch.Tensor) -> torch.Tensor:
+        """Mask [B, 1, n, s + r + n] for the next ``valid`` [B, n] tokens (bool, False at padding)."""
+        batch, n = valid.shape
+        past = self.cumulative_length
+        if self._valid is None:
+            self._valid = self._is_sink = valid.new_zeros(batch, 0)
+            self._sink_slots = torch.full((batch, self.sinks), -1, device=valid.device)
+        filled = (self._sink_slots >= 0).sum(1, keepdim=True)
+        sink = valid & (filled + valid.cumsum(1) - 1 < self.sinks)
+        self._new = (valid, sink)
+        kept = self._valid.shape[1]
+        slots = torch.arange(past - kept, past + n, device=valid.device)[None].expand(batch, -1)
+        gone = (self._sink_slots >= 0) & (self._sink_slots < past - kept)  # the others are still among the recent
+        keys = torch.cat([self._sink_slots, slots], 1)
+        every = torch.cat([gone, self._valid, valid], 1)
+        sinks = torch.cat([gone, self._is_sink, sink], 1)
+        return _visible(slots[0, kept:], keys, every, sinks, self.sliding_window)
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """Keys and values [B, Hk, s + r + n, D]: sinks, recent, new."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+            shape = (*key_states.shape[:2], self.sinks)
+            self._sink_keys = key_states.new_zeros(*shape, key_states.shape[-1])
+            self._sink_values = value_states.new_zeros(*shape, value_states.shape[-1])
+        valid, sink = self._new
+        keys, values = torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
+        seen = (torch.cat([self._sink_keys, keys], 2), torch.cat([self._sink_values, values], 2))
+        self._keep_sinks(key_states, value_states, sink)
+        self.cumulative_length += key_states.shape[2]
+        self.keys, self.values = keys, values
+        self._valid, self._is_sink = torch.cat([self._valid, valid], 1), torch.cat([self._is_sink, sink], 1)
+        if not self.record_past:
+            self._trim()
+        return seen
+
+    def _keep_sinks(self, keys: torch.Tensor, values: torch.Tensor, sink: torch.Tensor) -> None:
+        if not self.sinks:
+            return
+        filled = (self._sink_slots >= 0).sum(1, keepdim=True)
+        rank = torch.where(sink, filled + sink.cumsum(1) - 1, -1)
+        for j in range(self.sinks):
+            here = rank == j
+            has, at = here.any(1), here.to(torch.int8).argmax(1)
+            rows = torch.arange(len(at), device=at.device)
+            take = has[:, None, None]
+            self._sink_keys[:, :, j] = torch.where(take, keys[rows, :, at], self._sink_keys[:, :, j])
+            self._sink_values[:, :, j] = torch.where(take, values[rows, :, at], self._sink_values[:, :, j])
+            self._sink_slots[:, j] = torch.where(has, at + self.cumulative_length, self._sink_slots[:, j])
+
+    def _trim(self) -> None:
+        cut = max(0, self.keys.shape[2] - (self.sliding_window - 1))
+        self.keys, self.values = self.keys[:, :, cut:].clone(), self.values[:, :, cut:].clone()  # frees what is cut
+        self._valid, self._is_sink = self._valid[:, cut:], self._is_sink[:, cut:]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens and go back to the window; `MemoryState.crop` has checked that they were recorded."""
+        if not self.is_initialized:
+            return
+        end = self.keys.shape[2] + tokens_to_remove
+        self.cumulative_length += tokens_to_remove
+        self.keys, self.values = self.keys[:, :, :end], self.values[:, :, :end]
+        self._valid, self._is_sink = self._valid[:, :end], self._is_sink[:, :end]
+        self._sink_slots = self._sink_slots.masked_fill(self._sink_slots >= self.cumulative_length, -1)
+        self._trim()
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        kept = 0 if self._valid is None else self._valid.shape[1]
+        return kept + query_length, self.cumulative_length - kept
+
+    def get_seq_length(self) -> int:
+        return self.cumulative_length
+
+    def get_max_length(self) -> int:
+        return self.sliding_window
+
+    def reset(self) -> None:
+        super().reset()
+        self._valid = self._is_sink = self._new = None
+        self._sink_keys = self._sink_values = self._sink_slots = None
+
+    def _apply(self, function) -> None:
+        """``function`` on every tensor of the layer: dimension 0 is the batch in all of them."""
+        for name in ("keys", "values", "_valid", "_is_sink", "_sink_keys", "_sink_values", "_sink_slots"):
+            if (value := getattr(self, name)) is not None:
+                setattr(self, name, function(value))
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        self._apply(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._apply(lambda x: x.repeat_interleave(repeats, 0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self._apply(lambda x: x[indices.to(x.device)])
+
+    def offload(self) -> None:
+        self._apply(lambda x: x.to("cpu", non_blocking=True))
+
+    def prefetch(self) -> None:
+        if self.is_initialized:
+            self._apply(lambda x: x.to(self.device, non_blocking=True))

@@ -1,0 +1,199 @@
+"""TpttModel: a base model with its memory and LoRA, as a Hugging Face causal language model."""
+
+from __future__ import annotations
+
+import contextvars
+import copy
+from contextlib import contextmanager
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+
+from tptt.checkpoint import CheckpointMixin
+from tptt.configuration import TpttConfig, base_error
+from tptt.surgery import attach_memory, calibrate
+from tptt.surgery.attach import NAME, prepare_cache
+
+_without_weights: contextvars.ContextVar[bool] = contextvars.ContextVar("tptt_without_weights", default=False)
+_adapter_follows: contextvars.ContextVar[bool] = contextvars.ContextVar("tptt_adapter_follows", default=False)
+_TOKENS_TO_CALIBRATE = 128
+
+
+@contextmanager
+def _set(variable: contextvars.ContextVar[bool]):
+    token = variable.set(True)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def _load_base(config: TpttConfig, options: dict) -> PreTrainedModel:
+    if _without_weights.get():
+        attention = config.text_config._attn_implementation
+        return AutoModelForCausalLM.from_config(
+            config.text_config, **({"attn_implementation": attention} if attention else {})
+        )
+    if config.base_model_name is None:
+        raise ValueError("TpttConfig.base_model_name is missing: give the path or hub id of a causal language model")
+    options = {k: v for k, v in options.items() if v is not None}
+    options.setdefault("revision", config.base_model_revision)
+    try:
+        return AutoModelForCausalLM.from_pretrained(config.base_model_name, **options)
+    except OSError as error:
+        raise base_error(config.base_model_name, error) from error
+    except ValueError as error:
+        if "Unrecognized configuration class" in str(error):
+            raise base_error(config.base_model_name, error) from error
+        raise
+
+
+def _with_lora(base: PreTrainedModel, lora: dict) -> PeftModel:
+    if getattr(base, "is_quantized", False):
+        base = prepare_model_for_kbit_training(base)
+    ties = dict(getattr(base, "all_tied_weights_keys", None) or {})
+    model = get_peft_model(base, PeftConfig.from_peft_type(**lora))
+    # PeftModel.__getattr__ would return the base's, whose names lack the prefix
+    prefixed = {f"base_model.model.{k}": f"base_model.model.{v}" for k, v in ties.items()}
+    object.__setattr__(model, "all_tied_weights_keys", prefixed)
+    return model
+
+
+class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
+    """A causal language model with a linear memory beside its softmax attention.
+
+    Args:
+        config: base, memory and LoRA. With ``lora_config`` the base is frozen and LoRA and memory train; without, all does.
+        attn_implementation, dtype (or torch_dtype), quantization_config, token, revision, device_map and any other
+            keyword: handed to the base's ``from_pretrained``.
+
+    Raises:
+        OSError: the base was not found (the message says how to name it, and the token for gated ones).
+        ValueError: the base is no causal language model, or a layer's attention has no known layout.
+    """
+
+    config_class = TpttConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+    _keep_in_fp32_modules_strict = {NAME}
+
+    def __init__(self, config: TpttConfig, **options) -> None:
+        if (dtype := options.pop("torch_dtype", None)) is not None:
+            options.setdefault("dtype", dtype)
+        if options.get("revision") is not None:
+            config.base_model_revision = options["revision"]
+        if options.get("attn_implementation") is not None:
+            config._attn_implementation = options["attn_implementation"]
+        super().__init__(config)
+        self.loss_type = "ForCausalLM"
+        fresh = not _without_weights.get()
+        base = _load_base(config, options)
+        config.text_config = base.config  # one object, so that later changes of the implementation reach the base
+        self.backbone = base if config.lora_config is None else _with_lora(base, config.lora_config)
+        attach_memory(self.backbone, config.memory_config())
+        for name in ("quantization_method", "hf_device_map"):  # not is_quantized: Trainer would refuse the wrapper
+            if hasattr(base, name):
+                setattr(self, name, getattr(base, name))
+        if fresh:
+            self.generation_config = copy.deepcopy(base.generation_config)
+            self.post_init()
+            if not _adapter_follows.get():
+                ids = torch.randint(base.config.vocab_size, (2, _TOKENS_TO_CALIBRATE // 2),
+                                    generator=torch.Generator().manual_seed(0))  # fmt: skip
+                calibrate(self.backbone, ids.to(base.device))
+        else:
+            self.post_init()
+
+    def init_weights(self) -> None:
+        """Initialise what is not loaded; weights that came with the base stay as they are."""
+        if _without_weights.get():
+            super().init_weights()
+        else:
+            self.tie_weights()
+
+    @property
+    def inner(self) -> PreTrainedModel:
+        """The base model itself, inside peft."""
+        return self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
+
+    @property
+    def base_model(self) -> torch.nn.Module:
+        """The decoder body, as TRL expects it."""
+        return self.inner.base_model
+
+    def get_input_embeddings(self):
+        return self.inner.get_input_embeddings()
+
+    def set_input_embeddings(self, value) -> None:
+        self.inner.set_input_embeddings(value)
+
+    def get_output_embeddings(self):
+        return self.inner.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings) -> None:
+        self.inner.set_output_embeddings(new_embeddings)
+
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        labels=None,
+        use_cache=None,
+        logits_to_keep=0,
+        **kwargs,
+    ):
+        """As the base's forward: input_ids, attention_mask, labels [B, T] -> logits [B, T, vocabulary], loss in nats."""
+        if use_cache is None:  # Trainer switches it off on this config only, and training has no use for a cache
+            use_cache = bool(getattr(self.config, "use_cache", True)) and not self.training and labels is None
+        return self.backbone(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
+            past_key_values=past_key_values, inputs_embeds=inputs_embeds, labels=labels, use_cache=use_cache,
+            logits_to_keep=logits_to_keep, **kwargs,
+        )  # fmt: skip
+
+    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **kwargs):
+        """As transformers', and the 2-D mask goes along: a static cache gets a 4-D one, which hides padding's place."""
+        inputs = super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+            ids = inputs.get("input_ids")
+            tokens = (inputs["inputs_embeds"] if ids is None else ids).shape[1]
+            inputs["memory_mask"] = attention_mask[:, -tokens:].bool()
+        return inputs
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        result = super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        if (cache := model_kwargs.get("past_key_values")) is not None:
+            prepare_cache(self.backbone, cache)
+            if generation_config.is_assistant:
+                cache.activate_past_recording()
+        return result
+
+    @classmethod
+    def _from_config(cls, config, **kwargs):
+        with _set(_without_weights):
+            return super()._from_config(config, **kwargs)
+
+    @classmethod
+    def _load_full(cls, path, *args, **kwargs):
+        with _set(_without_weights):
+            return super().from_pretrained(path, *args, **kwargs)
+
+    @classmethod
+    def _for_adapter(cls, config: TpttConfig, **options) -> TpttModel:
+        with _set(_adapter_follows):
+            return cls(config, **options)
+
+    def merge_and_unload(self) -> TpttModel:
+        """Fold LoRA into the base's weights; from then on `save_pretrained` writes a self-contained checkpoint."""
+        if isinstance(self.backbone, PeftModel):
+            self.backbone = self.backbone.merge_and_unload()
+            self.config.lora_config = None
+            self.post_init()
+        self.config.weights_format = "full"
+        return self

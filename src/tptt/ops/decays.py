@@ -1,0 +1,29 @@
+"""Decay factors within a chunk, all products of decays between two of its tokens: never the exponential of a
+difference that could be positive or that is left over from cancelling large sums.
+
+Legend: N chunks of C tokens.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Decays(NamedTuple):
+    """With G the running sum of the log decays of a chunk, a token's own included."""
+
+    between: torch.Tensor  # [N, C, C]: D = exp(G_i - G_j) from writer j to reader i >= j, else 0
+    since_start: torch.Tensor  # [N, C, 1]: exp(G_i)
+    until_end: torch.Tensor  # [N, C, 1]: exp(G_C - G_i)
+    carried: torch.Tensor  # [N, 1, 1]: gamma = exp(G_C)
+
+    @classmethod
+    def from_logs(cls, log_decay):
+        """From log decays [N, C]."""
+        size = log_decay.shape[1]
+        lower = log_decay.new_ones(size, size).tril_()
+        # Each pair's own decays are added up. The usual difference of two running sums has their rounding, which
+        # behind a strong decay is larger than the difference itself.
+        between = (log_decay.unsqueeze(2) * lower.tril(-1)).cumsum(1).exp_().mul_(lower)
+        since_start = log_decay.cumsum(1).exp_().unsqueeze(2)
+        return cls(between, since_start, between[:, -1].unsqueeze(2), since_start[:, -1:])

@@ -1,0 +1,8 @@
+"""The one rule about precision: the state, and all arithmetic on it, is float32; float64 for float64 inputs."""
+
+import torch
+
+
+def state_dtype(*tensors):
+    """dtype of the state: float64 if any tensor is float64, else float32."""
+    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32

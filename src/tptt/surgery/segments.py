@@ -1,0 +1,42 @@
+"""Packed rows: several sequences in one row, told apart by positions that start again."""
+
+from __future__ import annotations
+
+import torch
+
+
+def segment_ids(position_ids: torch.Tensor) -> torch.Tensor:
+    """[B, T] running number of the sequence each token belongs to, from position_ids [B, T]."""
+    starts = torch.ones_like(position_ids, dtype=torch.bool)
+    starts[:, 1:] = position_ids[:, 1:] - position_ids[:, :-1] != 1
+    return starts.cumsum(1) - 1
+
+
+class Unpacked:
+    """Moves [B, T, ...] tensors of packed rows to one row per sequence [S, L, ...] and back.
+
+    Args:
+        segments: [B, T] from `segment_ids`.
+    """
+
+    def __init__(self, segments: torch.Tensor) -> None:
+        batch, tokens = segments.shape
+        counts = segments[:, -1] + 1
+        offset = counts.cumsum(0) - counts
+        self.row = segments + offset[:, None]  # [B, T] number of the sequence over the whole batch
+        first = torch.ones_like(segments, dtype=torch.bool)
+        first[:, 1:] = segments[:, 1:] != segments[:, :-1]
+        at = torch.arange(tokens, device=segments.device).expand(batch, -1)
+        self.column = at - torch.where(first, at, 0).cummax(1).values
+        self.shape = (int(counts.sum()), int(self.column.max()) + 1)
+        self.mask = torch.zeros(self.shape, dtype=torch.bool, device=segments.device)
+        self.mask[self.row, self.column] = True
+
+    def out(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, T, ...] -> [S, L, ...], zero where a sequence has ended."""
+        rows = x.new_zeros(*self.shape, *x.shape[2:])
+        return rows.index_put((self.row, self.column), x)
+
+    def back(self, x: torch.Tensor) -> torch.Tensor:
+        """[S, L, ...] -> [B, T, ...]."""
+        return x[self.row, self.column]
