@@ -182,7 +182,7 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
     @classmethod
     def _load_full(cls, path, *args, **kwargs):
         with _set(_without_weights):
-            return super().from_pretrained(path, *args, **kwargs)
+            return super(CheckpointMixin, cls).from_pretrained(path, *args, **kwargs)
 
     @classmethod
     def _for_adapter(cls, config: TpttConfig, **options) -> TpttModel:
