@@ -156,7 +156,7 @@ def _counterpart(layer, window: int | None, sinks: int) -> MemoryState:
     if kind is DynamicSlidingWindowLayer:
         if window is None:
             return MemorySliding(sliding_window=layer.sliding_window)
-        return MemoryWindow(min(layer.sliding_window, window), sinks)
+        return MemoryWindow(window, sinks)
     if kind is DynamicLayer:
         return MemoryFull() if window is None else MemoryWindow(window, sinks)
     if kind is StaticLayer:

@@ -9,17 +9,25 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 
-def window_mask(valid: torch.Tensor, window: int, sinks: int) -> torch.Tensor:
+def window_mask(
+    valid: torch.Tensor, window: int, sinks: int, segments: torch.Tensor | None = None
+) -> torch.Tensor:
     """Band of a sequence without cache: [B, 1, T, T] bool, True where query t may see key j.
 
     Args:
         valid: [B, T] bool, False at padding.
         window: tokens a query sees, itself included.
-        sinks: first valid tokens of a row that stay visible.
+        sinks: first valid tokens of a sequence that stay visible.
+        segments: [B, T] number of the packed sequence each token belongs to, or None.
     """
     slots = torch.arange(valid.shape[1], device=valid.device)
-    sink = ((valid.cumsum(1) - 1) < sinks) & valid
-    return _visible(slots, slots[None], valid, sink, window)
+    rank = valid.cumsum(1) - 1
+    if segments is not None:
+        first = torch.ones_like(valid)
+        first[:, 1:] = segments[:, 1:] != segments[:, :-1]
+        rank = rank - torch.where(first, rank, 0).cummax(1).values
+    seen = _visible(slots, slots[None], valid, (rank < sinks) & valid, window)
+    return seen if segments is None else seen & (segments[:, None, :, None] == segments[:, None, None, :])
 
 
 def _visible(queries, keys, valid, sink, window):

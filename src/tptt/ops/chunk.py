@@ -76,9 +76,10 @@ class _ChunkDeltaRule(torch.autograd.Function):
 
 def _segment_starts(k, size):
     """[(first token, number of chunks)] of every segment."""
-    batch, tokens, heads, _ = k.shape
+    batch, tokens, heads, key_width = k.shape
     total = -(-tokens // size)
-    each = max(1, SEGMENT_TOKENS // (batch * heads * size))
+    # Not below K tokens, or the saved states [K, V] would take more memory than the values.
+    each = max(1, max(SEGMENT_TOKENS // (batch * heads), key_width) // size)
     return [(first * size, min(each, total - first)) for first in range(0, total, each)]
 
 

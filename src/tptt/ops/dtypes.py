@@ -6,3 +6,8 @@ import torch
 def state_dtype(*tensors):
     """dtype of the state: float64 if any tensor is float64, else float32."""
     return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+
+
+def wide_dtype(device):
+    """dtype for the few sums whose float32 rounding would add up over the whole sequence: float64 where it exists."""
+    return torch.float32 if device.type == "mps" else torch.float64

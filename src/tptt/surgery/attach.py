@@ -61,7 +61,7 @@ def attach_memory(model: nn.Module, config: MemoryConfig | None = None) -> nn.Mo
         module._tptt.handles = [*handles, module.register_forward_hook(_after_attention)]
     body = decoder_body(model)
     names = tuple(inspect.signature(type(body).forward).parameters)[1:]
-    body._tptt_handle = body.register_forward_pre_hook(partial(_before_body, names), with_kwargs=True)
+    body._tptt_handle = body.register_forward_pre_hook(partial(_before_body, names, config.max_self_attn_length is not None), with_kwargs=True)
     return model
 
 
@@ -109,23 +109,34 @@ def prepare_cache(model: nn.Module, cache) -> None:
             _layer(module, cache)
 
 
+def _window(module: nn.Module) -> int | None:
+    """The softmax branch's window: max_self_attn_length, or the base's own sliding window if that is shorter."""
+    config, window = module.config, module.liza.config.max_self_attn_length
+    if window is None:
+        return None
+    own, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    slides = kinds[module.layer_idx] == "sliding_attention" if kinds else True
+    return min(window, own) if own and slides else window
+
+
 def _layer(module: nn.Module, cache):
-    config = module.liza.config
     cache = getattr(cache, "self_attention_cache", cache)
-    return adopt_layer(cache, module.layer_idx, config.max_self_attn_length, config.sink_tokens)
+    return adopt_layer(cache, module.layer_idx, _window(module), module.liza.config.sink_tokens)
 
 
 def _named(names: tuple[str, ...], args: tuple, kwargs: dict) -> dict:
     return dict(zip(names, args, strict=False)) | kwargs
 
 
-def _before_body(names, body, args, kwargs):
+def _before_body(names, windowed, body, args, kwargs):
     """Pass the 2-D mask and the packing down as keywords: attention modules get a 4-D mask at best."""
     kwargs = _named(names, args, kwargs)
     ids = kwargs.get("input_ids")
     ids = kwargs.get("inputs_embeds") if ids is None else ids
     mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
     tokens = ids.shape[1]
+    if windowed and isinstance(mask, torch.Tensor) and mask.ndim > 2:
+        raise ValueError(f"with max_self_attn_length the attention mask must be 2-D, [B, T]; got {tuple(mask.shape)}")
     if isinstance(mask, torch.Tensor) and mask.ndim == 2:
         kwargs.setdefault("memory_mask", mask[:, -tokens:].bool())
     elif mask is None and positions is not None and kwargs.get("past_key_values") is None:
@@ -150,7 +161,7 @@ def _before_attention(module, args, kwargs):
     if mask is None and isinstance(mask4d, torch.Tensor):
         mask = _mask_of(mask4d, hidden.shape[1], layer)
     if memory.config.max_self_attn_length is not None:
-        kwargs["attention_mask"] = _windowed(module, hidden, mask4d, mask, layer)
+        kwargs["attention_mask"] = _windowed(module, hidden, mask4d, mask, segments, layer)
     site.call = {"hidden": hidden, "mask": mask, "segments": segments, "layer": layer, "outputs": {}}
     _hook_children(module)
     return (), kwargs
@@ -169,7 +180,7 @@ def _mask_of(mask: torch.Tensor, tokens: int, layer) -> torch.Tensor | None:
     return diagonal if diagonal.dtype == torch.bool else diagonal >= 0
 
 
-def _windowed(module, hidden, mask4d, mask, layer):
+def _windowed(module, hidden, mask4d, mask, segments, layer):
     """The softmax branch's mask with the window in it, in the form its implementation takes."""
     kind = module.config._attn_implementation or "eager"
     if kind not in ("eager", "sdpa"):
@@ -178,14 +189,10 @@ def _windowed(module, hidden, mask4d, mask, layer):
     valid = hidden.new_ones(batch, tokens, dtype=torch.bool) if mask is None else mask.expand(batch, -1)
     if isinstance(layer, WindowLayer):
         band = layer.expect(valid)
-    elif layer is None and tokens <= config.max_self_attn_length:
+    elif tokens <= (window := _window(module)) and segments is None:
         return mask4d
     else:
-        band = window_mask(valid, config.max_self_attn_length, config.sink_tokens)
-        if isinstance(mask4d, torch.Tensor) and mask4d.ndim == 4:  # the base's own window and packing stay
-            allowed = mask4d if mask4d.dtype == torch.bool else mask4d >= 0
-            itself = torch.eye(tokens, dtype=torch.bool, device=band.device)
-            band = band & (allowed | itself)
+        band = window_mask(valid, window, config.sink_tokens, segments)
     if kind == "sdpa":
         return band
     return torch.zeros(band.shape, dtype=hidden.dtype, device=band.device).masked_fill(

@@ -1,0 +1,1 @@
+"""The `tptt` command, one module per verb."""

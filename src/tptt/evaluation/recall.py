@@ -1,0 +1,63 @@
+"""Recall of facts by how far back they were stated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tptt.data import IGNORE, RecallRows
+
+from .perplexity import evaluating
+
+
+@dataclass(frozen=True)
+class RecallScore:
+    """Share of asked values predicted exactly. None where nothing was asked.
+
+    ``by_distance`` maps the largest distance of a bin in tokens to (right, asked); bins end at powers of two.
+    """
+
+    length: int
+    window: int
+    inside: float | None
+    beyond: float | None
+    inside_count: int
+    beyond_count: int
+    by_distance: dict[int, tuple[int, int]]
+
+
+def _share(hits: torch.Tensor) -> float | None:
+    return hits.float().mean().item() if len(hits) else None
+
+
+def recall_accuracy(
+    model, recall: RecallRows, length: int, window: int, rows: int = 32, seed: int = 0,
+    facts: int | None = None, tokens_per_batch: int = 4096,
+) -> RecallScore:  # fmt: skip
+    """Ask ``rows`` recall rows of ``length`` tokens; "beyond" are answers stated more than ``window`` tokens back.
+
+    The token that has to know the value stands one before it, so a value at distance ``window`` is the last it sees.
+
+    Raises:
+        ValueError: no row fits (see `RecallRows.draw`), or ``rows`` < 1.
+    """
+    if rows < 1:
+        raise ValueError(f"rows must be 1 or more, got {rows}")
+    drawn = recall.draw(rows, length, torch.Generator().manual_seed(seed), facts)
+    hits = []
+    step = max(1, tokens_per_batch // length)
+    with evaluating(model):
+        for ids, answers in zip(drawn.input_ids.split(step), drawn.answers.split(step), strict=True):
+            predicted = model(input_ids=ids.to(model.device), use_cache=False).logits[:, :-1].argmax(-1).cpu()
+            hits.append((predicted == answers[:, 1:])[answers[:, 1:] != IGNORE])
+    right = torch.cat(hits)
+    distance = drawn.distance[:, 1:][drawn.answers[:, 1:] != IGNORE]
+    far = distance > window
+    bins = torch.pow(2, distance.float().log2().ceil()).long()
+    by_distance = {
+        int(b): (int(right[bins == b].sum()), int((bins == b).sum())) for b in bins.unique(sorted=True)
+    }
+    return RecallScore(
+        length, window, _share(right[~far]), _share(right[far]), int((~far).sum()), int(far.sum()), by_distance
+    )

@@ -1,0 +1,152 @@
+"""report.md and the checkpoint's model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from .options import QuickstartOptions
+from .results import Results
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.2f}"
+
+
+def quality_table(results: Results) -> str:
+    """Perplexity and recall of each arm at each length, as a Markdown table."""
+    lengths = list(results.measures["base"].perplexity)
+    heads = [f"perplexity at {n}" for n in lengths]
+    heads += [f"recall {side} W at {n}" for side in ("inside", "beyond") for n in lengths]
+    lines = [f"| arm | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
+    for arm, m in results.measures.items():
+        cells = [f"{m.perplexity[n]:.2f}" for n in lengths]
+        cells += [_percent(m.recall[n].inside) for n in lengths] + [_percent(m.recall[n].beyond) for n in lengths]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def distance_table(results: Results) -> str:
+    """Right / asked by distance at the longest length, as a Markdown table."""
+    length = max(results.measures["base"].recall)
+    scores = {arm: m.recall[length] for arm, m in results.measures.items()}
+    bins = list(scores["base"].by_distance)
+    lines = [f"| arm | {' | '.join(f'<= {b}' for b in bins)} |", "| --- |" + " ---: |" * len(bins)]
+    for arm, score in scores.items():
+        cells = ["{}/{}".format(*score.by_distance[b]) for b in bins]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return f"By distance in tokens, rows of {length} (right / asked):\n\n" + "\n".join(lines)
+
+
+def held_table(results: Results) -> str:
+    """Bytes and keys held by each cache, as a Markdown table."""
+    arms = list(results.held)
+    heads = [f"{arm}: {what}" for arm in arms for what in ("KiB", "keys per layer")]
+    lines = [f"| tokens read | {' | '.join(heads)} |", "| ---: |" + " ---: |" * len(heads)]
+    for row in zip(*results.held.values(), strict=True):
+        cells = [x for h in row for x in (f"{h.bytes / 1024:.0f}", str(h.entries))]
+        lines.append(f"| {row[0].tokens} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _counts(results: Results) -> str:
+    scores = results.measures["base"].recall.values()
+    return "; ".join(f"{s.length}: {s.inside_count} inside, {s.beyond_count} beyond" for s in scores)
+
+
+def write_report(out: Path, results: Results, options: QuickstartOptions) -> Path:
+    """Write ``out``/report.md and return its path."""
+    found = results.reloaded
+    seconds = "\n".join(f"| {stage} | {s:.1f} |" for stage, s in results.seconds.items())
+    text = f"""# Quickstart report
+
+Base: `{results.base_model}` ({results.parameters:,} parameters). Softmax window W = {results.window} tokens, rows of
+{results.length} tokens, {options.steps} steps of {options.rows} rows: {results.tokens:,} training tokens, seed {options.seed}.
+"window alone" and "converted" saw the same rows in the same order; trained parameters: {_trained(results)}.
+
+With mu = 0 and no window the base with its memory gives the base's logits bit for bit (checked in this run).
+
+## Quality
+
+{quality_table(results)}
+
+"Beyond W" are answers stated more than {results.window} tokens before they are asked for. Answers asked, by length:
+{_counts(results)}. Perplexity is that of held-out text.
+
+{distance_table(results)}
+
+![perplexity and recall](plots/quality.png)
+
+## Training
+
+![loss and mu](plots/training.png)
+
+## Memory held
+
+Bytes of all tensors that the cache of one sequence keeps, after so many tokens:
+
+{held_table(results)}
+
+![memory held](plots/memory.png)
+
+## Reloaded in a fresh process
+
+`AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)` gave a {found["model"]}. After {found["tokens"]} tokens it held
+{found["kv_entries"]} keys per layer (window {found["window"]}) and one state of shape {found["state_shape"]} per layer. It wrote:
+
+```text
+{results.generated.strip()}
+```
+
+## Time
+
+| stage | seconds |
+| --- | ---: |
+{seconds}
+| all | {sum(results.seconds.values()):.1f} |
+
+{torch.get_num_threads()} threads, torch {torch.__version__}.
+"""
+    if results.notes:
+        text += "\n## Notes\n\n" + "\n".join(f"- {note}" for note in results.notes) + "\n"
+    path = out / "report.md"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _trained(results: Results) -> str:
+    return ", ".join(f"{arm} {count:,}" for arm, count in results.trained.items())
+
+
+def write_card(checkpoint: Path, results: Results) -> Path:
+    """Write the model card README.md into the ``checkpoint`` folder."""
+    text = f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [tptt, linear-attention, memory]
+---
+
+# {Path(results.base_model).name} with a linear memory
+
+`{results.base_model}` with a softmax window of {results.window} tokens and a delta-rule memory of fixed size in every attention
+layer. The folder holds memory and LoRA; the base is loaded from where its name says
+(`TpttModel.from_pretrained(folder, base_model_name=NEW_PLACE)` where it has moved).
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)  # needs the tptt package, 1.0 or newer
+```
+
+Trained on {results.tokens:,} tokens of text and key-value recall rows by `tptt quickstart`:
+
+{quality_table(results)}
+
+Recall: key-value pairs stated in running text, W = {results.window}. It recalls what looks like the drills that it was trained
+on; other forms of recall transfer weakly.
+"""
+    path = checkpoint / "README.md"
+    path.write_text(text, encoding="utf-8")
+    return path

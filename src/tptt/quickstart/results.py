@@ -1,0 +1,28 @@
+"""What a run found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tptt.evaluation import Held
+
+from .arms import Measures
+
+
+@dataclass
+class Results:
+    """Filled stage by stage; arms are "base", "window alone" and "converted"."""
+
+    base_model: str
+    length: int
+    window: int
+    parameters: int = 0
+    trained: dict[str, int] = field(default_factory=dict)  # arm -> parameters that train
+    tokens: int = 0
+    measures: dict[str, Measures] = field(default_factory=dict)
+    histories: dict[str, list[dict]] = field(default_factory=dict)
+    held: dict[str, list[Held]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    generated: str = ""
+    reloaded: dict = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)

@@ -1,0 +1,172 @@
+"""The stages of a run, in order."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tptt.assets import BASE
+from tptt.configuration import MemoryConfig, base_error
+from tptt.evaluation import memory_held
+from tptt.evaluation.perplexity import evaluating
+from tptt.surgery import attach_memory, detach_memory
+
+from .arms import lora_config, measure, new_arm, train_arm
+from .material import Material, prepare
+from .options import QuickstartOptions, check_output
+from .plots import plot_memory, plot_quality, plot_training
+from .reload import generate_fresh
+from .report import write_card, write_report
+from .results import Results
+
+NEW_TOKENS = 80
+
+
+class _Stage:
+    """Seconds and a progress bar per stage."""
+
+    def __init__(self, console: Console, seconds: dict[str, float]) -> None:
+        self.console, self.seconds = console, seconds
+
+    @contextmanager
+    def __call__(self, name: str, total: int | None = None):
+        start = time.perf_counter()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self.console, transient=True, disable=total is None) as bar:
+            task = bar.add_task(name, total=total or 1)
+            yield lambda n: bar.advance(task, n)
+        self.seconds[name] = time.perf_counter() - start
+        self.console.print(f"[bold]{name}[/bold] ({self.seconds[name]:.1f} s)")
+
+
+def run(options: QuickstartOptions, console: Console | None = None) -> Results:
+    """Run all stages and write the folder ``options.out``.
+
+    Raises:
+        ValueError: the folder is not empty, or base, text and sizes do not fit each other.
+        OSError: base or data were not found.
+        RuntimeError: mu = 0 did not give the base's logits, or reloading in a fresh process failed.
+    """
+    console = console or Console(highlight=False)
+    check_output(options.out)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    name = str(options.base_model or BASE)
+    seconds: dict[str, float] = {}
+    stage = _Stage(console, seconds)
+    with stage("load the base"):
+        base, tokenizer = _load(name)
+    length, window = options.sizes(getattr(base.config, "max_position_embeddings", None))
+    results = Results(name, length, window, parameters=base.num_parameters(), seconds=seconds)
+    results.tokens = options.steps * options.rows * length
+    console.print(f"  {results.parameters:,} parameters; rows of {length} tokens, softmax window W = {window}")
+    with stage("read the text"):
+        material = prepare(options, tokenizer, length, _reach(base))
+    if len(material.lengths) < 3:
+        results.notes.append(f"measured at {material.lengths} only: the base or the text reaches no further")
+    with stage("attach the memory, mu = 0"):
+        _check_identity(base, material.held_out[None, :length])
+    console.print("  logits with the memory attached at mu = 0 equal the base's, bit for bit")
+    model = _compare(base, name, material, options, results, stage)
+    with stage("memory held"):
+        _hold(base, model, material, results)
+    _show(results, console)
+    _save_and_reload(model, tokenizer, material, options, results, stage)
+    console.print(f"report: {options.out / 'report.md'}   all stages: {sum(seconds.values()):.0f} s", soft_wrap=True)
+    return results
+
+
+def _load(name: str):
+    try:
+        base = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
+        return base, AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise base_error(name, error) from error
+
+
+def _reach(base) -> int | None:
+    """Tokens that a base with a table of positions can read at most; None where positions are rotary."""
+    config = base.config
+    rotary = any(getattr(config, key, None) for key in ("rope_parameters", "rope_theta", "rope_scaling"))
+    return None if rotary else getattr(config, "max_position_embeddings", None)
+
+
+def _check_identity(base, ids: torch.Tensor) -> None:
+    ids = ids.to(base.device)
+    with evaluating(base):
+        before = base(input_ids=ids, use_cache=False).logits
+        attach_memory(base, MemoryConfig(mag_weight=0.0))
+        after = base(input_ids=ids, use_cache=False).logits
+        detach_memory(base)
+    if not torch.equal(before, after):
+        worst = (before - after).abs().max().item()
+        raise RuntimeError(f"with mu = 0 the logits differ from the base's by up to {worst:.3g}: this base is not supported")
+
+
+def _compare(base, name: str, material: Material, options: QuickstartOptions, results: Results, stage):
+    """Train and measure the arms; returns the converted model."""
+    lengths, window = len(material.lengths), results.window
+    lora = lora_config(base)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    base.to(device)
+    with stage("measure the base", lengths) as tick:
+        results.measures["base"] = measure(base, material, window, options.seed, tick)
+    for arm, memory in (("window alone", False), ("converted", True)):
+        model = new_arm(name, lora, window, options.seed, memory)
+        results.trained[arm] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        with stage(f"train: {arm}", options.steps) as tick:
+            results.histories[arm] = train_arm(model, material, options, memory, tick)
+        with stage(f"measure: {arm}", lengths) as tick:
+            results.measures[arm] = measure(model, material, window, options.seed, tick)
+    return model
+
+
+def _hold(base, model, material: Material, results: Results) -> None:
+    length = results.length
+    steps = [n for n in (length // 4, length // 2, *material.lengths) if n >= 1]
+    for arm, one in (("base", base), ("converted", model)):
+        results.held[arm] = memory_held(one, material.held_out, steps)
+
+
+def _show(results: Results, console: Console) -> None:
+    for arm, measures in results.measures.items():
+        for n, ppl in measures.perplexity.items():
+            inside, beyond = measures.recall[n].inside, measures.recall[n].beyond
+            shares = ", ".join(
+                f"{side} W {'-' if x is None else format(x, '.2f')}" for side, x in (("inside", inside), ("beyond", beyond))
+            )
+            console.print(f"  {arm:<13} length {n:>5}: perplexity {ppl:8.2f}, recall {shares}")
+    for arm, held in results.held.items():
+        last = held[-1]
+        console.print(f"  {arm:<13} holds {last.bytes / 1024:.0f} KiB after {last.tokens} tokens ({last.entries} keys per layer)")
+
+
+def _save_and_reload(model, tokenizer, material: Material, options: QuickstartOptions, results: Results, stage) -> None:
+    out, console = options.out, stage.console
+    checkpoint = out / "checkpoint"
+    with stage("save"):
+        model.to("cpu").save_pretrained(checkpoint)
+        tokenizer.save_pretrained(checkpoint)
+        write_card(checkpoint, results)
+    prompt = tokenizer.decode(material.held_out[: max(3 * results.window, 16)])
+    console.print("  a fresh process loads it with AutoModelForCausalLM and goes on with held-out text:\n")
+
+    def echo(piece: str) -> None:
+        console.print(piece, end="", markup=False, soft_wrap=True)
+
+    with stage("reload and generate"):
+        results.generated, results.reloaded = generate_fresh(out, prompt, NEW_TOKENS, torch.get_num_threads(), echo)
+        found = results.reloaded
+        console.print(
+            f"\n  {found['tokens']} tokens read and written; keys held per layer: {found['kv_entries']} (window {found['window']})"
+        )
+    with stage("plots and report"):
+        plot_training(results, out / "plots" / "training.png")
+        plot_quality(results, out / "plots" / "quality.png")
+        plot_memory(results, out / "plots" / "memory.png")
+    write_report(out, results, options)

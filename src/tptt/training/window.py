@@ -1,0 +1,43 @@
+"""The softmax window without its memory: the arm that says what the memory adds."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tptt.configuration import MemoryConfig
+from tptt.surgery import memories
+from tptt.surgery.attach import NAME
+
+
+class _NoMemory(nn.Module):
+    """In the place of a LinearMemory: the same window, nothing read, nothing written, nothing mixed in."""
+
+    def __init__(self, config: MemoryConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def writes(self, hidden_states, k, v, mask):
+        return None
+
+    def read(self, q, writes, state, keep_state):
+        return None, q.new_zeros(0)
+
+    def mix(self, softmax: torch.Tensor, memory, hidden_states) -> torch.Tensor:
+        return softmax
+
+
+def window_alone(model: nn.Module) -> nn.Module:
+    """Take the memory out of ``model`` and leave its window, in place. Computes what mu = 0 computes, without the cost.
+
+    For measuring and training, not for saving or for caches that record. Returns ``model``.
+
+    Raises:
+        ValueError: the model carries no memory.
+    """
+    if not memories(model):
+        raise ValueError(f"{type(model).__name__} carries no memory, so it has no window to leave")
+    for module in list(model.modules()):
+        if "_tptt" in module.__dict__:
+            setattr(module, NAME, _NoMemory(module.liza.config))
+    return model
