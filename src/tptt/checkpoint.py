@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors.torch import load_file
 from transformers import PreTrainedConfig
@@ -40,7 +41,13 @@ _NOT_FOR_BASE = (
 _OWN_SETTINGS = {"base_model_name", "base_model_revision", *MemoryConfig.__dataclass_fields__}
 
 
-class CheckpointMixin:
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _Model
+else:
+    _Model = object
+
+
+class CheckpointMixin(_Model):
     """`save_pretrained` and `from_pretrained` of TpttModel."""
 
     def own_state_dict(self, state_dict=None) -> dict:
@@ -117,4 +124,9 @@ def _load_own(model, weights: dict) -> dict:
             "the checkpoint does not fit its configuration: "
             f"missing {missing[:5]} ({len(missing)}), unexpected {result.unexpected_keys[:5]} ({len(result.unexpected_keys)})"
         )
-    return {"missing_keys": missing, "unexpected_keys": result.unexpected_keys, "mismatched_keys": set(), "error_msgs": []}
+    return {
+        "missing_keys": missing,
+        "unexpected_keys": result.unexpected_keys,
+        "mismatched_keys": set(),
+        "error_msgs": [],
+    }

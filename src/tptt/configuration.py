@@ -178,7 +178,9 @@ def _check_version(found: str) -> None:
         return tuple(int("".join(c for c in part if c.isdigit()) or 0) for part in str(version).split(".")[:2])
 
     if order(found) > order(__version__):
-        raise ValueError(f"this checkpoint was made by tptt {found}; installed is {__version__}: update tptt to load it")
+        raise ValueError(
+            f"this checkpoint was made by tptt {found}; installed is {__version__}: update tptt to load it"
+        )
 
 
 def _base_config(name: str, revision: str | None, token: str | bool | None, trust: bool | None) -> PreTrainedConfig:

@@ -31,7 +31,7 @@ def _set(variable: contextvars.ContextVar[bool]):
 
 def _load_base(config: TpttConfig, options: dict) -> PreTrainedModel:
     if _without_weights.get():
-        attention = config.text_config._attn_implementation
+        attention = getattr(config.text_config, "_attn_implementation", None)
         return AutoModelForCausalLM.from_config(
             config.text_config, **({"attn_implementation": attention} if attention else {})
         )

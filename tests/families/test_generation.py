@@ -12,7 +12,13 @@ NEW = 14
 
 def generate(model, ids, **options):
     # an explicit mask: random models generate the pad token too, and generate() would mask it in a prompt
-    options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": NEW, "min_new_tokens": NEW, "pad_token_id": 0} | options
+    options = {
+        "attention_mask": torch.ones_like(ids),
+        "do_sample": False,
+        "max_new_tokens": NEW,
+        "min_new_tokens": NEW,
+        "pad_token_id": 0,
+    } | options
     return model.generate(ids, **options)
 
 

@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -44,12 +45,26 @@ def build_tokenizer(documents: list[str], size: int) -> PreTrainedTokenizerFast:
     )
 
 
-class Batches:
-    """Rows of text and of recall in one batch, with the positions that count in the loss.
+class Stage(NamedTuple):
+    """One part of the curriculum, up to ``end`` of the training."""
 
-    A short curriculum: for the first 40 % of the training the rows are half as long and all recall rows dense, because
-    lookup in the context emerges at short distances or not at all; afterwards half of them are spread through text.
-    """
+    end: float
+    shorter: int  # rows are this many times shorter, and as many times more
+    recall: float | None  # share of recall rows; None takes the one asked for
+    spread: float  # share of the recall rows whose facts are spread through text
+    facts: tuple[int, ...]
+
+
+# lookup in the context emerges on short, dense rows or not at all; text comes in when it can be done
+CURRICULUM = (
+    Stage(0.12, 4, 1.0, 0.0, (2, 4, 8, 16)),
+    Stage(0.45, 2, None, 0.0, (4, 8, 16, 32)),
+    Stage(1.00, 1, None, 0.5, (4, 8, 16, 32, 64)),
+)
+
+
+class Batches:
+    """Rows of text and of recall in one batch, with the positions that count in the loss."""
 
     def __init__(self, stream: torch.Tensor, recall: RecallRows, length: int, rows: int, recall_rows: int, seed: int):
         self.stream, self.recall, self.length = stream, recall, length
@@ -58,21 +73,21 @@ class Batches:
 
     def draw(self, done: float) -> tuple[torch.Tensor, torch.Tensor]:
         """``(input_ids, weights)`` of equal shape; weights[t] is that of predicting token t; ``done`` in [0, 1]."""
-        early = done < 0.4
-        length, scale = (self.length // 2, 2) if early else (self.length, 1)
-        text_rows, recall_rows = (self.rows - self.recall_rows) * scale, self.recall_rows * scale
-        starts = torch.randint(len(self.stream) - length, (text_rows,), generator=self.generator)
-        text = torch.stack([self.stream[s : s + length] for s in starts.tolist()])
-        dense = recall_rows if early else recall_rows // 2
-        parts = [self.recall.draw_dense(dense, length, self.generator, self._facts())]
-        if not early:
-            parts.append(self.recall.draw(recall_rows - dense, length, self.generator, self._facts()))
+        stage = next(s for s in CURRICULUM if done <= s.end)
+        length, rows = self.length // stage.shorter, self.rows * stage.shorter
+        recall_rows = self.recall_rows * stage.shorter if stage.recall is None else round(rows * stage.recall)
+        starts = torch.randint(len(self.stream) - length, (rows - recall_rows,), generator=self.generator).tolist()
+        text = torch.stack([self.stream[s : s + length] for s in starts]) if starts else torch.empty(0, length).long()
+        spread = round(recall_rows * stage.spread)
+        parts = [self.recall.draw_dense(recall_rows - spread, length, self.generator, self._facts(stage))]
+        if spread:
+            parts.append(self.recall.draw(spread, length, self.generator, self._facts(stage)))
         asked = torch.cat([p.answers for p in parts]) != IGNORE
         weights = torch.cat([torch.ones(text.shape), 0.02 + asked.float()])
         return torch.cat([text, *(p.input_ids for p in parts)]), weights
 
-    def _facts(self) -> int:
-        return (4, 8, 16, 32, 64)[int(torch.randint(5, (1,), generator=self.generator))]
+    def _facts(self, stage: Stage) -> int:
+        return stage.facts[int(torch.randint(len(stage.facts), (1,), generator=self.generator))]
 
 
 def losses_of(model, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,7 +96,8 @@ def losses_of(model, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Te
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     losses, weights = losses.view(ids.shape[0], -1), weights[:, 1:].to(losses.device)
     text = weights.amin(1) == 1
-    return losses[text].mean(), (losses * weights)[~text].sum() / weights[~text].sum()
+    first = losses[text].mean() if bool(text.any()) else losses.new_zeros(())
+    return first, (losses * weights)[~text].sum() / weights[~text].sum()
 
 
 def optimizers(model, matrix_rate: float, rate: float) -> list[torch.optim.Optimizer]:
@@ -185,7 +201,9 @@ def main() -> None:
     tokenizer.model_max_length = args.length
     stream, held_out = tokenize(tokenizer, split.train), tokenize(tokenizer, split.held_out)
     vocabulary = RecallVocabulary(tokenizer)
-    print(f"{len(stream)} training and {len(held_out)} held-out tokens, {len(vocabulary.words)} recall words", flush=True)
+    print(
+        f"{len(stream)} training and {len(held_out)} held-out tokens, {len(vocabulary.words)} recall words", flush=True
+    )
     model = LlamaForCausalLM.from_pretrained(args.init) if args.init else new_model(args, tokenizer)
     model.to(args.device)
     batches = Batches(stream, RecallRows(vocabulary, stream), args.length, args.rows, args.recall_rows, args.seed)

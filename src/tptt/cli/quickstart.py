@@ -12,7 +12,9 @@ from rich.console import Console
 
 
 def quickstart(
-    base_model: Annotated[str | None, typer.Option(help="Path or hub id of a causal LM; default: the embedded one.")] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="Path or hub id of a causal LM; default: the embedded one.")
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="Text file, folder, table or data set; default: this Python's documentation.")
     ] = None,
@@ -28,11 +30,17 @@ def quickstart(
     """Convert a base, train it, compare it with the base and with its window alone, save, reload, generate, report."""
     console = Console(highlight=False)
     try:
-        # the parts that import torch come after the check of the folder
         from tptt.quickstart.options import QuickstartOptions, check_output
 
         options = QuickstartOptions(
-            out=out, base_model=base_model, data=data, window=window, length=length, steps=steps, seed=seed, threads=threads
+            out=out,
+            base_model=base_model,
+            data=data,
+            window=window,
+            length=length,
+            steps=steps,
+            seed=seed,
+            threads=threads,
         )
         check_output(out)
         _quiet()
@@ -40,7 +48,7 @@ def quickstart(
 
         run(options, console)
     except (ValueError, OSError, RuntimeError) as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", markup=False, style="red")
+        Console(stderr=True, highlight=False).print(f"error: {error}", markup=False, style="red", soft_wrap=True)
         raise typer.Exit(1) from error
 
 

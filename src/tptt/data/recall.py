@@ -37,9 +37,7 @@ class RecallVocabulary:
             if tokenizer(" " + plain, add_special_tokens=False)["input_ids"] == [token_id]:
                 words.append(token_id)
         if len(words) < 64:
-            raise ValueError(
-                f"recall rows need at least 64 words that are one token; this tokenizer has {len(words)}"
-            )
+            raise ValueError(f"recall rows need at least 64 words that are one token; this tokenizer has {len(words)}")
         step = max(1, len(words) // most)
         # even and odd places: keys and values share no word, and both hold short, frequent and long, rare ones
         self.words = torch.tensor(words[::step][:most])

@@ -13,7 +13,7 @@ from .perplexity import evaluating
 
 @dataclass(frozen=True)
 class Held:
-    """After ``tokens`` tokens of one sequence: bytes of all tensors in the cache, and keys kept per layer (the most)."""
+    """After ``tokens`` tokens of one sequence: bytes of the tensors in the cache, keys kept per layer (the most)."""
 
     tokens: int
     bytes: int

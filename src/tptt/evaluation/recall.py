@@ -55,9 +55,7 @@ def recall_accuracy(
     distance = drawn.distance[:, 1:][drawn.answers[:, 1:] != IGNORE]
     far = distance > window
     bins = torch.pow(2, distance.float().log2().ceil()).long()
-    by_distance = {
-        int(b): (int(right[bins == b].sum()), int((bins == b).sum())) for b in bins.unique(sorted=True)
-    }
+    by_distance = {int(b): (int(right[bins == b].sum()), int((bins == b).sum())) for b in bins.unique(sorted=True)}
     return RecallScore(
         length, window, _share(right[~far]), _share(right[far]), int((~far).sum()), int(far.sum()), by_distance
     )

@@ -23,7 +23,9 @@ class TpttPipeline(TextGenerationPipeline):
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
             model = TpttModel.from_pretrained(model)
         if tokenizer is None:
-            raise ValueError("TpttPipeline needs the tokenizer of the base model: tokenizer=AutoTokenizer.from_pretrained(...)")
+            raise ValueError(
+                "TpttPipeline needs the tokenizer of the base model: tokenizer=AutoTokenizer.from_pretrained(...)"
+            )
         if isinstance(tokenizer, str | os.PathLike):
             tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         super().__init__(model=model, tokenizer=tokenizer, device=device, **kwargs)

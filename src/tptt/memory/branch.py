@@ -65,7 +65,9 @@ class LinearMemory(nn.Module):
         """Memory-as-Gate weight [B, T, H] for the layer's input [B, T, hidden]."""
         return torch.sigmoid(torch.logit(self.mag_weight.float()) + self.mix_gate(hidden_states))
 
-    def writes(self, hidden_states: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> Writes:
+    def writes(
+        self, hidden_states: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+    ) -> Writes:
         """What the tokens write; k, v [B, T, Hk, D]; where ``mask`` [B, T] is False nothing is written or forgotten."""
         group = self.heads // self.kv_heads
         if group > 1:

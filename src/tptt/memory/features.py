@@ -29,4 +29,4 @@ class Silu(nn.Module):
         return F.normalize(F.silu(x.float()), dim=-1, eps=1e-6)
 
 
-MAPS = {"sign_split": SignSplit, "silu": Silu}
+MAPS: dict[str, type[nn.Module]] = {"sign_split": SignSplit, "silu": Silu}

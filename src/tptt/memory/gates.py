@@ -43,7 +43,7 @@ class NoGate(nn.Module):
         return x.new_zeros(*x.shape[:2], self.heads, dtype=torch.float32)
 
 
-WRITE = {"learned": TokenGate, "constant": NoGate}
-MIX = {"token": TokenGate, "head": HeadGate, "none": NoGate}
+WRITE: dict[str, type[nn.Module]] = {"learned": TokenGate, "constant": NoGate}
+MIX: dict[str, type[nn.Module]] = {"token": TokenGate, "head": HeadGate, "none": NoGate}
 # decay alpha = sigmoid(gate) starts at .995 per token
 DECAY_START = math.log(0.995 / 0.005)

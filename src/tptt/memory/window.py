@@ -5,13 +5,13 @@ Legend: B batch, n new tokens, r kept recent tokens, s sinks.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers.cache_utils import DynamicLayer
 
 
-def window_mask(
-    valid: torch.Tensor, window: int, sinks: int, segments: torch.Tensor | None = None
-) -> torch.Tensor:
+def window_mask(valid: torch.Tensor, window: int, sinks: int, segments: torch.Tensor | None = None) -> torch.Tensor:
     """Band of a sequence without cache: [B, 1, T, T] bool, True where query t may see key j.
 
     Args:
@@ -51,8 +51,12 @@ class WindowLayer(DynamicLayer):
         super().__init__()
         self.sliding_window, self.sinks = window, sinks
         self.cumulative_length = 0
-        self._valid = self._is_sink = self._new = None  # [B, r], [B, r], [B, n] bool
-        self._sink_keys = self._sink_values = self._sink_slots = None  # [B, Hk, s, D], [B, s]
+        self._valid: Any = None  # [B, r] bool
+        self._is_sink: Any = None  # [B, r] bool
+        self._new: Any = None  # what `expect` was told: valid and sink, [B, n] bool
+        self._sink_keys: Any = None  # [B, Hk, s, D]
+        self._sink_values: Any = None
+        self._sink_slots: Any = None  # [B, s], -1 where not filled
 
     def expect(self, valid: torch.Tensor) -> torch.Tensor:
         """Mask [B, 1, n, s + r + n] for the next ``valid`` [B, n] tokens (bool, False at padding)."""

@@ -48,7 +48,7 @@ DELTA_RULE = {
     "chunk": Backend(_always, chunk_delta_rule),
     "step": Backend(_one_token, _without_chunks(step_delta_rule)),
 }
-NAIVE_UP_TO = 4
+NAIVE_UP_TO = 3
 """Tokens up to which the loop is faster than one chunk, forward and backward (measured: README.md)."""
 
 

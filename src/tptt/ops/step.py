@@ -33,10 +33,10 @@ def step_delta_rule(q, k, v, beta, g, *, scale, initial_state, inplace=False):
     if g is not None:
         decay = g.to(dtype).exp().view(batch, heads, 1, 1)
         read = decay * read
-        state = state.mul_(decay) if inplace else state * decay
+        state = state.mul_(decay) if inplace else decay * state
     error = write * (values - read[:, :, :1])
-    update = keys.transpose(2, 3) * error
-    state = state.add_(update) if inplace else state + update
+    mine = inplace or g is not None  # the tensor is not the caller's, or may be overwritten
+    state = (state.addcmul_ if mine else state.addcmul)(keys.transpose(2, 3), error)
     overlap = queries @ keys.transpose(2, 3)
     o = scale * (read[:, :, 1:] + overlap * error)
     return o.flatten(1, 2).unsqueeze(1).to(v.dtype), state

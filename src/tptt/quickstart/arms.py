@@ -48,7 +48,9 @@ def new_arm(base_model: str, lora: dict, window: int, seed: int, memory: bool) -
         base_model_name=base_model, lora_config=lora, max_self_attn_length=window, mag_weight=INITIAL if memory else 0.0
     )
     model = TpttModel(config, dtype=torch.float32)
-    return model if memory else window_alone(model)
+    if not memory:
+        window_alone(model)
+    return model
 
 
 class _Tick(TrainerCallback):
@@ -67,9 +69,9 @@ def train_arm(model: TpttModel, material: Material, options: QuickstartOptions, 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder, max_steps=options.steps, per_device_train_batch_size=options.rows,
-            lr_scheduler_type="cosine", warmup_steps=min(WARM_UP, options.steps // 2), max_grad_norm=1.0, seed=options.seed,
-            logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False,
-            dataloader_pin_memory=False,
+            lr_scheduler_type="cosine", warmup_steps=min(WARM_UP, options.steps // 2), max_grad_norm=1.0,
+            seed=options.seed, logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
+            remove_unused_columns=False, dataloader_pin_memory=False,
         )  # fmt: skip
         optimizer = torch.optim.AdamW(parameter_groups(model))
         trainer = RecallTrainer(

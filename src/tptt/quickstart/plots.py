@@ -64,7 +64,9 @@ def plot_memory(results: Results, path: Path) -> Path:
     figure, (panel,) = _figure(1)
     for arm, held in results.held.items():
         label = f"{arm} (keys kept: {held[-1].entries})"
-        panel.plot([h.tokens for h in held], [h.bytes / 2**20 for h in held], marker="o", label=label, color=COLORS[arm])
+        panel.plot(
+            [h.tokens for h in held], [h.bytes / 2**20 for h in held], marker="o", label=label, color=COLORS[arm]
+        )
     panel.set(xlabel="tokens read", ylabel="MiB held", ylim=(0, None), title="memory held, measured on the cache")
     panel.legend()
     return _finish(figure, path)

@@ -9,7 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 # written beside the report as generate.py: an example to start from, and what the quickstart itself runs
-SCRIPT = '''"""Load the checkpoint beside this file and generate: python generate.py [PROMPT_FILE] [NEW_TOKENS] [THREADS]"""
+SCRIPT = '''"""Load the checkpoint beside this file and go on.
+
+python generate.py [PROMPT_FILE] [NEW_TOKENS] [THREADS]
+"""
 
 import json
 import sys
@@ -24,7 +27,7 @@ new_tokens = int(sys.argv[2]) if len(sys.argv) > 2 else 100
 if len(sys.argv) > 3:
     torch.set_num_threads(int(sys.argv[3]))
 
-tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=True).eval()
 inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False, add_special_tokens=False)
 result = model.generate(
@@ -45,7 +48,7 @@ print(json.dumps({
 def generate_fresh(
     out: Path, prompt: str, new_tokens: int, threads: int, echo: Callable[[str], None]
 ) -> tuple[str, dict]:
-    """Write ``out``/generate.py and run it on ``prompt`` in a fresh Python; what it prints goes to ``echo`` as it comes.
+    """Write ``out``/generate.py and run it on ``prompt`` in a fresh Python; its output goes to ``echo`` as it comes.
 
     Returns:
         The generated text, and what the process found in its cache.
@@ -61,7 +64,9 @@ def generate_fresh(
     lines: list[str] = []
     with (
         errors.open("w", encoding="utf-8") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, encoding="utf-8", errors="replace") as process,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, encoding="utf-8", errors="replace"
+        ) as process,
     ):
         assert process.stdout is not None
         line = ""

@@ -61,8 +61,9 @@ def write_report(out: Path, results: Results, options: QuickstartOptions) -> Pat
     seconds = "\n".join(f"| {stage} | {s:.1f} |" for stage, s in results.seconds.items())
     text = f"""# Quickstart report
 
-Base: `{results.base_model}` ({results.parameters:,} parameters). Softmax window W = {results.window} tokens, rows of
-{results.length} tokens, {options.steps} steps of {options.rows} rows: {results.tokens:,} training tokens, seed {options.seed}.
+Base: `{results.base_model}` ({results.parameters:,} parameters). Softmax window W = {results.window} tokens.
+Training: {options.steps} steps of {options.rows} rows of {results.length} tokens
+({results.tokens:,} tokens), seed {options.seed}.
 "window alone" and "converted" saw the same rows in the same order; trained parameters: {_trained(results)}.
 
 With mu = 0 and no window the base with its memory gives the base's logits bit for bit (checked in this run).
@@ -92,8 +93,9 @@ Bytes of all tensors that the cache of one sequence keeps, after so many tokens:
 
 ## Reloaded in a fresh process
 
-`AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)` gave a {found["model"]}. After {found["tokens"]} tokens it held
-{found["kv_entries"]} keys per layer (window {found["window"]}) and one state of shape {found["state_shape"]} per layer. It wrote:
+`AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)` gave a {found["model"]}.
+After {found["tokens"]} tokens it held {found["kv_entries"]} keys per layer (window {found["window"]})
+and one state of shape {found["state_shape"]} per layer. It wrote:
 
 ```text
 {results.generated.strip()}
@@ -129,8 +131,8 @@ tags: [tptt, linear-attention, memory]
 
 # {Path(results.base_model).name} with a linear memory
 
-`{results.base_model}` with a softmax window of {results.window} tokens and a delta-rule memory of fixed size in every attention
-layer. The folder holds memory and LoRA; the base is loaded from where its name says
+`{results.base_model}` with a softmax window of {results.window} tokens and a delta-rule memory of fixed size in every
+attention layer. The folder holds memory and LoRA; the base is loaded from where its name says
 (`TpttModel.from_pretrained(folder, base_model_name=NEW_PLACE)` where it has moved).
 
 ```python
@@ -144,8 +146,8 @@ Trained on {results.tokens:,} tokens of text and key-value recall rows by `tptt 
 
 {quality_table(results)}
 
-Recall: key-value pairs stated in running text, W = {results.window}. It recalls what looks like the drills that it was trained
-on; other forms of recall transfer weakly.
+Recall: key-value pairs stated in running text, W = {results.window}. It recalls what looks like the drills
+that it was trained on; other forms of recall transfer weakly.
 """
     path = checkpoint / "README.md"
     path.write_text(text, encoding="utf-8")

@@ -37,7 +37,8 @@ class _Stage:
     def __call__(self, name: str, total: int | None = None):
         start = time.perf_counter()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self.console, transient=True, disable=total is None) as bar:
+        hidden = total is None or not self.console.is_terminal
+        with Progress(*columns, console=self.console, transient=True, disable=hidden) as bar:
             task = bar.add_task(name, total=total or 1)
             yield lambda n: bar.advance(task, n)
         self.seconds[name] = time.perf_counter() - start
@@ -105,7 +106,9 @@ def _check_identity(base, ids: torch.Tensor) -> None:
         detach_memory(base)
     if not torch.equal(before, after):
         worst = (before - after).abs().max().item()
-        raise RuntimeError(f"with mu = 0 the logits differ from the base's by up to {worst:.3g}: this base is not supported")
+        raise RuntimeError(
+            f"with mu = 0 the logits differ from the base's by up to {worst:.3g}: this base is not supported"
+        )
 
 
 def _compare(base, name: str, material: Material, options: QuickstartOptions, results: Results, stage):
@@ -138,12 +141,16 @@ def _show(results: Results, console: Console) -> None:
         for n, ppl in measures.perplexity.items():
             inside, beyond = measures.recall[n].inside, measures.recall[n].beyond
             shares = ", ".join(
-                f"{side} W {'-' if x is None else format(x, '.2f')}" for side, x in (("inside", inside), ("beyond", beyond))
+                f"{side} W {'-' if x is None else format(x, '.2f')}"
+                for side, x in (("inside", inside), ("beyond", beyond))
             )
-            console.print(f"  {arm:<13} length {n:>5}: perplexity {ppl:8.2f}, recall {shares}")
+            console.print(f"  {arm:<13} length {n:>5}: perplexity {ppl:8.2f}, recall {shares}", soft_wrap=True)
     for arm, held in results.held.items():
         last = held[-1]
-        console.print(f"  {arm:<13} holds {last.bytes / 1024:.0f} KiB after {last.tokens} tokens ({last.entries} keys per layer)")
+        console.print(
+            f"  {arm:<13} holds {last.bytes / 1024:.0f} KiB after {last.tokens} tokens ({last.entries} keys per layer)",
+            soft_wrap=True,
+        )
 
 
 def _save_and_reload(model, tokenizer, material: Material, options: QuickstartOptions, results: Results, stage) -> None:
@@ -154,7 +161,9 @@ def _save_and_reload(model, tokenizer, material: Material, options: QuickstartOp
         tokenizer.save_pretrained(checkpoint)
         write_card(checkpoint, results)
     prompt = tokenizer.decode(material.held_out[: max(3 * results.window, 16)])
-    console.print("  a fresh process loads it with AutoModelForCausalLM and goes on with held-out text:\n")
+    console.print(
+        "  a fresh process loads it with AutoModelForCausalLM and goes on with held-out text:\n", soft_wrap=True
+    )
 
     def echo(piece: str) -> None:
         console.print(piece, end="", markup=False, soft_wrap=True)
@@ -163,7 +172,8 @@ def _save_and_reload(model, tokenizer, material: Material, options: QuickstartOp
         results.generated, results.reloaded = generate_fresh(out, prompt, NEW_TOKENS, torch.get_num_threads(), echo)
         found = results.reloaded
         console.print(
-            f"\n  {found['tokens']} tokens read and written; keys held per layer: {found['kv_entries']} (window {found['window']})"
+            f"\n  {found['tokens']} tokens read and written; "
+            f"keys held per layer: {found['kv_entries']} (window {found['window']})"
         )
     with stage("plots and report"):
         plot_training(results, out / "plots" / "training.png")

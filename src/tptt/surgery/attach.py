@@ -61,7 +61,9 @@ def attach_memory(model: nn.Module, config: MemoryConfig | None = None) -> nn.Mo
         module._tptt.handles = [*handles, module.register_forward_hook(_after_attention)]
     body = decoder_body(model)
     names = tuple(inspect.signature(type(body).forward).parameters)[1:]
-    body._tptt_handle = body.register_forward_pre_hook(partial(_before_body, names, config.max_self_attn_length is not None), with_kwargs=True)
+    body._tptt_handle = body.register_forward_pre_hook(
+        partial(_before_body, names, config.max_self_attn_length is not None), with_kwargs=True
+    )
     return model
 
 

@@ -40,7 +40,7 @@ def _steps(name: str, value: Any) -> int:
 
 
 class MagWeightCallback(TrainerCallback):
-    """Sets mu to ``schedule(step)`` before every step; step counts finished optimizer steps, so that a resumed run goes on.
+    """Sets mu to ``schedule(step)`` before every step; step counts finished optimizer steps: a resumed run goes on.
 
     mu is in the Trainer's logs and in ``trainer.state.log_history`` as ``mag_weight``: the value of the step just done.
 

@@ -15,8 +15,8 @@ def parameter_groups(
     """The trainable parameters of ``model``: the memory's at ``memory_lr``, all others (LoRA) at ``lr``.
 
     ``weight_decay`` applies to the other matrices only: what the memory starts from (identity maps, measured scales)
-    must not decay. Give the result to an optimizer and that to Trainer: ``Trainer(..., optimizers=(AdamW(groups), None))``
-    makes the schedule of its arguments move both rates.
+    must not decay. Give the result to an optimizer and that to Trainer: with ``optimizers=(AdamW(groups), None)`` the
+    schedule of its arguments moves both rates.
 
     Raises:
         ValueError: nothing trains, or a rate is negative.

@@ -39,5 +39,5 @@ def window_alone(model: nn.Module) -> nn.Module:
         raise ValueError(f"{type(model).__name__} carries no memory, so it has no window to leave")
     for module in list(model.modules()):
         if "_tptt" in module.__dict__:
-            setattr(module, NAME, _NoMemory(module.liza.config))
+            setattr(module, NAME, _NoMemory(getattr(module, NAME).config))
     return model

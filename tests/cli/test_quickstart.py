@@ -1,0 +1,86 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
+
+from tptt.assets.train_base import build_tokenizer
+from tptt.cli.main import app
+
+SYLLABLES = ("ba", "ce", "di", "fo", "gu", "la", "me", "ni", "so", "tu")
+WORDS = [a + b + c for a in SYLLABLES for b in SYLLABLES for c in ("x", "z")]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Folder of a random Llama with a tokenizer of its own, and a text file."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("base")
+    order = torch.randint(len(WORDS), (12000,)).tolist()
+    text = "\n".join(" ".join(WORDS[w] for w in order[i : i + 10]) for i in range(0, len(order), 10))
+    (folder / "text.txt").write_text(text)
+    tokenizer = build_tokenizer([text], 700)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64, eos_token_id=0, pad_token_id=1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, ["quickstart", *map(str, arguments)])
+
+
+def test_the_whole_job(base, tmp_path):
+    out = tmp_path / "out"
+    threads = torch.get_num_threads()
+    run = invoke("--base-model", base, "--data", base / "text.txt", "--out", out, "--steps", 4, "--threads", threads)
+    assert run.exit_code == 0, run.output
+    report = (out / "report.md").read_text()
+    for part in ("| base |", "| window alone |", "| converted |", "perplexity at 256", "a TpttModel", "torch "):
+        assert part in report
+    assert "7 keys per layer (window 8)" in " ".join(report.split())
+    assert "bit for bit" in run.output
+    for name in ("training", "quality", "memory"):
+        assert (out / "plots" / f"{name}.png").stat().st_size > 5000
+    checkpoint = out / "checkpoint"
+    assert (checkpoint / "README.md").read_text().startswith("---\nlibrary_name")
+    assert json.loads((checkpoint / "config.json").read_text())["max_self_attn_length"] == 8
+    again = invoke("--base-model", base, "--out", out)
+    assert again.exit_code == 1 and "is not empty" in " ".join(again.output.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--steps", 0), "--steps must be 1 or more"),
+        (("--length", 32, "--window", 32), "--window must be less than"),
+        (("--data", "no-such-file.txt"), "no-such-file.txt"),
+    ],
+)
+def test_bad_options(base, tmp_path, arguments, message, monkeypatch):
+    def offline(name, split):
+        raise FileNotFoundError(f"no data set {name}")
+
+    monkeypatch.setattr("datasets.load_dataset", offline)
+    run = invoke("--base-model", base, "--out", tmp_path / "out", *arguments)
+    assert run.exit_code == 1
+    assert message in " ".join(run.output.split())
+
+
+def test_missing_base_is_named(tmp_path):
+    run = invoke("--base-model", tmp_path / "nothing", "--out", tmp_path / "out")
+    assert run.exit_code == 1 and "was not found" in " ".join(run.output.split())
+
+
+def test_help_names_the_options():
+    done = subprocess.run(
+        [sys.executable, "-m", "tptt.cli.main", "quickstart", "--help"], capture_output=True, text=True, check=True
+    )
+    for option in ("--base-model", "--data", "--out", "--window", "--length", "--steps", "--seed", "--threads"):
+        assert option in done.stdout

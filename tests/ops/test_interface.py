@@ -1,0 +1,183 @@
+"""The public functions: errors, selection of the backend, and life inside autograd, autocast and torch.compile."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from tptt.ops import available_backends, backends, delta_rule, delta_rule_step
+
+from .cases import assert_close, make_case, results
+
+WRONG = {
+    "q must have shape": lambda c: replace(c, q=c.q[:, :, :3]),
+    "k must have 4 dimensions": lambda c: replace(c, k=c.k[0]),
+    "v must have shape": lambda c: replace(c, v=c.v[:, :2]),
+    "beta must have shape": lambda c: replace(c, beta=c.beta[..., None]),
+    "g must have shape": lambda c: replace(c, g=c.g[:, :, :1]),
+    "initial_state must have shape": lambda c: replace(c, initial_state=c.initial_state.mT),
+    "widths must be at least 1": lambda c: replace(c, v=c.v[..., :0]),
+    "beta is on meta, but k is on cpu": lambda c: replace(c, beta=c.beta.to("meta")),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_shapes_and_devices(message):
+    with pytest.raises(ValueError, match=message):
+        WRONG[message](make_case(5, groups=2)).run("auto")
+
+
+def test_wrong_types():
+    case = make_case(5)
+    with pytest.raises(TypeError, match="k must be floating point, got torch.int64"):
+        replace(case, k=case.k.long()).run("auto")
+    with pytest.raises(TypeError, match="v must be a tensor, got list"):
+        delta_rule(case.q, case.k, case.v.tolist(), case.beta)
+
+
+def test_wrong_backend():
+    case = make_case(5)
+    with pytest.raises(ValueError, match="unknown backend 'fast'; expected one of auto, naive, chunk, step"):
+        case.run("fast")
+    with pytest.raises(ValueError, match="'step' cannot serve this call: it computes exactly one token, got T = 5"):
+        case.run("step")
+
+
+@pytest.mark.parametrize("size", (0, -8, 24, 32.0))
+def test_wrong_chunk_size(size):
+    with pytest.raises(ValueError, match="chunk_size must be None or a power of two"):
+        make_case(5).run("chunk", chunk_size=size)
+
+
+def test_available_backends():
+    assert available_backends() == {"naive": None, "chunk": None, "step": None}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "grad", "expected"), ((1, False, "step"), (1, True, "naive"), (2, True, "naive"), (9, False, "chunk"))
+)
+def test_auto(monkeypatch, tokens, grad, expected):
+    served = []
+    for name, backend in backends.DELTA_RULE.items():
+
+        def function(*args, name=name, function=backend.function, **options):
+            served.append(name)
+            return function(*args, **options)
+
+        monkeypatch.setitem(backends.DELTA_RULE, name, replace(backend, function=function))
+    case = make_case(tokens)
+    case.q.requires_grad_(grad)
+    case.run("auto")
+    with torch.no_grad():
+        case.run("auto")
+    assert served == [expected, "step" if tokens == 1 else expected]
+
+
+def test_final_state_on_request_only():
+    case = make_case(5)
+    assert delta_rule(case.q, case.k, case.v, case.beta)[1] is None
+
+
+@pytest.mark.parametrize(("backend", "tokens"), (("naive", 40), ("chunk", 40), ("step", 1)))
+def test_inputs_are_not_modified(backend, tokens):
+    case = make_case(tokens).to(torch.float32)
+    before = case.map(torch.clone)
+    case.run(backend)
+    assert all(torch.equal(x, before.tensors()[name]) for name, x in case.tensors().items())
+
+
+@pytest.mark.parametrize("backend", ("naive", "chunk"))
+def test_strided_inputs(backend):
+    case = make_case(40, groups=2)
+    strided = case.map(lambda x: x.transpose(1, 2).contiguous().transpose(1, 2))
+    expand = {"beta": case.beta[:, :1].expand_as(case.beta)}
+    for got, want in zip(strided.run(backend), case.run(backend), strict=True):
+        torch.testing.assert_close(got, want)
+    run = lambda c: c.run(backend)  # noqa: E731
+    assert_close(results(replace(case, **expand), run), results(replace(case, beta=expand["beta"].clone()), run), 1e-13)
+
+
+@pytest.mark.parametrize("decay", (0, 0.1))
+def test_step_in_place(decay):
+    case = make_case(1, groups=2, decay=decay).to(torch.float32)
+    want_o, want_state = case.run("step")
+    state = case.initial_state.clone()
+    o, returned = delta_rule_step(case.q, case.k, case.v, case.beta, case.g, state=state, scale=0.7, inplace=True)
+    assert returned is state and torch.equal(state, want_state) and torch.equal(o, want_o)
+
+
+def test_step_errors():
+    case = make_case(1)
+    one = (case.q, case.k, case.v, case.beta)
+    with pytest.raises(ValueError, match="exactly one token, got T = 2"):
+        two = make_case(2)
+        delta_rule_step(two.q, two.k, two.v, two.beta, state=two.initial_state)
+    with pytest.raises(ValueError, match="inplace needs a state of torch.float64, got torch.float32"):
+        delta_rule_step(*one, state=case.initial_state.float(), inplace=True)
+    case.q.requires_grad_()
+    with pytest.raises(ValueError, match="inplace overwrites what a gradient needs"):
+        delta_rule_step(*one, state=case.initial_state, inplace=True)
+
+
+def test_no_second_derivative_of_chunk():
+    case = make_case(10)
+    case.v.requires_grad_()
+    (grad,) = torch.autograd.grad(case.run("chunk")[0].square().sum(), case.v, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("reentrant", (False, True))
+def test_gradient_checkpointing(reentrant):
+    def run(case):
+        return checkpoint(lambda *t: replace(case, **dict(zip(case.tensors(), t, strict=True))).run("chunk"),
+                          *case.tensors().values(), use_reentrant=reentrant)  # fmt: skip
+
+    case = make_case(70)
+    assert_close(results(case, run), results(case, lambda c: c.run("chunk")), 0, 0)
+
+
+def test_gradient_through_one_result_only():
+    """Output or final state alone, and inputs that need no gradient."""
+    case = make_case(70)
+    case.v.requires_grad_()
+    want = {}
+    for backend in ("naive", "chunk"):
+        got = [torch.autograd.grad(x.sum(), case.v, retain_graph=True)[0] for x in case.run(backend)]
+        want.setdefault("naive", got)
+        torch.testing.assert_close(got, want["naive"])
+
+
+@pytest.mark.parametrize("backend", ("naive", "chunk"))
+def test_autocast_does_not_reach_the_arithmetic(backend):
+    case = make_case(70).to(torch.float32)
+
+    def under_autocast(c):
+        with torch.autocast("cpu", torch.bfloat16):
+            return c.run(backend)
+
+    assert_close(results(case, under_autocast), results(case, lambda c: c.run(backend)), 0, 0)
+
+
+def test_memory_grows_by_segments_not_tokens():
+    """The backward keeps the inputs and a state per segment of at least K tokens, nothing per token or chunk."""
+    case = make_case(2048, heads=1, key_width=32, value_width=32).to(torch.float32)
+    saved = []
+
+    def pack(x):
+        saved.append(x.numel())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        case.q.requires_grad_()
+        case.run("chunk")
+    inputs = sum(x.numel() for name, x in case.tensors().items() if name != "initial_state")
+    assert sum(saved) <= inputs + 2048 * 32
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler raises warnings that it hides itself, unless they are errors
+def test_torch_compile():
+    case = make_case(40)
+    run = torch.compile(lambda c: tuple(2 * x for x in c.run("chunk")), backend="eager")
+    assert_close(results(case, run), results(case, lambda c: tuple(2 * x for x in c.run("chunk"))), 1e-13, 1e-13)

@@ -1,0 +1,142 @@
+"""What must hold whatever the numbers: chunk sizes, splits, padding, grouped queries, extreme inputs."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from .cases import assert_close, make_case, reference, results
+
+BACKENDS = ("naive", "chunk")
+
+
+@pytest.mark.parametrize("decay", (0, 0.1))
+@pytest.mark.parametrize("chunk_size", (1, 4, 16, 64, 128))
+def test_chunk_size_changes_nothing(chunk_size, decay):
+    case = make_case(130, groups=2, decay=decay)
+    got = results(case, lambda c: c.run("chunk", chunk_size=chunk_size))
+    assert_close(got, results(case, lambda c: c.run("chunk")), 1e-13, 1e-13)
+
+
+@pytest.mark.parametrize("cut", (0, 1, 31, 64, 100))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_calls_equal_one(backend, cut):
+    case = make_case(100, groups=2)
+
+    def split(c):
+        first, state = c.tokens(0, cut, c.initial_state).run(backend)
+        second, state = c.tokens(cut, 100, state).run(backend)
+        return torch.cat([first, second], 1), state
+
+    assert_close(results(case, split), results(case, lambda c: c.run(backend)), 1e-13, 1e-13)
+
+
+def test_token_by_token_equals_one_call():
+    case = make_case(40, groups=2).to(torch.float32)
+    outputs, state = [], case.initial_state
+    for t in range(40):
+        o, state = case.tokens(t, t + 1, state).run("auto")
+        outputs.append(o)
+    want_o, want_state = case.run("chunk")
+    torch.testing.assert_close(torch.cat(outputs, 1), want_o, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(state, want_state, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", (1, 65))
+@pytest.mark.parametrize("backend", ("naive", "chunk", "auto"))
+def test_padding_leaves_the_state_untouched(backend, tokens):
+    case = make_case(tokens).to(torch.float32)
+    case = replace(case, beta=torch.zeros_like(case.beta), g=torch.zeros_like(case.g))
+    assert torch.equal(case.run(backend)[1], case.initial_state)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_padding_in_between_changes_nothing(backend):
+    case = make_case(50)
+    padded = case.map(lambda x: x if x is case.initial_state else torch.cat([x[:, :20], 0 * x[:, :13], x[:, 20:]], 1))
+    o, state = case.run(backend)
+    padded_o, padded_state = padded.run(backend)
+    torch.testing.assert_close(torch.cat([padded_o[:, :20], padded_o[:, 33:]], 1), o)
+    torch.testing.assert_close(padded_state, state)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_zero_decay_equals_none(backend):
+    case = make_case(70)
+    without = replace(case, g=None).run(backend)
+    for got, want in zip(replace(case, g=torch.zeros_like(case.g)).run(backend), without, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize(("backend", "tokens"), (("naive", 70), ("chunk", 70), ("step", 1)))
+def test_grouped_queries_equal_expanded_keys(backend, tokens):
+    case = make_case(tokens, groups=3)
+
+    def expanded(c):
+        each = {
+            name: x.repeat_interleave(3, 2) for name, x in c.tensors().items() if name not in ("q", "initial_state")
+        }
+        o, state = replace(c, **each, initial_state=c.initial_state.repeat_interleave(3, 1)).run(backend)
+        return o, state[:, ::3]
+
+    assert_close(results(case, lambda c: c.run(backend)), results(case, expanded), 1e-13, 1e-13)
+
+
+@pytest.mark.parametrize("name", ("identical keys", "beta = 2", "identical keys, beta -> 2"))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ill_conditioned(backend, name):
+    case = make_case(256, key_width=64, value_width=32, decay=0)
+    if "keys" in name:
+        case = replace(case, k=case.k[:, :1].expand_as(case.k))
+    if "beta" in name:
+        case = replace(case, beta=torch.full_like(case.beta, 1.99 if "->" in name else 2.0))
+    case = case.to(torch.float32)
+    got = results(case, lambda c: c.run(backend))
+    assert_close(got, results(case.to(torch.float64), reference), 1e-5, 2e-5 if "->" in name else 1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("pattern", ("everywhere", "half of the tokens", "once"))
+def test_strong_decay(backend, pattern):
+    """-20 per step: sums of -4000 in a chunk, where float32 differences keep no digit of a decay of 0.01."""
+    case = make_case(200, decay=0.01)
+    strong = torch.zeros(200, dtype=torch.bool)
+    strong[{"everywhere": slice(None), "half of the tokens": slice(0, 100), "once": slice(90, 91)}[pattern]] = True
+    case = replace(case, g=torch.where(strong[None, :, None], -20.0, case.g)).to(torch.float32)
+    got = results(case, lambda c: c.run(backend, chunk_size=128))
+    assert_close(got, results(case.to(torch.float64), reference))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_decay_gradient_of_each_token(backend):
+    """Relative to itself, not to the largest: behind a decay of -20 the gradient is 1e-9 of its neighbours'."""
+    case = make_case(64, decay=20.0, heads=1).to(torch.float32)
+    got = results(case, lambda c: c.run(backend))["d_g"].double()
+    want = results(case.to(torch.float64), reference)["d_g"]
+    seen = want.abs() > 1e-25
+    assert seen.sum() > 30
+    assert ((got - want).abs()[seen] <= 1e-4 * want.abs()[seen]).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_zeros_stay_zero(backend):
+    case = make_case(70).map(torch.zeros_like)
+    assert all(not x.any() for x in case.run(backend))
+    assert all(x.isfinite().all() for x in results(case, lambda c: c.run(backend)).values())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_huge_values_scale(backend):
+    case = make_case(70).to(torch.float32)
+    huge = replace(case, v=case.v * 2.0**90, initial_state=case.initial_state * 2.0**90)
+    for got, want in zip(huge.run(backend), case.run(backend), strict=True):
+        assert torch.equal(got, want * 2.0**90)
+
+
+@pytest.mark.parametrize("backend", ("naive", "chunk", "auto"))
+def test_no_tokens(backend):
+    case = make_case(1, groups=2).to(torch.float32)
+    o, state = case.tokens(0, 0, case.initial_state).run(backend)
+    assert o.shape == (1, 0, 4, 8) and torch.equal(state, case.initial_state) and state is not case.initial_state
+    o, state = case.tokens(0, 0, None).run(backend)
+    assert o.shape == (1, 0, 4, 8) and state.shape == case.initial_state.shape and not state.any()
