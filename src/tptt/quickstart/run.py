@@ -160,7 +160,9 @@ def _save_and_reload(model, tokenizer, material: Material, options: QuickstartOp
         model.to("cpu").save_pretrained(checkpoint)
         tokenizer.save_pretrained(checkpoint)
         write_card(checkpoint, results)
-    prompt = tokenizer.decode(material.held_out[: max(3 * results.window, 16)])
+    read = min(max(3 * results.window, 16), material.lengths[-1] // 2)
+    prompt = tokenizer.decode(material.held_out[:read])
+    new_tokens = min(NEW_TOKENS, material.lengths[-1] // 2 - 2)  # a base with a table of positions ends there
     console.print(
         "  a fresh process loads it with AutoModelForCausalLM and goes on with held-out text:\n", soft_wrap=True
     )
@@ -169,7 +171,7 @@ def _save_and_reload(model, tokenizer, material: Material, options: QuickstartOp
         console.print(piece, end="", markup=False, soft_wrap=True)
 
     with stage("reload and generate"):
-        results.generated, results.reloaded = generate_fresh(out, prompt, NEW_TOKENS, torch.get_num_threads(), echo)
+        results.generated, results.reloaded = generate_fresh(out, prompt, new_tokens, torch.get_num_threads(), echo)
         found = results.reloaded
         console.print(
             f"\n  {found['tokens']} tokens read and written; "

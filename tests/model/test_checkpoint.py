@@ -1,0 +1,135 @@
+"""Checks 6 and 8 of INTEGRATION.md: save, load, merge, double round trip, hub-style load in a fresh process."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, pipeline
+
+from tests.families.models import close, randomize, tokens
+from tptt import TpttConfig, TpttModel, TpttPipeline
+
+FRESH = """
+import sys, torch
+assert "tptt" not in sys.modules
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+ids = torch.load(sys.argv[2])
+torch.save({"logits": model(input_ids=ids).logits.detach(), "new": model.generate(ids, do_sample=False, max_new_tokens=6,
+    attention_mask=torch.ones_like(ids))}, sys.argv[3])
+model.save_pretrained(sys.argv[4])
+"""
+
+
+def logits(model, ids):
+    with torch.no_grad():
+        return model.eval()(input_ids=ids).logits
+
+
+def test_adapter_round_trip_is_small_and_exact(config, tmp_path):
+    model, ids = randomize(TpttModel(config(max_self_attn_length=6))), tokens(2, 20)
+    model.save_pretrained(tmp_path / "out")
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert names and all(".liza." in n or "lora_" in n for n in names)
+    assert not (tmp_path / "out" / "adapter_config.json").exists()
+    for load in (TpttModel, AutoModelForCausalLM):
+        assert torch.equal(logits(load.from_pretrained(tmp_path / "out"), ids), logits(model, ids))
+    assert AutoConfig.from_pretrained(tmp_path / "out").max_self_attn_length == 6
+
+
+def test_fresh_process_and_double_round_trip(config, tmp_path):
+    model, ids = randomize(TpttModel(config(max_self_attn_length=6, mag_weight=0.3))).eval(), tokens(1, 20)
+    torch.save(ids, tmp_path / "ids")
+    want = model.generate(ids, do_sample=False, max_new_tokens=6, attention_mask=torch.ones_like(ids))
+    model.save_pretrained(tmp_path / "0")
+    for i in range(2):
+        command = [sys.executable, "-c", FRESH, *(str(tmp_path / n) for n in (str(i), "ids", "result", str(i + 1)))]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        result = torch.load(tmp_path / "result")
+        close(result["logits"], logits(model, ids), 1e-6)
+        assert torch.equal(result["new"], want)
+        saved = json.loads((tmp_path / str(i + 1) / "config.json").read_text())
+        assert saved["auto_map"]["AutoModelForCausalLM"] == "modeling_tptt.TpttModel"
+
+
+def test_merge_and_full_save(config, base, tmp_path):
+    model, ids = randomize(TpttModel(config())), tokens(2, 20)
+    want = logits(model, ids)
+    tied = model.config.text_config.tie_word_embeddings
+    model.merge_and_unload()
+    close(logits(model, ids), want)
+    model.save_pretrained(tmp_path / "full")
+    base.rename(tmp_path / "gone")  # self-contained: the base is not needed
+    again = TpttModel.from_pretrained(tmp_path / "full")
+    close(logits(again, ids), want)
+    shared = again.get_input_embeddings().weight is again.get_output_embeddings().weight
+    assert shared is bool(tied)
+
+
+def test_a_moved_base_is_named_and_can_be_given(config, base, tmp_path):
+    model, ids = randomize(TpttModel(config())), tokens(1, 10)
+    model.save_pretrained(tmp_path / "out")
+    base.rename(tmp_path / "moved")
+    with pytest.raises(OSError, match="base_model_name=NEW_PLACE"):
+        TpttModel.from_pretrained(tmp_path / "out")
+    again = TpttModel.from_pretrained(tmp_path / "out", base_model_name=str(tmp_path / "moved"))
+    assert torch.equal(logits(again, ids), logits(model, ids))
+
+
+def test_lora_before_or_after_attaching(config, tmp_path):
+    from peft import PeftConfig, get_peft_model
+
+    from tptt import MemoryConfig, attach_memory
+
+    settings, ids = config(), tokens(2, 20)
+    model = randomize(TpttModel(settings))
+    other = AutoModelForCausalLM.from_pretrained(settings.base_model_name)
+    attach_memory(other, MemoryConfig())
+    other = get_peft_model(other, PeftConfig.from_peft_type(**settings.lora_config))
+    result = other.load_state_dict(model.backbone.state_dict(), strict=False)
+    assert not result.missing_keys and not result.unexpected_keys
+    close(logits(other, ids), logits(model, ids), 1e-6)
+
+
+def test_a_checkpoint_that_does_not_fit(config, tmp_path):
+    model = TpttModel(config())
+    model.save_pretrained(tmp_path / "out")
+    saved = json.loads((tmp_path / "out" / "config.json").read_text())
+    (tmp_path / "out" / "config.json").write_text(json.dumps(saved | {"feature_map": "silu"}))
+    with pytest.raises(RuntimeError, match="does not fit"):
+        TpttModel.from_pretrained(tmp_path / "out")
+    (tmp_path / "out" / "config.json").write_text(json.dumps(saved | {"tptt_version": "7.1.0"}))
+    with pytest.raises(ValueError, match=r"made by tptt 7\.1\.0"):
+        TpttModel.from_pretrained(tmp_path / "out")
+
+
+def test_pipelines_and_generate_agree(config, tokenizer):
+    model = randomize(TpttModel(config(max_self_attn_length=6))).eval()
+    text, options = "w5 w9 w11 w5 w9 w30 w31 w8", {"max_new_tokens": 9, "do_sample": False}
+    ids = tokenizer(text, return_tensors="pt")
+    want = model.generate(**ids, **options)[0].tolist()
+    ours = TpttPipeline(model=model, tokenizer=tokenizer, device="cpu")(text, return_tensors=True, **options)
+    stock = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")
+    assert ours == stock(text, return_tensors=True, **options)
+    assert ours[0]["generated_token_ids"] == want
+
+
+def test_the_shim_refuses_another_tptt(config, tmp_path):
+    TpttModel(config()).save_pretrained(tmp_path / "out")
+    (tmp_path / "fake" / "tptt").mkdir(parents=True)
+    (tmp_path / "fake" / "tptt" / "__init__.py").write_text("__version__ = '0.12.1'\nTpttConfig = TpttModel = None\n")
+    code = f"import sys; sys.path[:0] = [{str(tmp_path / 'fake')!r}, {str(tmp_path / 'out')!r}]; import modeling_tptt"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "another, older project" in done.stderr and "0.12.1" in done.stderr
+
+
+def test_the_config_survives_json(config):
+    settings = config(max_self_attn_length=9, mag_weight=0.25)
+    again = TpttConfig.from_dict(json.loads(json.dumps(settings.to_dict())))
+    assert again.memory_config() == settings.memory_config()
+    assert again.lora_config == settings.lora_config
