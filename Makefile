@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-OUT ?= runs/quickstart
+OUT ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: quickstart test test-slow lint venv clean
 
