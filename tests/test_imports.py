@@ -30,7 +30,7 @@ def test_imports_point_one_way():
         for name in imported(path):
             if name[0] != "tptt" or len(name) < 2 or name[1] in (own, "__version__"):
                 continue
-            if LEVELS[name[1]] >= LEVELS[own]:
+            if LEVELS.get(name[1], len(LEVELS)) >= LEVELS[own]:  # a name of tptt itself stands above all
                 wrong.append(f"{path.relative_to(SOURCE)} imports {'.'.join(name)}")
     assert not wrong, "\n".join(wrong)
 

@@ -1,11 +1,9 @@
 import json
 
 import pytest
-import torch
-from transformers import AutoTokenizer
 
-from tptt.assets import BASE
-from tptt.data import load_text, pack_rows, stdlib_text, tokenize
+from tptt.data import load_text, stdlib_text
+from tptt.data.text import split_by_name
 
 
 def test_stdlib_splits_by_module():
@@ -39,15 +37,28 @@ def test_errors(tmp_path):
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(ValueError, match="holds no text"):
         load_text(str(tmp_path / "empty.txt"))
+    (tmp_path / "one.txt").write_text("x")
+    with pytest.raises(ValueError, match="held out"):
+        load_text(str(tmp_path / "one.txt"))
 
 
-def test_tokenize_and_pack():
-    tokenizer = AutoTokenizer.from_pretrained(BASE)
-    stream = tokenize(tokenizer, ["import os\n"] * 100)
-    one = tokenizer("import os\n")["input_ids"] + [tokenizer.eos_token_id]
-    assert stream.tolist() == one * 100
-    assert len(tokenize(tokenizer, ["import os\n"] * 1000, limit=50)) == 50
-    rows = pack_rows(stream, 7)
-    assert torch.equal(rows.flatten(), stream[: rows.numel()]) and rows.shape[1] == 7
-    with pytest.raises(ValueError, match="one row needs"):
-        pack_rows(stream[:3], 7)
+def test_empty_cells_are_no_text(tmp_path):
+    cells = ["a word", None, "another"] * 20
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": c}) + "\n" for c in cells))
+    split = load_text(str(tmp_path / "a.jsonl"))
+    assert set(split.train + split.held_out) == {"a word", "another"}
+
+
+def test_folders_pass_over_hidden_files_and_take_any_case(tmp_path):
+    (tmp_path / ".venv").mkdir()
+    for name in (".venv/a.py", ".b.md", "c.TXT", "d.md", "e.bin"):
+        (tmp_path / name).write_text(f"text of {name}\n")
+    split = load_text(str(tmp_path))
+    assert sorted(split.train + split.held_out) == ["text of c.TXT\n", "text of d.md\n"]
+
+
+def test_a_document_never_changes_sides():
+    some = split_by_name((str(i), f"text {i}") for i in range(100))
+    more = split_by_name((str(i), f"text {i}") for i in reversed(range(200)))
+    assert set(some.train) <= set(more.train) and set(some.held_out) <= set(more.held_out)
+    assert some.held_out

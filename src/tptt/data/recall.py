@@ -17,7 +17,11 @@ _MARKER = "\n@"
 
 
 class RecallVocabulary:
-    """Words of a tokenizer that are one token with their leading space, and the marker before a record.
+    """Words of a tokenizer that are one token inside running text, and the marker before a record.
+
+    Args:
+        tokenizer: any tokenizer of Hugging Face, byte-level or SentencePiece.
+        most: how many words are taken at most, spread evenly over the tokenizer's ids.
 
     Raises:
         ValueError: the tokenizer has fewer than 64 such words.
@@ -26,21 +30,17 @@ class RecallVocabulary:
     def __init__(self, tokenizer, most: int = 4096) -> None:
         self.marker = tuple(tokenizer(_MARKER, add_special_tokens=False)["input_ids"])
         special = set(tokenizer.all_special_ids)
-        words: list[int] = []
-        for token_id in range(len(tokenizer)):
-            if token_id in special:
-                continue
-            text = tokenizer.decode([token_id])
-            plain = text.strip()
-            if len(plain) < 3 or not (plain.isascii() and plain.isalpha()):
-                continue
-            if tokenizer(" " + plain, add_special_tokens=False)["input_ids"] == [token_id]:
-                words.append(token_id)
+        texts = ((i, tokenizer.decode([i]).strip()) for i in range(len(tokenizer)) if i not in special)
+        plain = [(i, text) for i, text in texts if len(text) >= 3 and text.isascii() and text.isalpha()]
+        # asked behind another sign: SentencePiece gives the first word of a text a space of its own
+        before = tokenizer("@", add_special_tokens=False)["input_ids"]
+        behind = tokenizer([f"@ {text}" for _, text in plain], add_special_tokens=False)["input_ids"] if plain else []
+        words = [i for (i, _), ids in zip(plain, behind, strict=True) if ids == [*before, i]]
         if len(words) < 64:
             raise ValueError(f"recall rows need at least 64 words that are one token; this tokenizer has {len(words)}")
-        step = max(1, len(words) // most)
         # even and odd places: keys and values share no word, and both hold short, frequent and long, rare ones
-        self.words = torch.tensor(words[::step][:most])
+        taken = min(most, len(words))
+        self.words = torch.tensor([words[i * len(words) // taken] for i in range(taken)])
         self.keys, self.values = self.words[0::2], self.words[1::2]
 
     @property
@@ -75,9 +75,12 @@ class RecallRows:
         """``batch`` rows of ``length`` tokens, drawn from ``generator`` alone.
 
         Raises:
-            ValueError: no fact fits into ``length``, or the filler is shorter than a row.
+            ValueError: fewer than one fact, no fact fits into ``length``, or the filler is shorter than a row.
         """
-        count = min(facts or self.facts, length // (2 * self.vocabulary.record_length), len(self.vocabulary.keys))
+        facts = self.facts if facts is None else facts
+        if facts < 1:
+            raise ValueError(f"a recall row states one fact or more, not {facts}")
+        count = min(facts, length // (2 * self.vocabulary.record_length), len(self.vocabulary.keys))
         if count < 1:
             raise ValueError(f"a recall row needs {2 * self.vocabulary.record_length} tokens or more, not {length}")
         if len(self.filler) <= length:
@@ -89,8 +92,15 @@ class RecallRows:
         """``batch`` rows that hold nothing but records: ``facts`` facts, each asked again and again.
 
         A short-range drill that makes in-context lookup emerge early; distances are those to the latest statement.
+
+        Raises:
+            ValueError: fewer than one fact, more facts than keys, or no record fits into ``length``.
         """
         voc, size = self.vocabulary, self.vocabulary.record_length
+        if not 1 <= facts <= len(voc.keys):
+            raise ValueError(f"a dense row takes 1 to {len(voc.keys)} facts, as many as there are keys, not {facts}")
+        if length < size:
+            raise ValueError(f"a dense row needs {size} tokens or more, not {length}")
         places = length // size
         order = torch.randint(facts, (batch, places), generator=generator)
         names = torch.stack([torch.randperm(len(voc.keys), generator=generator)[:facts] for _ in range(batch)])

@@ -35,8 +35,10 @@ def pack_rows(stream: torch.Tensor, length: int) -> torch.Tensor:
     """Cut a stream ``[n]`` into rows ``[n // length, length]``; the remainder is dropped.
 
     Raises:
-        ValueError: the stream is shorter than one row.
+        ValueError: the stream is shorter than one row, or ``length`` is below 1.
     """
+    if length < 1:
+        raise ValueError(f"a row has 1 token or more, not {length}")
     rows = len(stream) // length
     if rows == 0:
         raise ValueError(f"the text has {len(stream)} tokens, one row needs {length}")

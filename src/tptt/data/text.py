@@ -47,15 +47,16 @@ def stdlib_text() -> TextSplit:
 def load_text(source: str, column: str = "text") -> TextSplit:
     """Documents of a text file, a folder, a JSON/JSONL/CSV/Parquet table or a data set of the hub.
 
-    Tables and data sets are read through ``datasets``. A text file becomes one document per 200 lines, every 20th held out.
+    Tables and data sets are read through ``datasets``. A text file becomes one document per 200 lines, every 20th held
+    out. Inside a folder, files and folders whose name begins with a dot are passed over.
 
     Raises:
         FileNotFoundError: ``source`` is neither a path nor a data set that can be loaded.
-        ValueError: no text was found, or the table has no such column.
+        ValueError: no text was found, too little of it to hold any out, or the table has no such column.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
+        files = sorted(p for p in path.rglob("*") if _is_document(p, path))
         named = [(f"{p.relative_to(path)}#{i}", d) for p in files for i, d in enumerate(_read(p, column))]
     elif path.is_file():
         named = [(f"#{i}", d) for i, d in enumerate(_read(path, column))]
@@ -69,9 +70,16 @@ def load_text(source: str, column: str = "text") -> TextSplit:
         return split
     documents = [d for _, d in named]
     if len(documents) == 1:  # one short document: its end is held out
+        if len(documents[0]) < 2:
+            raise ValueError(f"{source!r} holds one character, nothing of which can be held out")
         cut = max(1, len(documents[0]) * 9 // 10)
         return TextSplit([documents[0][:cut]], [documents[0][cut:]])
     return TextSplit(documents[:-1], documents[-1:])
+
+
+def _is_document(file: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return file.suffix.lower() in _SUFFIXES and not hidden and file.is_file()
 
 
 def _topics() -> list[tuple[str, str]]:
@@ -110,10 +118,11 @@ def _docstrings(source: str) -> str:
 
 
 def _read(path: Path, column: str) -> list[str]:
-    if path.suffix in _TABLES:
+    kind = path.suffix.lower()
+    if kind in _TABLES:
         from datasets import load_dataset
 
-        return _column(load_dataset(_TABLES[path.suffix], data_files=str(path))["train"], column, str(path))
+        return _column(load_dataset(_TABLES[kind], data_files=str(path))["train"], column, str(path))
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     return ["".join(lines[i : i + 200]) for i in range(0, len(lines), 200)]
 
@@ -133,4 +142,4 @@ def _data_set(name: str, column: str) -> list[str]:
 def _column(data, column: str, name: str) -> list[str]:
     if column not in data.column_names:
         raise ValueError(f"{name} has no column {column!r}; it has {', '.join(data.column_names)}")
-    return [str(x) for x in data[column]]
+    return [str(x) for x in data[column] if x is not None]  # an empty cell is no text
