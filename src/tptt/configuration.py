@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any
 
@@ -22,14 +22,14 @@ def _one_of(name: str, value: object, valid: tuple[str, ...]) -> None:
         raise ValueError(f"unknown {name} {value!r}; valid are {', '.join(valid)}")
 
 
-def check_mag_weight(value: object) -> float:
-    """The Memory-as-Gate weight as a float.
+def check_mag_weight(value: object, name: str = "mag_weight") -> float:
+    """The Memory-as-Gate weight ``value`` as a float; an error calls it ``name``.
 
     Raises:
         ValueError: it is no number in [0, 1].
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
-        raise ValueError(f"mag_weight must be a number in [0, 1], got {value!r}")
+        raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
     return float(value)
 
 
@@ -200,8 +200,3 @@ def base_error(name: str, error: Exception) -> Exception:
             f"moved pass base_model_name=NEW_PLACE to TpttModel.from_pretrained. ({error})"
         )
     return ValueError(f"base model {name!r} cannot be used as a causal language model: {error}")
-
-
-def memory_dict(config: MemoryConfig) -> dict[str, Any]:
-    """``config`` as keyword arguments."""
-    return asdict(config)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from tptt.checkpoint import CheckpointMixin
 from tptt.configuration import TpttConfig, base_error
 from tptt.surgery import attach_memory, calibrate
-from tptt.surgery.attach import NAME, prepare_cache
+from tptt.surgery.attach import NAME, decoder_body, prepare_cache
 
 _without_weights: contextvars.ContextVar[bool] = contextvars.ContextVar("tptt_without_weights", default=False)
 _adapter_follows: contextvars.ContextVar[bool] = contextvars.ContextVar("tptt_adapter_follows", default=False)
@@ -122,7 +122,7 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
     @property
     def base_model(self) -> torch.nn.Module:
         """The decoder body, as TRL expects it."""
-        return self.inner.base_model
+        return decoder_body(self.backbone)
 
     def get_input_embeddings(self):
         return self.inner.get_input_embeddings()

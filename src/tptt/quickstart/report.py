@@ -138,7 +138,7 @@ attention layer. The folder holds memory and LoRA; the base is loaded from where
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)  # needs the tptt package, 1.0 or newer
 ```
 

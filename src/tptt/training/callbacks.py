@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
+from tptt.configuration import check_mag_weight
 from tptt.surgery import memories, set_mag_weight
 
 from .schedules import constant, cyclic, gradual, switch
@@ -26,10 +27,7 @@ def _single(name: str, value: Any) -> Any:
 
 
 def _weight(name: str, value: Any) -> float:
-    value = _single(name, value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
-    return float(value)
+    return check_mag_weight(_single(name, value), name)
 
 
 def _steps(name: str, value: Any) -> int:
