@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from tptt.assets.baselines import baselines
 from tptt.assets.card import write_card
 from tptt.data import IGNORE, RecallRows, RecallVocabulary, stdlib_text, tokenize
+from tptt.evaluation import perplexity, recall_accuracy
 
 END = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -55,10 +56,13 @@ class Stage(NamedTuple):
     facts: tuple[int, ...]
 
 
-# lookup in the context emerges on short, dense rows or not at all; text comes in when it can be done
+# Lookup in the context emerges within a few hundred steps of short, dense rows in a model that has read text, and not
+# at all in one that has not; once there, it carries over to longer rows and to facts spread through text.
 CURRICULUM = (
-    Stage(0.12, 4, 1.0, 0.0, (2, 4, 8, 16)),
-    Stage(0.45, 2, None, 0.0, (4, 8, 16, 32)),
+    Stage(0.35, 1, 0.0, 0.0, (4,)),
+    Stage(0.45, 8, 0.5, 0.0, (4, 8)),
+    Stage(0.55, 4, 0.5, 0.0, (4, 8, 16)),
+    Stage(0.65, 2, 0.5, 0.5, (4, 8, 16)),
     Stage(1.00, 1, None, 0.5, (4, 8, 16, 32, 64)),
 )
 
@@ -79,9 +83,13 @@ class Batches:
         starts = torch.randint(len(self.stream) - length, (rows - recall_rows,), generator=self.generator).tolist()
         text = torch.stack([self.stream[s : s + length] for s in starts]) if starts else torch.empty(0, length).long()
         spread = round(recall_rows * stage.spread)
-        parts = [self.recall.draw_dense(recall_rows - spread, length, self.generator, self._facts(stage))]
+        parts = []
+        if recall_rows - spread:
+            parts.append(self.recall.draw_dense(recall_rows - spread, length, self.generator, self._facts(stage)))
         if spread:
             parts.append(self.recall.draw(spread, length, self.generator, self._facts(stage)))
+        if not parts:
+            return text, torch.ones(text.shape)
         asked = torch.cat([p.answers for p in parts]) != IGNORE
         weights = torch.cat([torch.ones(text.shape), 0.02 + asked.float()])
         return torch.cat([text, *(p.input_ids for p in parts)]), weights
@@ -96,8 +104,11 @@ def losses_of(model, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Te
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     losses, weights = losses.view(ids.shape[0], -1), weights[:, 1:].to(losses.device)
     text = weights.amin(1) == 1
-    first = losses[text].mean() if bool(text.any()) else losses.new_zeros(())
-    return first, (losses * weights)[~text].sum() / weights[~text].sum()
+    zero = losses.new_zeros(())
+    return (
+        losses[text].mean() if text.any() else zero,
+        zero if text.all() else (losses * weights)[~text].sum() / weights[~text].sum(),
+    )
 
 
 def optimizers(model, matrix_rate: float, rate: float) -> list[torch.optim.Optimizer]:
@@ -111,8 +122,10 @@ def optimizers(model, matrix_rate: float, rate: float) -> list[torch.optim.Optim
     ]
 
 
-def train(model, batches: Batches, minutes: float, seed: int, device: str, matrix_rate: float, rate: float) -> dict:
-    """Train for ``minutes``; the learning rate decays linearly to zero over the last 30 % of the time."""
+def train(model, batches: Batches, args: argparse.Namespace, begin: float) -> dict:
+    """Train for ``args.minutes`` from ``begin`` in the curriculum to its end; the learning rates decay linearly to
+    zero over the last 30 % of the time."""
+    minutes, device, matrix_rate, rate = args.minutes, args.device, args.matrix_rate, args.rate
     opts = optimizers(model, matrix_rate, rate)
     start = time.monotonic()
     tokens = step = 0
@@ -121,7 +134,7 @@ def train(model, batches: Batches, minutes: float, seed: int, device: str, matri
         factor = min(1.0, (step + 1) / 50) * min(1.0, max(0.0, (1 - done) / 0.3))
         for opt, base in zip(opts, (matrix_rate, rate), strict=True):
             opt.param_groups[0]["lr"] = base * factor
-        ids, weights = (x.to(device) for x in batches.draw(done))
+        ids, weights = (x.to(device) for x in batches.draw(begin + (1 - begin) * done))
         with torch.autocast(device, dtype=torch.bfloat16):
             text, recall = losses_of(model, ids, weights)
         (text + recall).backward()
@@ -133,31 +146,20 @@ def train(model, batches: Batches, minutes: float, seed: int, device: str, matri
         if step % 100 == 0:
             minutes_done = (time.monotonic() - start) / 60
             print(f"{step=} {tokens=} text={text:.3f} recall={recall:.3f} minutes={minutes_done:.1f}", flush=True)
-    return {"tokens": tokens, "steps": step, "minutes": round((time.monotonic() - start) / 60, 1), "seed": seed}
+    return {"tokens": tokens, "steps": step, "minutes": round((time.monotonic() - start) / 60, 1), "seed": args.seed}
 
 
-@torch.no_grad()
-def scores(model, rows: torch.Tensor, recall: RecallRows, length: int, device: str) -> dict:
-    """Held-out perplexity and recall by distance inside the context."""
-    model.eval()
-    losses = [model(input_ids=r.to(device), labels=r.to(device)).loss.item() for r in rows.split(8)]
-    generator = torch.Generator().manual_seed(1)
-    hits = torch.zeros(4)
-    asked = torch.zeros(4)
-    for _ in range(8):
-        drawn = recall.draw(8, length, generator)
-        predicted = model(input_ids=drawn.input_ids.to(device)).logits.argmax(-1).cpu().roll(1, 1)
-        places = drawn.answers != IGNORE
-        quarter = (drawn.distance[places] * 4 // length).clamp(max=3)
-        asked += torch.bincount(quarter, minlength=4)
-        hits += torch.bincount(quarter, weights=(predicted == drawn.answers)[places].float(), minlength=4)
-    by_distance = {
-        f"{i * length // 4}-{(i + 1) * length // 4}": round(float(h / a), 4)
-        for i, (h, a) in enumerate(zip(hits, asked, strict=True))
+def scores(model, rows: torch.Tensor, recall: RecallRows) -> dict:
+    """Held-out perplexity, and recall of 32 facts by distance in rows of the same length."""
+    length = rows.shape[1]
+    score = recall_accuracy(model, recall, length, window=length, rows=64, seed=1)
+    return {
+        "perplexity": round(perplexity(model, rows), 3),
+        "recall": round(score.inside, 4),
+        "recall_by_distance": {
+            str(most): round(right / asked, 4) for most, (right, asked) in score.by_distance.items()
+        },
     }
-    perplexity = float(torch.tensor(losses).mean().exp())
-    return {"perplexity": round(perplexity, 3), "recall": round(float(hits.sum() / asked.sum()), 4),
-            "recall_by_distance": by_distance}  # fmt: skip
 
 
 def new_model(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -184,12 +186,16 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, default=2048)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--recall-rows", type=int, default=4)
+    parser.add_argument("--recall-rows", type=int, default=3)
     parser.add_argument("--matrix-rate", type=float, default=0.02)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--init", type=Path, help="go on from a model that this script made; its record is kept")
+    parser.add_argument(
+        "--init",
+        type=Path,
+        help="go on, after the stage of text alone, from a model that this script made; its record is kept",
+    )
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
@@ -207,9 +213,9 @@ def main() -> None:
     model = LlamaForCausalLM.from_pretrained(args.init) if args.init else new_model(args, tokenizer)
     model.to(args.device)
     batches = Batches(stream, RecallRows(vocabulary, stream), args.length, args.rows, args.recall_rows, args.seed)
-    record = train(model, batches, args.minutes, args.seed, args.device, args.matrix_rate, args.rate)
+    record = train(model, batches, args, begin=CURRICULUM[0].end if args.init else 0.0)
     rows = held_out[: len(held_out) // args.length * args.length].view(-1, args.length)[:256]
-    record |= scores(model, rows, RecallRows(vocabulary, held_out), args.length, args.device)
+    record |= scores(model, rows, RecallRows(vocabulary, held_out))
     record |= baselines(stream, rows, len(tokenizer))
     record |= {"parameters": model.num_parameters(), "unique_text_tokens": len(stream), "device": args.device,
                "recall_share": args.recall_rows / args.rows, "length": args.length}  # fmt: skip
