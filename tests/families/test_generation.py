@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from .models import close, tokens
+from .models import build, close, tokens
 
 WINDOWS = [{}, {"max_self_attn_length": 6}, {"max_self_attn_length": 6, "sink_tokens": 2}]
 NEW = 14
@@ -45,6 +45,19 @@ def test_decoding_modes_equal_recomputation(converted, settings, mode):
     want = generate(model, ids, use_cache=False, **uncached)
     assert torch.equal(generate(model, ids, **mode), want)
     assert want.shape[1] == 26 + NEW
+
+
+@pytest.mark.parametrize("settings", WINDOWS)
+def test_assisted_decoding_equals_greedy(converted, family, settings):
+    model, ids = converted(**settings), tokens(1, 20)
+    assistant = build(family, seed=1)
+    assert torch.equal(generate(model, ids, assistant_model=assistant), generate(model, ids))
+
+
+def test_a_converted_model_assists(converted, family):
+    model, ids = build(family, seed=1), tokens(1, 20)
+    assistant = converted(max_self_attn_length=6)
+    assert torch.equal(generate(model, ids, assistant_model=assistant), generate(model, ids))
 
 
 @pytest.mark.parametrize("settings", [WINDOWS[0], WINDOWS[2]])
@@ -98,6 +111,19 @@ def test_errors_before_computing(converted):
     cache = model(input_ids=ids, use_cache=True).past_key_values
     with pytest.raises(RuntimeError, match="activate_past_recording"):
         cache.crop(-2)
+
+
+def test_a_cache_of_another_window_is_refused(attached):
+    ids, caches = tokens(1, 12), []
+    for settings in WINDOWS:
+        with torch.no_grad():
+            caches.append(attached(**settings)(input_ids=ids, use_cache=True).past_key_values)
+    model = attached(**WINDOWS[1])
+    with torch.no_grad():
+        model(input_ids=ids, past_key_values=caches[1])
+        for cache in (caches[0], caches[2]):
+            with pytest.raises(ValueError, match="was made under max_self_attn_length=(None|6)"):
+                model(input_ids=ids, past_key_values=cache)
 
 
 @pytest.mark.parametrize("settings", WINDOWS)

@@ -5,8 +5,14 @@ import torch
 
 from .models import close, tokens
 
+SETTINGS = [
+    {},
+    {"max_self_attn_length": 6, "operator": "gated_delta_rule"},
+    {"max_self_attn_length": 6, "sink_tokens": 2},
+]
 
-@pytest.mark.parametrize("settings", [{}, {"max_self_attn_length": 6, "operator": "gated_delta_rule"}])
+
+@pytest.mark.parametrize("settings", SETTINGS)
 def test_packed_equals_separate(attached, settings):
     model = attached(**settings)
     lengths = ((5, 17, 9), (12, 1, 18))

@@ -127,14 +127,15 @@ def adopt_layer(cache: Cache, index: int, window: int | None = None, sinks: int 
     """Layer ``index`` of ``cache`` as one that holds a memory; a stock layer is replaced by its counterpart.
 
     Raises:
-        ValueError: the layer holds tokens that no memory has read, or a static cache meets a window, or its kind
-            cannot carry a state.
+        ValueError: the layer holds tokens that no memory has read, or that were read under another window; or a static
+            cache meets a window; or the layer's kind cannot carry a state.
     """
     lazy = getattr(cache, "layer_class_to_replicate", None)
     while lazy is not None and len(cache.layers) <= index:
         cache.layers.append(lazy())
     layer = cache.layers[index]
     if isinstance(layer, MemoryState):
+        _check_window(layer, index, window, sinks)
         return layer
     if layer.is_initialized and int(layer.get_seq_length()) > 0:
         raise ValueError(
@@ -144,6 +145,16 @@ def adopt_layer(cache: Cache, index: int, window: int | None = None, sinks: int 
     cache.layers[index] = new = _counterpart(layer, window, sinks)
     new.record_past = getattr(layer, "record_past", False)
     return new
+
+
+def _check_window(layer: MemoryState, index: int, window: int | None, sinks: int) -> None:
+    kept = (layer.sliding_window, layer.sinks) if isinstance(layer, MemoryWindow) else (None, 0)
+    if kept != (window, sinks):
+        named = "max_self_attn_length={} and sink_tokens={}"
+        raise ValueError(
+            f"cache layer {index} was made under {named.format(*kept)}, the model now has {named.format(window, sinks)}: "
+            "start from an empty cache"
+        )
 
 
 def _counterpart(layer, window: int | None, sinks: int) -> MemoryState:

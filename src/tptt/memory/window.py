@@ -18,16 +18,20 @@ def window_mask(valid: torch.Tensor, window: int, sinks: int, segments: torch.Te
         valid: [B, T] bool, False at padding.
         window: tokens a query sees, itself included.
         sinks: first valid tokens of a sequence that stay visible.
-        segments: [B, T] number of the packed sequence each token belongs to, or None.
+        segments: [B, T] number of the packed sequence each token belongs to, or None; packed rows have no padding.
     """
     slots = torch.arange(valid.shape[1], device=valid.device)
-    rank = valid.cumsum(1) - 1
-    if segments is not None:
-        first = torch.ones_like(valid)
-        first[:, 1:] = segments[:, 1:] != segments[:, :-1]
-        rank = rank - torch.where(first, rank, 0).cummax(1).values
+    rank = valid.cumsum(1) - 1 if segments is None else position_in_segment(segments)
     seen = _visible(slots, slots[None], valid, (rank < sinks) & valid, window)
     return seen if segments is None else seen & (segments[:, None, :, None] == segments[:, None, None, :])
+
+
+def position_in_segment(segments: torch.Tensor) -> torch.Tensor:
+    """[B, T] place of each token in its own packed sequence, from ``segments`` [B, T]."""
+    first = torch.ones_like(segments, dtype=torch.bool)
+    first[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    at = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    return at - torch.where(first, at, 0).cummax(1).values
 
 
 def _visible(queries, keys, valid, sink, window):

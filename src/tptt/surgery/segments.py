@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from tptt.memory.window import position_in_segment
+
 
 def segment_ids(position_ids: torch.Tensor) -> torch.Tensor:
     """[B, T] running number of the sequence each token belongs to, from position_ids [B, T]."""
@@ -20,14 +22,10 @@ class Unpacked:
     """
 
     def __init__(self, segments: torch.Tensor) -> None:
-        batch, tokens = segments.shape
         counts = segments[:, -1] + 1
         offset = counts.cumsum(0) - counts
         self.row = segments + offset[:, None]  # [B, T] number of the sequence over the whole batch
-        first = torch.ones_like(segments, dtype=torch.bool)
-        first[:, 1:] = segments[:, 1:] != segments[:, :-1]
-        at = torch.arange(tokens, device=segments.device).expand(batch, -1)
-        self.column = at - torch.where(first, at, 0).cummax(1).values
+        self.column = position_in_segment(segments)
         self.shape = (int(counts.sum()), int(self.column.max()) + 1)
         self.mask = torch.zeros(self.shape, dtype=torch.bool, device=segments.device)
         self.mask[self.row, self.column] = True
