@@ -62,3 +62,11 @@ def test_a_document_never_changes_sides():
     more = split_by_name((str(i), f"text {i}") for i in reversed(range(200)))
     assert set(some.train) <= set(more.train) and set(some.held_out) <= set(more.held_out)
     assert some.held_out
+
+
+def test_a_folder_passes_over_tables_without_text(tmp_path):
+    (tmp_path / "a.md").write_text("words\n" * 900)
+    (tmp_path / "config.json").write_text(json.dumps({"size": 3}))
+    with pytest.warns(UserWarning, match="passed over: .*config.json has no column 'text'; it has size"):
+        split = load_text(str(tmp_path))
+    assert "size" not in "".join(split.train + split.held_out)

@@ -15,6 +15,10 @@ _SUFFIXES = {".txt", ".md", ".rst", ".py", ".json", ".jsonl", ".csv", ".parquet"
 _TABLES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
+class NoColumnError(ValueError):
+    """A table has no column of the name asked for."""
+
+
 @dataclass(frozen=True)
 class TextSplit:
     """Documents for training and documents held out, which never share a source."""
@@ -48,7 +52,8 @@ def load_text(source: str, column: str = "text") -> TextSplit:
     """Documents of a text file, a folder, a JSON/JSONL/CSV/Parquet table or a data set of the hub.
 
     Tables and data sets are read through ``datasets``. A text file becomes one document per 200 lines, every 20th held
-    out. Inside a folder, files and folders whose name begins with a dot are passed over.
+    out. Inside a folder, files and folders whose name begins with a dot are passed over, tables without ``column`` with a
+    warning.
 
     Raises:
         FileNotFoundError: ``source`` is neither a path nor a data set that can be loaded.
@@ -57,7 +62,7 @@ def load_text(source: str, column: str = "text") -> TextSplit:
     path = Path(source).expanduser()
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if _is_document(p, path))
-        named = [(f"{p.relative_to(path)}#{i}", d) for p in files for i, d in enumerate(_read(p, column))]
+        named = [(f"{p.relative_to(path)}#{i}", d) for p in files for i, d in enumerate(_read_any(p, column))]
     elif path.is_file():
         named = [(f"#{i}", d) for i, d in enumerate(_read(path, column))]
     else:
@@ -118,6 +123,7 @@ def _docstrings(source: str) -> str:
 
 
 def _read(path: Path, column: str) -> list[str]:
+    """Documents of one file. Raises NoColumnError (a ValueError) for a table without ``column``."""
     kind = path.suffix.lower()
     if kind in _TABLES:
         from datasets import load_dataset
@@ -125,6 +131,15 @@ def _read(path: Path, column: str) -> list[str]:
         return _column(load_dataset(_TABLES[kind], data_files=str(path))["train"], column, str(path))
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     return ["".join(lines[i : i + 200]) for i in range(0, len(lines), 200)]
+
+
+def _read_any(path: Path, column: str) -> list[str]:
+    """`_read`, but a table without ``column`` is no document: a folder of text often holds other tables too."""
+    try:
+        return _read(path, column)
+    except NoColumnError as error:
+        warnings.warn(f"passed over: {error}", stacklevel=3)
+        return []
 
 
 def _data_set(name: str, column: str) -> list[str]:
@@ -141,5 +156,5 @@ def _data_set(name: str, column: str) -> list[str]:
 
 def _column(data, column: str, name: str) -> list[str]:
     if column not in data.column_names:
-        raise ValueError(f"{name} has no column {column!r}; it has {', '.join(data.column_names)}")
+        raise NoColumnError(f"{name} has no column {column!r}; it has {', '.join(data.column_names)}")
     return [str(x) for x in data[column] if x is not None]  # an empty cell is no text

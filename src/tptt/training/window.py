@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from tptt.configuration import MemoryConfig
+from tptt.memory import LinearMemory
 from tptt.surgery import memories
 from tptt.surgery.attach import NAME
 
@@ -38,6 +39,6 @@ def window_alone(model: nn.Module) -> nn.Module:
     if not memories(model):
         raise ValueError(f"{type(model).__name__} carries no memory, so it has no window to leave")
     for module in list(model.modules()):
-        if "_tptt" in module.__dict__:
-            setattr(module, NAME, _NoMemory(getattr(module, NAME).config))
+        if isinstance(memory := getattr(module, NAME, None), LinearMemory):
+            setattr(module, NAME, _NoMemory(memory.config))
     return model
