@@ -43,6 +43,15 @@ def test_every_part_has_a_level():
 def test_ops_import_nothing_but_torch():
     for path in (SOURCE / "ops").rglob("*.py"):
         roots = {name[0] for name in imported(path)}
-        assert roots <= {"torch", "tptt", "collections", "dataclasses", "functools", "math", "typing", "__future__"}, (
-            path
-        )
+        assert roots <= {
+            "torch",
+            "tptt",
+            "collections",
+            "dataclasses",
+            "functools",
+            "itertools",
+            "math",
+            "os",
+            "typing",
+            "__future__",
+        }, path

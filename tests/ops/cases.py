@@ -5,21 +5,35 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn.functional import normalize
 
-from tptt.ops import delta_rule
+from tptt.ops import delta_rule, linear_attention
 
 NAMES = ("q", "k", "v", "beta", "g", "initial_state")
+KINDS = {
+    "delta": {"decay": 0},
+    "gated delta": {},
+    "kda": {"channels": True},
+    "product": {"decay": 0, "steps": 2},
+    "gated product": {"steps": 3},
+    "linear": {"decay": 0, "delta": False},
+    "linear without beta": {"decay": 0, "delta": False, "strength": False},
+    "gated linear": {"delta": False},
+    "gated linear per channel, two writes": {"delta": False, "channels": True, "steps": 2},
+}
+"""Every recurrence, as arguments of `make_case`."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Arguments of delta_rule. q [B, T, G*H, K], k [B, T, H, K], v [B, T, H, V], beta and g [B, T, H], state [B, H, K, V]."""
+    """Arguments of an operator. q [B, T, G*H, K], k [B, T, (N,) H, K], v [B, T, (N,) H, V], beta [B, T, (N,) H] or None,
+    g [B, T, H] or [B, T, H, K] or None, initial_state [B, H, K, V] or None."""
 
     q: torch.Tensor
     k: torch.Tensor
     v: torch.Tensor
-    beta: torch.Tensor
+    beta: torch.Tensor | None
     g: torch.Tensor | None
     initial_state: torch.Tensor | None
+    delta: bool = True
 
     def tensors(self):
         return {name: getattr(self, name) for name in NAMES if getattr(self, name) is not None}
@@ -39,40 +53,53 @@ class Case:
         """(o, final state)."""
         arguments = (self.q, self.k, self.v, self.beta, self.g)
         options = {"scale": 0.7, "initial_state": self.initial_state, "backend": backend} | options
-        return delta_rule(*arguments, output_final_state=True, **options)
+        operator = delta_rule if self.delta else linear_attention
+        return operator(*arguments, output_final_state=True, **options)
 
 
-def make_case(tokens, batch=1, heads=2, groups=1, key_width=16, value_width=8, decay=0.1, state=True, seed=0):
-    """Random float64 case with unit queries and keys; `decay` is the size of -g, 0 for none."""
+def make_case(
+    tokens, batch=1, heads=2, groups=1, key_width=16, value_width=8, decay=0.1, state=True, seed=0,
+    steps=1, channels=False, delta=True, strength=True,
+):  # fmt: skip
+    """Random float64 case with unit queries and keys; `decay` is the size of -g, 0 for none; `steps` > 1 writes per
+    token; `channels`: a decay of its own for each; `delta` False is linear attention, `strength` False without beta."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
+    several = (batch, tokens, steps, heads) if steps > 1 else (batch, tokens, heads)
     return Case(
         q=normalize(normal(batch, tokens, groups * heads, key_width), dim=-1),
-        k=normalize(normal(batch, tokens, heads, key_width), dim=-1),
-        v=normal(batch, tokens, heads, value_width),
-        beta=normal(batch, tokens, heads).sigmoid(),
-        g=-decay * normal(batch, tokens, heads).abs() if decay else None,
+        k=normalize(normal(*several, key_width), dim=-1),
+        v=normal(*several, value_width),
+        beta=normal(*several).sigmoid() if strength else None,
+        g=-decay * normal(batch, tokens, heads, *([key_width] if channels else [])).abs() if decay else None,
         initial_state=normal(batch, heads, key_width, value_width) if state else None,
+        delta=delta,
     )
 
 
 def reference(case, scale=0.7):
     """(o, state) by the recurrence as MATH.md states it, in float64; queries see keys and values repeated per group."""
     case = case.to(torch.float64)
-    groups = case.q.shape[2] // case.k.shape[2]
-    batch, tokens, heads, key_width = case.k.shape
+    batch, tokens, *_, heads, key_width = case.k.shape
+    groups = case.q.shape[2] // heads
+    k, v, beta = (x if x is None or case.k.dim() == 5 else x.unsqueeze(2) for x in (case.k, case.v, case.beta))
     state = case.initial_state
     if state is None:
-        state = torch.zeros(batch, heads, key_width, case.v.shape[3], dtype=torch.float64)
+        state = torch.zeros(batch, heads, key_width, case.v.shape[-1], dtype=torch.float64)
     outputs = []
     for t in range(tokens):
         if case.g is not None:
-            state = torch.einsum("bh,bhkv->bhkv", case.g[:, t].exp(), state)
-        error = case.v[:, t] - torch.einsum("bhkv,bhk->bhv", state, case.k[:, t])
-        state = state + torch.einsum("bh,bhk,bhv->bhkv", case.beta[:, t], case.k[:, t], error)
+            per_channel = case.g[:, t] if case.g.dim() == 4 else case.g[:, t].unsqueeze(2).expand(-1, -1, key_width)
+            state = torch.einsum("bhk,bhkv->bhkv", per_channel.exp(), state)
+        for j in range(k.shape[2]):
+            write = v[:, t, j]
+            if case.delta:
+                write = write - torch.einsum("bhkv,bhk->bhv", state, k[:, t, j])
+            strength = torch.ones(batch, heads, dtype=torch.float64) if beta is None else beta[:, t, j]
+            state = state + torch.einsum("bh,bhk,bhv->bhkv", strength, k[:, t, j], write)
         read = state.repeat_interleave(groups, 1)
         outputs.append(scale * torch.einsum("bhkv,bhk->bhv", read, case.q[:, t]))
     return torch.stack(outputs, 1), state

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .cases import assert_close, make_case, reference, results
+from .cases import KINDS, assert_close, make_case, reference, results
 
 LENGTHS = (1, 2, 63, 64, 65, 127)
 
@@ -21,24 +21,25 @@ def check(case, backend, dtype=torch.float32, value=1e-6, gradient=1e-5, **optio
     assert_close(got, results(case.to(torch.float64), reference), value, gradient)
 
 
-@pytest.mark.parametrize("decay", (0, 0.1))
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tokens", LENGTHS)
 @pytest.mark.parametrize("backend", ("naive", "chunk", "auto"))
-def test_float32(backend, tokens, decay):
-    check(make_case(tokens, batch=2, decay=decay), backend)
+def test_float32(backend, tokens, kind):
+    check(make_case(tokens, batch=2, **KINDS[kind]), backend)
 
 
-@pytest.mark.parametrize("decay", (0, 0.1))
-def test_step(decay):
-    check(make_case(1, batch=2, groups=3, decay=decay), "step")
-    check(make_case(1, batch=2, groups=3, decay=decay, state=False), "step")
+@pytest.mark.parametrize("kind", KINDS)
+def test_step(kind):
+    check(make_case(1, batch=2, groups=3, **KINDS[kind]), "step")
+    check(make_case(1, batch=2, groups=3, state=False, **KINDS[kind]), "step")
 
 
 @pytest.mark.parametrize(
     "shape", ({"key_width": 64, "value_width": 32}, {"key_width": 64, "value_width": 64, "heads": 1})
 )
-def test_long(shape):
-    check(make_case(1000, **shape), "chunk")
+@pytest.mark.parametrize("kind", KINDS)
+def test_long(shape, kind):
+    check(make_case(1000, **shape, **KINDS[kind]), "chunk")
 
 
 @pytest.mark.parametrize("backend", ("naive", "chunk"))
@@ -46,14 +47,17 @@ def test_without_initial_state(backend):
     check(make_case(70, state=False), backend)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("backend", ("naive", "chunk"))
-def test_float64(backend):
-    check(make_case(70, groups=2), backend, torch.float64, 1e-14, 1e-14)
+def test_float64(backend, kind):
+    check(make_case(70, groups=2, **KINDS[kind]), backend, torch.float64, 1e-14, 1e-14)
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
 @pytest.mark.parametrize("backend", ("naive", "chunk"))
 def test_half_precision(backend, dtype):
+    for kind in ("kda", "product"):
+        check(make_case(100, groups=2, **KINDS[kind]), backend, dtype, 1e-2, 2e-2)
     # beta, g and the state usually stay float32 beside half precision q, k, v
     case = make_case(100, groups=2)
     check(case, backend, dtype, 1e-2, 2e-2)
@@ -63,7 +67,7 @@ def test_half_precision(backend, dtype):
     assert_close(got, results(mixed.to(torch.float64), reference), 1e-2, 2e-2)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     tokens=st.integers(1, 80),
     batch=st.integers(1, 3),
@@ -74,14 +78,18 @@ def test_half_precision(backend, dtype):
     decay=st.sampled_from((0, 0.01, 1.0, 20.0)),
     state=st.booleans(),
     chunk_size=st.sampled_from((None, 1, 2, 8, 64)),
+    steps=st.integers(1, 3),
+    channels=st.booleans(),
+    delta=st.booleans(),
 )
 def test_any_shape(chunk_size, **shape):
     check(make_case(**shape), "chunk", torch.float64, 1e-12, 1e-12, chunk_size=chunk_size)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("backend", ("naive", "chunk", "step"))
-def test_gradcheck(backend):
-    case = make_case(1 if backend == "step" else 5, groups=2, key_width=3, value_width=2)
+def test_gradcheck(backend, kind):
+    case = make_case(1 if backend == "step" else 5, groups=2, key_width=3, value_width=2, **KINDS[kind])
     inputs = [x.requires_grad_() for x in case.tensors().values()]
 
     def run(*tensors):

@@ -59,13 +59,13 @@ def test_available_backends():
 )
 def test_auto(monkeypatch, tokens, grad, expected):
     served = []
-    for name, backend in backends.DELTA_RULE.items():
+    for name, backend in backends.BACKENDS.items():
 
         def function(*args, name=name, function=backend.function, **options):
             served.append(name)
             return function(*args, **options)
 
-        monkeypatch.setitem(backends.DELTA_RULE, name, replace(backend, function=function))
+        monkeypatch.setitem(backends.BACKENDS, name, replace(backend, function=function))
     case = make_case(tokens)
     case.q.requires_grad_(grad)
     case.run("auto")
@@ -181,3 +181,39 @@ def test_torch_compile():
     case = make_case(40)
     run = torch.compile(lambda c: tuple(2 * x for x in c.run("chunk")), backend="eager")
     assert_close(results(case, run), results(case, lambda c: tuple(2 * x for x in c.run("chunk"))), 1e-13, 1e-13)
+
+
+def test_wrong_packing():
+    case = make_case(6, state=False)
+    for cuts, message in (
+        (torch.tensor([0, 3, 3, 6]), "must ascend from 0 to T = 6"),
+        (torch.tensor([0, 3, 5]), "must ascend from 0 to T = 6"),
+        (torch.tensor([[0, 6]]), r"must have shape \[sequences \+ 1\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            case.run("auto", cu_seqlens=cuts)
+    with pytest.raises(TypeError, match="int32 or int64, got torch.float32"):
+        case.run("auto", cu_seqlens=torch.tensor([0.0, 6.0]))
+    with pytest.raises(ValueError, match="the batch must be 1, got 2"):
+        make_case(6, batch=2, state=False).run("auto", cu_seqlens=torch.tensor([0, 6]))
+    with pytest.raises(ValueError, match="one state per sequence, 2, got 1"):
+        make_case(6).run("auto", cu_seqlens=torch.tensor([0, 2, 6]))
+
+
+def test_values_are_checked_under_debug(monkeypatch):
+    case = make_case(6)
+    strong, growing = replace(case, beta=case.beta + 2.5), replace(case, g=-case.g)
+    strong.run("auto")  # not looked at: that would cost a synchronisation
+    monkeypatch.setenv("TPTT_DEBUG", "1")
+    case.run("auto")
+    with pytest.raises(ValueError, match=r"beta must lie in \[0, 2\], got 2\.\d+ to 3\.\d+"):
+        strong.run("auto")
+    with pytest.raises(ValueError, match=r"g must lie in \[-inf, 0\]"):
+        growing.run("auto")
+    replace(strong, delta=False).run("auto")
+
+
+def test_the_delta_rule_needs_beta():
+    case = make_case(6)
+    with pytest.raises(TypeError, match="beta must be a tensor, got NoneType"):
+        replace(case, beta=None).run("auto")

@@ -155,7 +155,7 @@ def scores(model, rows: torch.Tensor, recall: RecallRows) -> dict:
     score = recall_accuracy(model, recall, length, window=length, rows=64, seed=1)
     return {
         "perplexity": round(perplexity(model, rows), 3),
-        "recall": round(score.inside, 4),
+        "recall": round(score.inside or 0.0, 4),
         "recall_by_distance": {
             str(most): round(right / asked, 4) for most, (right, asked) in score.by_distance.items()
         },

@@ -1,7 +1,7 @@
-"""Decay factors within a chunk, all products of decays between two of its tokens: never the exponential of a
-difference that could be positive or that is left over from cancelling large sums.
+"""Scalar decay factors within a chunk, all products of decays between two of its positions: never the exponential of
+a difference that could be positive or that is left over from cancelling large sums.
 
-Legend: N chunks of C tokens.
+Legend: N chunks of W positions.
 """
 
 from typing import NamedTuple
@@ -10,16 +10,16 @@ import torch
 
 
 class Decays(NamedTuple):
-    """With G the running sum of the log decays of a chunk, a token's own included."""
+    """With G the running sum of the log decays of a chunk, a position's own included."""
 
-    between: torch.Tensor  # [N, C, C]: D = exp(G_i - G_j) from writer j to reader i >= j, else 0
-    since_start: torch.Tensor  # [N, C, 1]: exp(G_i)
-    until_end: torch.Tensor  # [N, C, 1]: exp(G_C - G_i)
-    carried: torch.Tensor  # [N, 1, 1]: gamma = exp(G_C)
+    between: torch.Tensor  # [N, W, W]: D = exp(G_i - G_j) from writer j to reader i >= j, else 0
+    since_start: torch.Tensor  # [N, W, 1]: exp(G_i)
+    until_end: torch.Tensor  # [N, W, 1]: exp(G_W - G_i)
+    carried: torch.Tensor  # [N, 1, 1]: gamma = exp(G_W)
 
     @classmethod
     def from_logs(cls, log_decay):
-        """From log decays [N, C]."""
+        """From log decays [N, W]."""
         size = log_decay.shape[1]
         lower = log_decay.new_ones(size, size).tril_()
         # Each pair's own decays are added up. The usual difference of two running sums has their rounding, which

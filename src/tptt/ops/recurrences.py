@@ -1,0 +1,172 @@
+"""The public operators: checked arguments in one layout, packed sequences, dispatch.
+
+Legend: B batch, T tokens, N writes per token, H key/value heads, G query heads per key/value head, K key width, V value
+width.
+"""
+
+import os
+
+import torch
+
+from .backends import Spec, select
+from .dtypes import state_dtype
+from .packed import run_packed
+from .step import step_recurrence
+from .validate import check_arguments, check_chunk_size, check_cu_seqlens, check_values
+
+DEBUG_VARIABLE = "TPTT_DEBUG"
+"""Environment variable: set and not empty, every call checks the values of beta and g, which costs a synchronisation."""
+MOST_BETA = 2.0
+"""Beyond it the delta rule's transition has an eigenvalue below -1 and the state explodes."""
+
+
+def delta_rule(
+    q,
+    k,
+    v,
+    beta,
+    g=None,
+    *,
+    scale=1.0,
+    initial_state=None,
+    output_final_state=False,
+    backend="auto",
+    chunk_size=None,
+    cu_seqlens=None,
+):
+    """Delta rule (arXiv 2406.06484 eq. 2); with g gated (2412.06464 eq. 10) or, per channel, KDA (2510.26692); with
+    N >= 2 writes per token DeltaProduct (2502.10297).
+
+    For every token t, with S the state of the key/value head:
+        S = exp(g_t) S;  for j in 1..N: S += beta_tj k_tj (v_tj - S^T k_tj)^T;  o_t = scale * S^T q_t
+
+    Args:
+        q: queries [B, T, G*H, K], unit L2 norm by convention. Query head h reads the state of head h // G.
+        k: keys [B, T, H, K] or [B, T, N, H, K], unit L2 norm (longer keys make the recurrence itself unstable).
+        v: values [B, T, H, V] or [B, T, N, H, V].
+        beta: write strength [B, T, H] or [B, T, N, H], in [0, 1], or up to 2 with negative eigenvalues. 0 writes nothing.
+        g: natural log of the decay, <= 0: [B, T, H], or per channel [B, T, H, K]; None or 0 is no decay.
+        scale: factor on the output.
+        initial_state: [B, H, K, V]; None is zero. Never modified.
+        output_final_state: return the state after the last token as well.
+        backend: "auto" or a name from `available_backends()`.
+        chunk_size: tokens per chunk of backend "chunk", a power of two; None takes the fastest measured. It changes
+            speed and rounding only; backends without chunks ignore it.
+        cu_seqlens: [S + 1] int32 or int64, for S sequences packed into one row (B = 1): where each begins, and T. Each
+            starts from its own state: initial_state and the final state are then [S, H, K, V].
+
+    Inputs are floating point of any precision, also mixed; all arithmetic is done in the state's precision, whatever
+    autocast says. T = 0 gives an empty output and leaves the state as it was.
+
+    Returns:
+        o [B, T, G*H, V] in v's dtype, and the final state [B, H, K, V] or None. The state is float32; float64 when q,
+        k or v is float64.
+
+    Raises:
+        TypeError: an argument is no floating point tensor, or cu_seqlens none of integers.
+        ValueError: shapes or devices do not fit together, the backend is unknown or cannot serve this call, chunk_size
+            is no power of two, cu_seqlens does not ascend from 0 to T; with the environment variable TPTT_DEBUG also
+            a beta outside [0, 2] or a g above 0.
+        RuntimeError: second derivatives are asked of "chunk" (use "naive").
+    """
+    if beta is None:
+        raise TypeError("beta must be a tensor, got NoneType; a delta rule that always writes in full has beta = 1")
+    options = {"scale": scale, "delta": True}
+    return _run(q, k, v, beta, g, options, initial_state, output_final_state, backend, chunk_size, cu_seqlens)
+
+
+def linear_attention(
+    q,
+    k,
+    v,
+    beta=None,
+    g=None,
+    *,
+    scale=1.0,
+    initial_state=None,
+    output_final_state=False,
+    backend="auto",
+    chunk_size=None,
+    cu_seqlens=None,
+):
+    """Causal linear attention (Katharopoulos et al. 2020, arXiv 2006.16236); with g gated (2312.06635).
+
+    For every token t:  S = exp(g_t) S;  for j in 1..N: S += beta_tj k_tj v_tj^T;  o_t = scale * S^T q_t
+
+    Args, returns and raises: as `delta_rule`; beta may be None, which is 1, and has no upper bound.
+    """
+    options = {"scale": scale, "delta": False}
+    return _run(q, k, v, beta, g, options, initial_state, output_final_state, backend, chunk_size, cu_seqlens)
+
+
+def delta_rule_step(q, k, v, beta, g=None, *, state, scale=1.0, inplace=False):
+    """One token of `delta_rule`, for decoding.
+
+    Args: as in `delta_rule` with T = 1; state [B, H, K, V] before the token; inplace: overwrite `state`, which must
+        then have the state's dtype (float32; float64 when q, k or v is float64), and nothing may need a gradient.
+    Returns: o [B, 1, G*H, V] in v's dtype, and the state after the token (`state` itself when inplace).
+    Raises: TypeError, ValueError as `delta_rule`; ValueError when T is not 1 or inplace cannot be served.
+    """
+    if beta is None:
+        raise TypeError("beta must be a tensor, got NoneType; a delta rule that always writes in full has beta = 1")
+    check_arguments(q, k, v, beta, g, state)
+    if k.shape[1] != 1:
+        raise ValueError(f"delta_rule_step takes exactly one token, got T = {k.shape[1]}")
+    if inplace:
+        _check_inplace(q, k, v, beta, g, state)
+    k, v, beta = _with_writes(k, v, beta)
+    with torch.autocast(k.device.type, enabled=False):
+        return step_recurrence(q, k, v, beta, g, scale=scale, initial_state=state, delta=True, inplace=inplace)
+
+
+def _run(q, k, v, beta, g, options, initial_state, output_final_state, backend, chunk_size, cu_seqlens):
+    one_state_per_row = initial_state if cu_seqlens is None or initial_state is None else initial_state[:1]
+    check_arguments(q, k, v, beta, g, one_state_per_row)
+    check_chunk_size(chunk_size)
+    if cu_seqlens is not None:
+        check_cu_seqlens(cu_seqlens, k, initial_state)
+    if os.environ.get(DEBUG_VARIABLE):
+        check_values(beta, g, MOST_BETA if options["delta"] else float("inf"))
+    k, v, beta = _with_writes(k, v, beta)
+
+    def run(q, k, v, beta, g, state):
+        needs_grad = torch.is_grad_enabled() and any(
+            x is not None and x.requires_grad for x in (q, k, v, beta, g, state)
+        )
+        function = select(backend, Spec(k.shape[1], k.device.type, needs_grad))
+        if not k.shape[1]:
+            return _nothing(q, k, v, state)
+        return function(q, k, v, beta, g, initial_state=state, chunk_size=chunk_size, **options)
+
+    with torch.autocast(k.device.type, enabled=False):
+        if cu_seqlens is None:
+            o, state = run(q, k, v, beta, g, initial_state)
+        else:
+            o, state = run_packed(run, q, k, v, beta, g, cu_seqlens, initial_state)
+    return o, state if output_final_state else None
+
+
+def _with_writes(k, v, beta):
+    """k, v and beta with their axis of N writes."""
+    if k.dim() == 5:
+        return k, v, beta
+    return k.unsqueeze(2), v.unsqueeze(2), None if beta is None else beta.unsqueeze(2)
+
+
+def _check_inplace(q, k, v, beta, g, state):
+    dtype = state_dtype(q, k, v)
+    if state is None or state.dtype != dtype:
+        raise ValueError(f"inplace needs a state of {dtype}, got {None if state is None else state.dtype}")
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, beta, g, state)):
+        raise ValueError("inplace overwrites what a gradient needs: use inplace=False or torch.no_grad()")
+
+
+def _nothing(q, k, v, initial_state):
+    """T = 0."""
+    dtype = state_dtype(q, k, v)
+    batch, _, _, heads, key_width = k.shape
+    if initial_state is None:
+        state = k.new_zeros(batch, heads, key_width, v.shape[4], dtype=dtype)
+    else:
+        state = initial_state.to(dtype, copy=True)
+    return v.new_empty(batch, 0, q.shape[2], v.shape[4]), state
