@@ -121,31 +121,26 @@ class RecallRows:
         return RecallBatch(ids, answers, distance)
 
     def _row(self, length: int, count: int, generator: torch.Generator):
-        voc, size = self.vocabulary, self.vocabulary.record_length
+        voc = self.vocabulary
         keys = voc.keys[torch.randperm(len(voc.keys), generator=generator)[:count]]
         values = voc.values[torch.randint(len(voc.values), (count,), generator=generator)]
         # a random order of 2 * count places; the earlier place of a fact states it, the later one asks
         order = torch.randperm(2 * count, generator=generator) % count
-        room = length - 2 * count * size
+        room = length - 2 * count * voc.record_length
         cuts = torch.randint(room + 1, (2 * count,), generator=generator).sort().values
         start = int(torch.randint(len(self.filler) - length, (1,), generator=generator))
-        ids = self.filler[start : start + length].clone()
-        answers = torch.full((length,), IGNORE)
-        distance = torch.zeros(length, dtype=torch.long)
-        text = ids[:room].clone()
-        marker = torch.tensor(voc.marker)
-        at = done = 0
+        text = self.filler[start : start + room].tolist()  # lists: a tensor per record takes three times as long
+        keys, values = keys.tolist(), values.tolist()
+        ids: list[int] = []
+        answers, distance = [IGNORE] * length, [0] * length
+        done = 0
         stated: dict[int, int] = {}
         for fact, cut in zip(order.tolist(), cuts.tolist(), strict=True):
-            ids[at : at + cut - done] = text[done:cut]
-            at += cut - done
-            done = cut
-            ids[at : at + size] = torch.cat([marker, keys[fact : fact + 1], values[fact : fact + 1]])
-            at += size
+            ids += [*text[done:cut], *voc.marker, keys[fact], values[fact]]
+            done, at = cut, len(ids)
             if fact in stated:
                 answers[at - 1] = values[fact]
                 distance[at - 1] = at - 1 - stated[fact]
             else:
                 stated[fact] = at - 1
-        ids[at:] = text[done:]
-        return ids, answers, distance
+        return tuple(map(torch.tensor, (ids + text[done:], answers, distance)))
