@@ -10,7 +10,7 @@ from tptt.surgery import memories
 
 
 def parameter_groups(
-    model: nn.Module, lr: float = 5e-3, memory_lr: float = 1e-2, weight_decay: float = 0.0
+    model: nn.Module, lr: float = 2.5e-3, memory_lr: float = 1e-2, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
     """The trainable parameters of ``model``: the memory's at ``memory_lr``, all others (LoRA) at ``lr``.
 

@@ -1,0 +1,265 @@
+// Backward: segment by segment from the last, each recomputed from its saved state, then chunk by chunk in reverse.
+// Derivation and the names E, Z, M: ../../README.md, "Backward".
+#pragma once
+#include "forward.h"
+
+namespace {
+
+// What the recomputation of a segment keeps of each of its chunks.
+struct Kept {
+  float *state, *a, *mixing, *u;
+
+  static int64_t floats(const Sizes& z) {
+    return int64_t(z.keys) * z.values + int64_t(z.columns + z.queries) * z.columns + int64_t(z.columns) * z.values + 64;
+  }
+  Kept(const Sizes& z, Arena& arena)
+      : state(arena.take(int64_t(z.keys) * z.values)), a(arena.take(int64_t(z.columns) * z.columns)),
+        mixing(arena.take(int64_t(z.queries) * z.columns)), u(arena.take(int64_t(z.columns) * z.values)) {}
+};
+
+struct BackwardScratch {
+  float *d_state, *d_out, *e, *d_a, *d_mixing, *d_keys, *d_read, *d_queries, *writes;
+  float *u_across, *state_across, *d_state_across, *passing, *from_start, *to_end;
+
+  static int64_t floats(const Sizes& z) {
+    int64_t w = z.columns, r = z.queries, k = z.keys, v = z.values;
+    return (w + r) * w + (2 * w + r) * v + (3 * w + r) * k + 3 * k * v + 4 * w + 512;
+  }
+  BackwardScratch(const Sizes& z, Arena& arena) {
+    int64_t w = z.columns, r = z.queries, k = z.keys, v = z.values;
+    d_state = arena.take(k * v), d_out = arena.take(r * v), e = arena.take(w * v);
+    d_a = arena.take(w * w), d_mixing = arena.take(r * w);
+    d_keys = arena.take(w * k), d_read = arena.take(w * k), d_queries = arena.take(r * k), writes = arena.take(w * k);
+    u_across = arena.take(w * v), state_across = arena.take(k * v), d_state_across = arena.take(k * v);
+    passing = arena.take(w), from_start = arena.take(w), to_end = arena.take(w);
+  }
+};
+
+inline float dot(const float* a, const float* b, int width) {
+  Vec total{};
+  for (int i = 0; i < width; i += LANES) total += load(a + i) * load(b + i);
+  return sum(total);
+}
+
+inline int position_of(const Sizes& z, int query) { return (query % z.tokens + 1) * z.writes - 1; }
+
+// E [W, V] = T^T (P^T dO + k^ dS').
+inline void through_updates(const TpttProblem& p, const Sizes& z, const Chunk& c, const Kept& kept, BackwardScratch& s) {
+  const int width = z.values, row = z.columns;
+  product<Onto::NOTHING>(s.e, width, c.keys, z.keys, 1, s.d_state, width, z.positions, width, z.keys);
+  if (p.g.data) scale_rows(s.e, width, c.until_end, z.positions);
+  for (int m = 0; m < z.positions; m += 4) {
+    int token = m / z.writes;  // the first that reads any of these four
+    for (int g = 0; g < z.groups; g++) {
+      int first = g * z.tokens + token;
+      product<Onto::SUM>(s.e + m * width, width, kept.mixing + first * row + m, 1, row, s.d_out + first * width, width,
+                         4, width, z.tokens - token);
+    }
+  }
+  if (p.delta) solve_across(z, kept.a, s.e);
+}
+
+// dM = Z u^T [W, W] and [G*C, W], with zeros where M has none.
+inline void through_mixing(const TpttProblem& p, const Sizes& z, const Kept& kept, BackwardScratch& s) {
+  const int width = z.values, row = z.columns;
+  transpose(kept.u, width, s.u_across, row, row, width);
+  for (int m = 0; p.delta && m < z.positions; m += 4) {
+    int columns = reach(z, m + 3);
+    product<Onto::NEGATIVE>(s.d_a + m * row, row, s.e + m * width, width, 1, s.u_across, row, 4, columns, width);
+    for (int i = m; i < m + 4; i++)
+      for (int j = i; j < columns; j++) s.d_a[i * row + j] = 0;
+  }
+  for (int m = 0; m < z.queries; m += 4) {
+    int columns = reach(z, (m % z.tokens + 4) * z.writes - 1);
+    product<Onto::NOTHING>(s.d_mixing + m * row, row, s.d_out + m * width, width, 1, s.u_across, row, 4, columns, width);
+    for (int i = m; i < m + 4; i++)
+      for (int j = position_of(z, i) + 1; j < columns; j++) s.d_mixing[i * row + j] = 0;
+  }
+}
+
+// dX~ = Z S^T and dk^ = u dS'^T.
+inline void through_states(const TpttProblem& p, const Sizes& z, const Kept& kept, BackwardScratch& s) {
+  const int width = z.values;
+  transpose(kept.state, width, s.state_across, z.keys, z.keys, width);
+  transpose(s.d_state, width, s.d_state_across, z.keys, z.keys, width);
+  if (p.delta)
+    product<Onto::NEGATIVE>(s.d_read, z.keys, s.e, width, 1, s.state_across, z.keys, z.positions, z.keys, width);
+  product<Onto::NOTHING>(s.d_queries, z.keys, s.d_out, width, 1, s.state_across, z.keys, z.queries, z.keys, width);
+  product<Onto::NOTHING>(s.d_keys, z.keys, kept.u, width, 1, s.d_state_across, z.keys, z.positions, z.keys, width);
+}
+
+// The gradient of the log decays, from what passes each of them; only then the decays' own factors on all gradients.
+// Summed over (writer, reader) pairs that the decay lies between, never as a difference of larger sums.
+inline void through_decays(const TpttProblem& p, const Sizes& z, const Chunk& c, const Kept& kept, BackwardScratch& s,
+                           int64_t b, int64_t h, int64_t start) {
+  const int row = z.columns;
+  for (int w = 0; w < z.positions; w++) {
+    s.from_start[w] = p.delta ? c.since_start[w] * dot(s.d_read + w * z.keys, s.writes + w * z.keys, z.keys) : 0.f;
+    s.to_end[w] = c.until_end[w] * dot(s.d_keys + w * z.keys, c.keys + w * z.keys, z.keys);
+  }
+  for (int i = 0; i < z.queries; i++) {
+    int at = position_of(z, i);
+    s.from_start[at] += c.since_start[at] * dot(s.d_queries + i * z.keys, c.queries + i * z.keys, z.keys);
+  }
+  const float across = c.carried * dot(kept.state, s.d_state, z.keys * z.values);
+  memset(s.passing, 0, 4 * row);
+  float reads = 0, written = 0;
+  for (int w = 0; w < z.positions; w++) {  // to_end becomes the sum of those before
+    float own = s.to_end[w];
+    s.to_end[w] = written;
+    written += own;
+  }
+  for (int w = z.positions - 1; w >= 0; w--) {
+    int token = w / z.writes;
+    for (int j = 0; j <= w; j += LANES) {
+      Vec x = load(s.passing + j);
+      if (p.delta) x += load(s.d_a + w * row + j) * load(kept.a + w * row + j);
+      if (w % z.writes == z.writes - 1)
+        for (int g = 0; g < z.groups; g++) {
+          int i = g * z.tokens + token;
+          x += load(s.d_mixing + i * row + j) * load(kept.mixing + i * row + j);
+        }
+      store(s.passing + j, x);
+    }
+    reads += s.from_start[w];
+    if (w % z.writes == 0 && start + token < p.tokens) {
+      float pairs = 0;
+      for (int j = 0; j < w; j++) pairs += s.passing[j];
+      static_cast<float*>(p.d_g.data)[offset(p.d_g, b, start + token, 0, h)] = pairs + reads + s.to_end[w] + across;
+    }
+  }
+  if (p.delta) {
+    scale_rows(s.d_read, z.keys, c.since_start, z.positions);
+    for (int w = 0; w < z.positions; w++)
+      for (int j = 0; j <= w; j += LANES) store(s.d_a + w * row + j, load(s.d_a + w * row + j) * load(c.decay + w * row + j));
+  }
+  for (int i = 0; i < z.queries; i++) {
+    int at = position_of(z, i);
+    scale_rows(s.d_queries + i * z.keys, z.keys, c.since_start + at, 1);
+    for (int j = 0; j <= at; j += LANES)
+      store(s.d_mixing + i * row + j, load(s.d_mixing + i * row + j) * load(c.decay + at * row + j));
+  }
+  scale_rows(s.d_keys, z.keys, c.until_end, z.positions);
+}
+
+// dX += dM k, dk += dM^T X.
+inline void through_products(const TpttProblem& p, const Sizes& z, const Chunk& c, BackwardScratch& s) {
+  const int row = z.columns, width = z.keys;
+  for (int m = 0; p.delta && m < z.positions; m += 4) {
+    product<Onto::SUM>(s.d_read + m * width, width, s.d_a + m * row, row, 1, c.keys, width, 4, width, m + 4);
+    product<Onto::SUM>(s.d_keys + m * width, width, s.d_a + m * row + m, 1, row, s.writes + m * width, width, 4, width,
+                       z.positions - m);
+  }
+  for (int m = 0; m < z.queries; m += 4)
+    product<Onto::SUM>(s.d_queries + m * width, width, s.d_mixing + m * row, row, 1, c.keys, width, 4, width,
+                       (m % z.tokens + 4) * z.writes);
+  for (int m = 0; m < z.positions; m += 4) {
+    int token = m / z.writes;
+    for (int g = 0; g < z.groups; g++) {
+      int first = g * z.tokens + token;
+      product<Onto::SUM>(s.d_keys + m * width, width, s.d_mixing + first * row + m, 1, row, c.queries + first * width,
+                         width, 4, width, z.tokens - token);
+    }
+  }
+}
+
+// dbeta, dv, dk and dq of the chunk, in the caller's layout. Leaves beta E in the place of v.
+inline void store_gradients(const TpttProblem& p, const Sizes& z, Chunk& c, BackwardScratch& s, int64_t b, int64_t h,
+                            int64_t start) {
+  for (int w = 0; w < z.positions && start + w / z.writes < p.tokens; w++) {
+    int64_t t = start + w / z.writes, n = w % z.writes;
+    float *value = c.values + w * z.values, *key = s.d_keys + w * z.keys;
+    const float *e = s.e + w * z.values, *read = s.d_read + w * z.keys;
+    Vec beta = splat(c.beta[w]);
+    if (p.d_beta.data) {
+      float d = dot(e, value, z.values);
+      if (p.delta) d += dot(read, c.keys + w * z.keys, z.keys);
+      static_cast<float*>(p.d_beta.data)[offset(p.d_beta, b, t, n, h)] = d;
+    }
+    for (int j = 0; p.delta && j < z.keys; j += LANES) store(key + j, load(key + j) + beta * load(read + j));
+    for (int j = 0; j < z.values; j += LANES) store(value + j, beta * load(e + j));
+    store_row(p.d_k, offset(p.d_k, b, t, n, h), p.bfloat16, key, z.key_width);
+    store_row(p.d_v, offset(p.d_v, b, t, n, h), p.bfloat16, value, z.value_width);
+  }
+  for (int i = 0; i < z.queries; i++) {
+    int64_t t = start + i % z.tokens;
+    if (t >= p.tokens) continue;
+    float* row = s.d_queries + i * z.keys;
+    scale_rows(row, z.keys, &p.scale, 1);
+    store_row(p.d_q, offset(p.d_q, b, t, 0, h * z.groups + i / z.tokens), p.bfloat16, row, z.key_width);
+  }
+}
+
+// dS = gamma dS' + X~^T Z. Scales E and dO in place.
+inline void retreat(const TpttProblem& p, const Sizes& z, const Chunk& c, BackwardScratch& s) {
+  const int width = z.values;
+  if (p.g.data) {
+    if (p.delta) scale_rows(s.e, width, c.since_start, z.positions);
+    for (int i = 0; i < z.queries; i++) scale_rows(s.d_out + i * width, width, c.since_start + position_of(z, i), 1);
+  }
+  product<Onto::SCALED>(s.d_state, width, c.queries, 1, z.keys, s.d_out, width, z.keys, width, z.queries,
+                        p.g.data ? c.carried : 1.f);
+  if (p.delta) product<Onto::LESS>(s.d_state, width, s.writes, 1, z.keys, s.e, width, z.keys, width, z.positions);
+}
+
+inline void backward_chunk(const TpttProblem& p, const Sizes& z, Chunk& c, const Kept& kept, BackwardScratch& s, int64_t b,
+                           int64_t h, int64_t start) {
+  load_queries(p, z, p.d_o, b, h, start, s.d_out, z.value_width, z.values, 1.f, -1);
+  for (int w = 0; p.delta && w < z.positions; w++)
+    for (int j = 0; j < z.keys; j += LANES)
+      store(s.writes + w * z.keys + j, load(c.keys + w * z.keys + j) * splat(c.beta[w]));
+  through_updates(p, z, c, kept, s);
+  through_mixing(p, z, kept, s);
+  through_states(p, z, kept, s);
+  if (p.g.data) through_decays(p, z, c, kept, s, b, h, start);
+  through_products(p, z, c, s);
+  store_gradients(p, z, c, s, b, h, start);
+  retreat(p, z, c, s);
+}
+
+inline void backward_head(const TpttProblem& p, const Sizes& z, Chunk& c, float* scratch_u, Kept* kept,
+                          BackwardScratch& s, int64_t b, int64_t h) {
+  const int64_t of_state = int64_t(z.key_width) * z.value_width, which = b * p.heads + h, chunks = count_of_chunks(p);
+  load_state(z, p.d_final_state ? p.d_final_state + which * of_state : nullptr, s.d_state);
+  for (int64_t segment = count_of_segments(p) - 1; segment >= 0; segment--) {
+    const int64_t first = segment * p.segment, end = first + p.segment < chunks ? first + p.segment : chunks;
+    load_state(z, p.saved + (which * count_of_segments(p) + segment) * of_state, kept[0].state);
+    for (int64_t n = first; n < end; n++) {
+      const Kept& now = kept[n - first];
+      load_chunk(p, z, b, h, n * z.tokens, c, 1);
+      mix(p, z, c, now.a, now.mixing);
+      updates(p, z, c, now.a, now.state, now.u);
+      if (n + 1 < end) {
+        memcpy(kept[n + 1 - first].state, now.state, 4 * int64_t(z.keys) * z.values);
+        memcpy(scratch_u, now.u, 4 * int64_t(z.positions) * z.values);
+        advance(p, z, c, scratch_u, kept[n + 1 - first].state);
+      }
+    }
+    for (int64_t n = end - 1; n >= first; n--) {
+      if (n != end - 1) load_chunk(p, z, b, h, n * z.tokens, c, -1);
+      backward_chunk(p, z, c, kept[n - first], s, b, h, n * z.tokens);
+    }
+  }
+  store_state(z, s.d_state, p.d_initial_state + which * of_state);
+}
+
+inline void backward(const TpttProblem& p) {
+  const Sizes z(p);
+  const int64_t chunks = count_of_chunks(p), most = p.segment < chunks ? p.segment : chunks;
+#pragma omp parallel num_threads(int(p.threads))
+  {
+    Arena arena(Chunk::floats(z) + BackwardScratch::floats(z) + int64_t(z.columns) * z.values + most * Kept::floats(z));
+    Chunk c(z, arena);
+    BackwardScratch s(z, arena);
+    float* scratch_u = arena.take(int64_t(z.columns) * z.values);
+    Kept* kept = static_cast<Kept*>(malloc(most * sizeof(Kept)));
+    if (!kept) abort();
+    for (int64_t i = 0; i < most; i++) kept[i] = Kept(z, arena);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < p.batch * p.heads; i++)
+      backward_head(p, z, c, scratch_u, kept, s, i / p.heads, i % p.heads);
+    free(kept);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,278 @@
+// One chunk of one head: its inputs in float, its decays, and what depends on them alone.
+// Legend: C tokens, N writes for each, W = N * C positions, G query groups of C rows. K, V and W are padded to LANES in
+// every buffer, with zeros; tokens behind the end write nothing and do not decay.
+#pragma once
+#include <cstdlib>
+#include "abi.h"
+#include "products.h"
+
+namespace {
+
+struct Sizes {
+  int tokens, writes, positions, groups, queries;  // C, N, W, G, G * C
+  int key_width, value_width;                      // K, V
+  int keys, values, columns;                       // K, V and W, padded
+
+  explicit Sizes(const TpttProblem& p)
+      : tokens(int(p.chunk)), writes(int(p.writes)), positions(tokens * writes), groups(int(p.groups)),
+        queries(groups * tokens), key_width(int(p.key_width)), value_width(int(p.value_width)),
+        keys(up_to_multiple(key_width, LANES)), values(up_to_multiple(value_width, LANES)),
+        columns(up_to_multiple(positions, LANES)) {}
+};
+
+// A thread's memory, handed out piece by piece.
+class Arena {
+ public:
+  explicit Arena(int64_t floats) : start_(static_cast<float*>(aligned_alloc(64, (floats * 4 + 4096) / 64 * 64))) {
+    if (!start_) abort();
+    memset(start_, 0, (floats * 4 + 4096) / 64 * 64);
+  }
+  ~Arena() { free(start_); }
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  float* take(int64_t floats) {
+    float* piece = start_ + used_;
+    used_ += (floats + 15) / 16 * 16;
+    return piece;
+  }
+
+ private:
+  float* start_;
+  int64_t used_ = 0;
+};
+
+struct Chunk {
+  float *keys, *keys_across, *queries, *values, *beta;  // [W, K], [K, W], [G*C, K] times scale, [W, V], [W]
+  double* logs;                                         // [W]: running sum of the log decays
+  float *decay, *since_start, *until_end;               // [W, W] lower, [W], [W]; without g unused
+  float carried;                                        // gamma
+
+  static int64_t floats(const Sizes& z) {
+    int64_t w = z.columns;
+    return 2 * (w + 16) * z.keys + int64_t(z.queries + 16) * z.keys + (w + 16) * z.values + w * w + 6 * w + 512;
+  }
+  Chunk(const Sizes& z, Arena& arena)
+      : keys(arena.take(int64_t(z.columns) * z.keys)), keys_across(arena.take(int64_t(z.columns) * z.keys)),
+        queries(arena.take(int64_t(z.queries) * z.keys)), values(arena.take(int64_t(z.columns) * z.values)),
+        beta(arena.take(z.columns)), logs(reinterpret_cast<double*>(arena.take(2 * z.columns))),
+        decay(arena.take(int64_t(z.columns) * z.columns)), since_start(arena.take(z.columns)),
+        until_end(arena.take(z.columns)), carried(1.f) {}
+};
+
+inline int64_t offset(const TpttTensor& x, int64_t b, int64_t t, int64_t n, int64_t h) {
+  return b * x.batch + t * x.token + n * x.write + h * x.head;
+}
+
+// A row of `width` to float; `ahead` elements further lies a row that will be wanted soon (0: none). Rows of one head lie
+// a page or so apart, where the processor does not prefetch by itself.
+inline void load_row(const TpttTensor& x, int64_t at, bool bfloat16, float* to, int width, float factor = 1.f,
+                     int64_t ahead = 0) {
+  const int size = bfloat16 ? 2 : 4;
+  for (int i = 0; ahead && i < width * size; i += 64)
+    __builtin_prefetch(static_cast<const char*>(x.data) + (at + ahead) * size + i);
+  int i = 0;
+  if (bfloat16) {
+    const uint16_t* from = static_cast<const uint16_t*>(x.data) + at;
+    for (; i + LANES <= width; i += LANES) store(to + i, from_bfloat16(from + i) * splat(factor));
+    for (; i < width; i++) to[i] = from_bfloat16(from[i]) * factor;
+  } else {
+    const float* from = static_cast<const float*>(x.data) + at;
+    for (; i + LANES <= width; i += LANES) store(to + i, load(from + i) * splat(factor));
+    for (; i < width; i++) to[i] = from[i] * factor;
+  }
+}
+
+inline void store_row(const TpttTensor& x, int64_t at, bool bfloat16, const float* from, int width) {
+  if (bfloat16) {
+    uint16_t* to = static_cast<uint16_t*>(x.data) + at;
+    for (int i = 0; i < width; i++) to[i] = to_bfloat16(from[i]);
+  } else {
+    memcpy(static_cast<float*>(x.data) + at, from, 4 * width);
+  }
+}
+
+// Rows [G*C, width] of one tensor of queries; zeros behind the end.
+inline void load_queries(const TpttProblem& p, const Sizes& z, const TpttTensor& x, int64_t b, int64_t h, int64_t start,
+                         float* to, int width, int padded, float factor, int chunks_ahead) {
+  for (int g = 0; g < z.groups; g++)
+    for (int i = 0; i < z.tokens; i++) {
+      float* row = to + int64_t(g * z.tokens + i) * padded;
+      const int64_t next = start + i + chunks_ahead * z.tokens;
+      if (start + i < p.tokens)
+        load_row(x, offset(x, b, start + i, 0, h * z.groups + g), p.bfloat16, row, width, factor,
+                 next >= 0 && next < p.tokens ? chunks_ahead * z.tokens * x.token : 0);
+      else
+        memset(row, 0, 4 * padded);
+    }
+}
+
+inline void load_decays(const TpttProblem& p, const Sizes& z, int64_t b, int64_t h, int64_t start, Chunk& c) {
+  double total = 0;  // of logs in double: a difference of two sums keeps the digits of a small one behind a large one
+  for (int w = 0; w < z.positions; w++) {
+    int64_t t = start + w / z.writes;
+    if (w % z.writes == 0 && t < p.tokens) {
+      double g = static_cast<const float*>(p.g.data)[offset(p.g, b, t, 0, h)];
+      total += g < -1e4 ? -1e4 : g;  // minus infinity is a decay like any other that leaves nothing
+    }
+    c.logs[w] = total;
+  }
+  for (int w = z.positions; w < z.columns; w++) c.logs[w] = total;
+  for (int i = 0; i < z.positions; i++) {
+    float* row = c.decay + i * z.columns;
+    for (int j = 0; j <= i; j += LANES) {
+      float logs[LANES];
+      for (int n = 0; n < LANES; n++) logs[n] = float(c.logs[i] - c.logs[j + n]);
+      store(row + j, exp(load(logs)));
+    }
+    for (int j = i + 1; j < (i / LANES + 1) * LANES; j++) row[j] = 0;
+  }
+  for (int w = 0; w < z.columns; w += LANES) {
+    float from[LANES], to[LANES];
+    for (int n = 0; n < LANES; n++) from[n] = float(c.logs[w + n]), to[n] = float(total - c.logs[w + n]);
+    store(c.since_start + w, exp(load(from)));
+    store(c.until_end + w, exp(load(to)));
+  }
+  c.carried = c.since_start[z.positions - 1];
+}
+
+// `chunks_ahead`: 1 or -1, where the next call will start.
+inline void load_chunk(const TpttProblem& p, const Sizes& z, int64_t b, int64_t h, int64_t start, Chunk& c,
+                       int chunks_ahead) {
+  for (int w = 0; w < z.positions; w++) {
+    int64_t t = start + w / z.writes, n = w % z.writes;
+    float *key = c.keys + w * z.keys, *value = c.values + w * z.values;
+    const int64_t next = t + chunks_ahead * z.tokens, ahead = next >= 0 && next < p.tokens ? chunks_ahead * z.tokens : 0;
+    if (t < p.tokens) {
+      load_row(p.k, offset(p.k, b, t, n, h), p.bfloat16, key, z.key_width, 1.f, ahead * p.k.token);
+      load_row(p.v, offset(p.v, b, t, n, h), p.bfloat16, value, z.value_width, 1.f, ahead * p.v.token);
+      c.beta[w] = p.beta.data ? static_cast<const float*>(p.beta.data)[offset(p.beta, b, t, n, h)] : 1.f;
+    } else {
+      memset(key, 0, 4 * z.keys);
+      memset(value, 0, 4 * z.values);
+      c.beta[w] = 0;
+    }
+  }
+  load_queries(p, z, p.q, b, h, start, c.queries, z.key_width, z.keys, p.scale, chunks_ahead);
+  transpose(c.keys, z.keys, c.keys_across, z.columns, z.columns, z.keys);
+  if (p.g.data) load_decays(p, z, b, h, start, c);
+}
+
+// How many columns of a block of 4 rows, the last at position `last`, reach the lower triangle.
+inline int reach(const Sizes& z, int last) {
+  int columns = up_to_multiple(last + 1, LANES);
+  return columns < z.columns ? columns : z.columns;
+}
+
+// A [W, W] strictly lower and P [G*C, W] lower, with decay, beta and scale.
+inline void mix(const TpttProblem& p, const Sizes& z, const Chunk& c, float* a, float* mixing) {
+  const int row = z.columns;
+  for (int m = 0; p.delta && m < z.positions; m += 4) {
+    int columns = reach(z, m + 3);
+    // in parts of 16: where keys are alike and beta is near 2, the rounding of k.k adds up over the sequence
+    for (int n = 0; n < z.keys; n += 16) {
+      int depth = z.keys - n < 16 ? z.keys - n : 16;
+      if (n)
+        product<Onto::AFTER>(a + m * row, row, c.keys + m * z.keys + n, z.keys, 1, c.keys_across + n * row, row, 4,
+                             columns, depth);
+      else
+        product<Onto::NOTHING>(a + m * row, row, c.keys + m * z.keys, z.keys, 1, c.keys_across, row, 4, columns, depth);
+    }
+    for (int i = m; i < m + 4; i++) {
+      for (int j = 0; j < columns; j += LANES) {
+        Vec x = load(a + i * row + j) * splat(c.beta[i]);
+        store(a + i * row + j, p.g.data && j <= i ? x * load(c.decay + i * row + j) : x);
+      }
+      for (int j = i; j < columns; j++) a[i * row + j] = 0;
+    }
+  }
+  for (int m = 0; m < z.queries; m += 4) {
+    int last = (m % z.tokens + 4) * z.writes - 1, columns = reach(z, last);
+    product<Onto::NOTHING>(mixing + m * row, row, c.queries + m * z.keys, z.keys, 1, c.keys_across, row, 4, columns,
+                           z.keys);
+    for (int i = m; i < m + 4; i++) {
+      int at = (i % z.tokens + 1) * z.writes - 1;
+      if (p.g.data)
+        for (int j = 0; j <= at; j += LANES)
+          store(mixing + i * row + j, load(mixing + i * row + j) * load(c.decay + at * row + j));
+      for (int j = at + 1; j < columns; j++) mixing[i * row + j] = 0;
+    }
+  }
+}
+
+inline void scale_rows(float* x, int width, const float* factors, int rows) {
+  for (int i = 0; i < rows; i++)
+    for (int j = 0; j < width; j += LANES) store(x + i * width + j, load(x + i * width + j) * splat(factors[i]));
+}
+
+// X <- (I + A)^-1 X by substitution in blocks of 4.
+inline void solve(const Sizes& z, const float* a, float* x) {
+  const int row = z.columns, width = z.values;
+  for (int m = 0; m < z.positions; m += 4) {
+    if (m) product<Onto::LESS>(x + m * width, width, a + m * row, row, 1, x, width, 4, width, m);
+    for (int j = 0; j < width; j += LANES) {
+      float* at = x + m * width + j;
+      Vec done[4];
+      for (int i = 0; i < 4; i++) {
+        done[i] = load(at + i * width);
+        for (int n = 0; n < i; n++) done[i] -= splat(a[(m + i) * row + m + n]) * done[n];
+        store(at + i * width, done[i]);
+      }
+    }
+  }
+}
+
+// X <- (I + A)^-T X.
+inline void solve_across(const Sizes& z, const float* a, float* x) {
+  const int row = z.columns, width = z.values, size = z.positions;
+  for (int m = size - 4; m >= 0; m -= 4) {
+    int after = m + 4;
+    if (after < size)
+      product<Onto::LESS>(x + m * width, width, a + after * row + m, 1, row, x + after * width, width, 4, width,
+                          size - after);
+    for (int j = 0; j < width; j += LANES) {
+      float* at = x + m * width + j;
+      Vec done[4];
+      for (int i = 3; i >= 0; i--) {
+        done[i] = load(at + i * width);
+        for (int n = i + 1; n < 4; n++) done[i] -= splat(a[(m + n) * row + m + i]) * done[n];
+        store(at + i * width, done[i]);
+      }
+    }
+  }
+}
+
+// u [W, V]: what the chunk's positions write, given the state before it. `u` may not be c.values.
+inline void updates(const TpttProblem& p, const Sizes& z, const Chunk& c, const float* a, const float* state, float* u) {
+  const int width = z.values;
+  if (p.delta) product<Onto::NOTHING>(u, width, c.keys, z.keys, 1, state, width, z.positions, width, z.keys);
+  for (int i = 0; i < z.positions; i++) {
+    Vec beta = splat(c.beta[i]), decay = splat(p.g.data ? c.since_start[i] : 1.f);
+    for (int j = 0; j < width; j += LANES) {
+      Vec x = load(c.values + i * width + j);
+      if (p.delta) x -= decay * load(u + i * width + j);
+      store(u + i * width + j, beta * x);
+    }
+  }
+  if (p.delta) solve(z, a, u);
+}
+
+// state <- gamma state + k^^T u; `u` is scaled in place.
+inline void advance(const TpttProblem& p, const Sizes& z, const Chunk& c, float* u, float* state) {
+  if (p.g.data) {
+    scale_rows(u, z.values, c.until_end, z.positions);
+    product<Onto::SCALED>(state, z.values, c.keys, 1, z.keys, u, z.values, z.keys, z.values, z.positions, c.carried);
+  } else {
+    product<Onto::SUM>(state, z.values, c.keys, 1, z.keys, u, z.values, z.keys, z.values, z.positions);
+  }
+}
+
+// A state [K, V] of the caller's to a padded one and back.
+inline void load_state(const Sizes& z, const float* from, float* to) {
+  memset(to, 0, 4 * int64_t(z.keys) * z.values);
+  for (int i = 0; from && i < z.key_width; i++) memcpy(to + i * z.values, from + i * z.value_width, 4 * z.value_width);
+}
+inline void store_state(const Sizes& z, const float* from, float* to) {
+  for (int i = 0; i < z.key_width; i++) memcpy(to + i * z.value_width, from + i * z.values, 4 * z.value_width);
+}
+
+}  // namespace

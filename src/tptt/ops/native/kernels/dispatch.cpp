@@ -1,0 +1,50 @@
+// The exported functions: instruction sets by number, the best one of this machine, and a call into one of them.
+#include "abi.h"
+
+#define TPTT_DECLARE(name)                          \
+  void tptt_forward_##name(const TpttProblem* p);   \
+  void tptt_backward_##name(const TpttProblem* p);  \
+  void tptt_step_##name(const TpttStep* p);
+
+extern "C" {
+TPTT_DECLARE(portable)
+#ifdef TPTT_X86
+TPTT_DECLARE(avx2)
+TPTT_DECLARE(avx512)
+#endif
+
+// 0 portable, 1 AVX2 with FMA, 2 AVX-512
+int tptt_best() {
+#ifdef TPTT_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq"))
+    return 2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+  return 0;
+}
+
+// Sizes of the structs, so that a caller with other ones finds out before it calls.
+void tptt_sizes(int64_t* sizes) {
+  sizes[0] = sizeof(TpttProblem);
+  sizes[1] = sizeof(TpttStep);
+}
+
+#ifdef TPTT_X86
+#define TPTT_CHOOSE(what, p)                  \
+  switch (set) {                              \
+    case 2: tptt_##what##_avx512(p); break;   \
+    case 1: tptt_##what##_avx2(p); break;     \
+    default: tptt_##what##_portable(p);       \
+  }
+#else
+#define TPTT_CHOOSE(what, p) \
+  (void)set;                 \
+  tptt_##what##_portable(p);
+#endif
+
+void tptt_forward(int set, const TpttProblem* p) { TPTT_CHOOSE(forward, p) }
+void tptt_backward(int set, const TpttProblem* p) { TPTT_CHOOSE(backward, p) }
+void tptt_step(int set, const TpttStep* p) { TPTT_CHOOSE(step, p) }
+}

@@ -1,0 +1,83 @@
+// Small matrix products: C (+)= A B with A read through two strides (so also transposed), B and C by rows.
+#pragma once
+#include "vectors.h"
+
+namespace {
+
+enum class Onto {
+  NOTHING,  // C = AB
+  SUM,      // C = C + AB
+  LESS,     // C = C - AB
+  SCALED,   // C = factor C + AB
+  AFTER,    // C = C + (AB summed by itself): one more accumulator against rounding
+  NEGATIVE  // C = -AB
+};
+
+template <int ROWS, int STRIPS, Onto ONTO>
+inline __attribute__((always_inline)) void tile(float* c, int c_row, const float* a, int a_row, int a_step,
+                                                const float* b, int b_row, int depth, float factor) {
+  constexpr bool MINUS = ONTO == Onto::LESS || ONTO == Onto::NEGATIVE;
+  Vec acc[ROWS][STRIPS];
+  for (int i = 0; i < ROWS; i++)
+    for (int j = 0; j < STRIPS; j++) {
+      if (ONTO == Onto::SUM || ONTO == Onto::LESS)
+        acc[i][j] = load(c + i * c_row + j * LANES);
+      else if (ONTO == Onto::SCALED)
+        acc[i][j] = load(c + i * c_row + j * LANES) * splat(factor);
+      else
+        acc[i][j] = Vec{};
+    }
+  for (int n = 0; n < depth; n++) {
+    Vec right[STRIPS];
+    for (int j = 0; j < STRIPS; j++) right[j] = load(b + int64_t(n) * b_row + j * LANES);
+    for (int i = 0; i < ROWS; i++) {
+      Vec left = splat(a[i * a_row + n * a_step]);
+      for (int j = 0; j < STRIPS; j++) {
+        if (MINUS)
+          acc[i][j] -= left * right[j];
+        else
+          acc[i][j] += left * right[j];
+      }
+    }
+  }
+  for (int i = 0; i < ROWS; i++)
+    for (int j = 0; j < STRIPS; j++) {
+      float* at = c + i * c_row + j * LANES;
+      store(at, ONTO == Onto::AFTER ? load(at) + acc[i][j] : acc[i][j]);
+    }
+}
+
+template <int ROWS, int STRIPS, Onto ONTO>
+inline __attribute__((always_inline)) void strip(float* c, int c_row, const float* a, int a_row, int a_step,
+                                                 const float* b, int b_row, int rows, int depth, float factor) {
+  int m = 0;
+  for (; m + ROWS <= rows; m += ROWS)
+    tile<ROWS, STRIPS, ONTO>(c + m * c_row, c_row, a + m * a_row, a_row, a_step, b, b_row, depth, factor);
+  if constexpr (ROWS > 4)
+    for (; m + 4 <= rows; m += 4)
+      tile<4, STRIPS, ONTO>(c + m * c_row, c_row, a + m * a_row, a_row, a_step, b, b_row, depth, factor);
+  for (; m < rows; m++)
+    tile<1, STRIPS, ONTO>(c + m * c_row, c_row, a + m * a_row, a_row, a_step, b, b_row, depth, factor);
+}
+
+// C [rows, columns] from A [rows, depth] and B [depth, columns]; columns is a multiple of LANES.
+// 32 registers hold 16 sums and what they need, 16 registers 12 sums.
+template <Onto ONTO>
+void product(float* c, int c_row, const float* a, int a_row, int a_step, const float* b, int b_row, int rows,
+             int columns, int depth, float factor = 1.f) {
+  constexpr bool MANY = LANES == 16;
+  constexpr int MOST = MANY ? 4 : 3;
+  for (int n = 0; n < columns;) {
+    int strips = (columns - n) / LANES;
+    if (strips > MOST) strips = MOST;
+    switch (strips) {
+      case 1: strip<MANY ? 8 : 4, 1, ONTO>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, factor); break;
+      case 2: strip<MANY ? 8 : 4, 2, ONTO>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, factor); break;
+      case 3: strip<4, 3, ONTO>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, factor); break;
+      default: strip<4, MOST, ONTO>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, factor);
+    }
+    n += strips * LANES;
+  }
+}
+
+}  // namespace

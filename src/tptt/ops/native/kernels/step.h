@@ -1,0 +1,94 @@
+// One token, in place on the state: N + 1 passes over it. Each pass writes what the one before found and reads for the
+// next key, the last for the queries.
+#pragma once
+#include "chunk.h"
+
+namespace {
+
+// state <- decay state + key u^T, where key is given, and read = state^T reader; columns of STRIPS vectors.
+template <int STRIPS, bool WRITE>
+inline void pass(float* state, int row, int rows, const float* key, const float* u, float decay, const float* reader,
+                 float* read) {
+  Vec write[STRIPS], total[STRIPS];
+  for (int j = 0; j < STRIPS; j++) {
+    if (WRITE) write[j] = load(u + j * LANES);
+    total[j] = Vec{};
+  }
+  const Vec factor = splat(decay);
+  for (int i = 0; i < rows; i++) {
+    float* at = state + int64_t(i) * row;
+    const Vec reads = splat(reader[i]), writes = WRITE ? splat(key[i]) : Vec{};
+    for (int j = 0; j < STRIPS; j++) {
+      Vec x = load(at + j * LANES);
+      if (WRITE) store(at + j * LANES, x = x * factor + writes * write[j]);
+      total[j] += reads * x;
+    }
+  }
+  for (int j = 0; j < STRIPS; j++) store(read + j * LANES, total[j]);
+}
+
+template <bool WRITE>
+void pass_all(float* state, int width, int rows, const float* key, const float* u, float decay, const float* reader,
+              float* read) {
+  constexpr int MOST = LANES == 16 ? 8 : 4;
+  int n = 0;
+  for (; n + MOST * LANES <= width; n += MOST * LANES)
+    pass<MOST, WRITE>(state + n, width, rows, key, WRITE ? u + n : u, decay, reader, read + n);
+  for (; n + LANES <= width; n += LANES)
+    pass<1, WRITE>(state + n, width, rows, key, WRITE ? u + n : u, decay, reader, read + n);
+  for (; n < width; n++) {
+    float total = 0;
+    for (int i = 0; i < rows; i++) {
+      float* at = state + int64_t(i) * width + n;
+      if (WRITE) *at = *at * decay + key[i] * u[n];
+      total += reader[i] * *at;
+    }
+    read[n] = total;
+  }
+}
+
+inline void step_head(const TpttStep& p, int64_t b, int64_t h, float* keys, float* query, float* value, float* read,
+                      float* u) {
+  const int key_width = int(p.key_width), width = int(p.value_width);
+  float* state = p.state + (b * p.heads + h) * key_width * width;
+  float decay = 1.f;
+  if (p.g) decay = exp(splat(p.g[b * p.heads + h] < -1e4f ? -1e4f : p.g[b * p.heads + h]))[0];
+  const TpttTensor q{const_cast<void*>(p.q), 0, 0, 0, 0}, k{const_cast<void*>(p.k), 0, 0, 0, 0},
+      v{const_cast<void*>(p.v), 0, 0, 0, 0}, o{p.o, 0, 0, 0, 0};
+  const auto row_of = [&](int64_t n) { return (b * p.writes + n) * p.heads + h; };
+  const auto load_query = [&](int64_t g) {
+    load_row(q, ((b * p.heads + h) * p.groups + g) * key_width, p.bfloat16, query, key_width);
+  };
+  load_query(0);
+  for (int64_t n = 0; n < p.writes; n++) load_row(k, row_of(n) * key_width, p.bfloat16, keys + n * key_width, key_width);
+  if (p.delta) pass_all<false>(state, width, key_width, nullptr, nullptr, 1.f, keys, read);
+  for (int64_t n = 0; n < p.writes; n++) {
+    load_row(v, row_of(n) * width, p.bfloat16, value, width);
+    const float beta = p.beta ? p.beta[row_of(n)] : 1.f, before = n ? 1.f : decay;
+    for (int j = 0; j < width; j++) u[j] = beta * (p.delta ? value[j] - before * read[j] : value[j]);
+    const float* next = n + 1 < p.writes ? keys + (n + 1) * key_width : query;
+    pass_all<true>(state, width, key_width, keys + n * key_width, u, before, next, read);
+  }
+  for (int64_t g = 0; g < p.groups; g++) {
+    if (g) {
+      load_query(g);
+      pass_all<false>(state, width, key_width, nullptr, nullptr, 1.f, query, read);
+    }
+    for (int j = 0; j < width; j++) read[j] *= p.scale;
+    store_row(o, ((b * p.heads + h) * p.groups + g) * width, p.bfloat16, read, width);
+  }
+}
+
+inline void step(const TpttStep& p) {
+  const int64_t keys = p.writes * p.key_width, count = p.batch * p.heads;
+#pragma omp parallel num_threads(int(p.threads < count ? p.threads : count)) if (p.threads > 1)
+  {
+    Arena arena(keys + p.key_width + 3 * p.value_width + 128);
+    float *key = arena.take(keys), *query = arena.take(p.key_width);
+    float *value = arena.take(p.value_width), *read = arena.take(p.value_width), *u = arena.take(p.value_width);
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < count; i++) step_head(p, i / p.heads, i % p.heads, key, query, value, read, u);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,13 @@
+// Compiled once per instruction set, with TPTT_LANES and TPTT_NAME (the suffix of what it exports).
+#include "backward.h"
+#include "forward.h"
+#include "step.h"
+
+#define TPTT_JOIN2(a, b) a##_##b
+#define TPTT_JOIN(a, b) TPTT_JOIN2(a, b)
+
+extern "C" {
+void TPTT_JOIN(tptt_forward, TPTT_NAME)(const TpttProblem* p) { forward(*p); }
+void TPTT_JOIN(tptt_backward, TPTT_NAME)(const TpttProblem* p) { backward(*p); }
+void TPTT_JOIN(tptt_step, TPTT_NAME)(const TpttStep* p) { step(*p); }
+}

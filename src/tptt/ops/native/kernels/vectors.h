@@ -1,0 +1,95 @@
+// Vectors of LANES floats by the compiler's vector extension: the same source serves every instruction set.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+namespace {
+
+constexpr int LANES = TPTT_LANES;
+typedef float Vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t IntVec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t WordVec __attribute__((vector_size(4 * LANES)));
+typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES)));
+typedef double WideVec __attribute__((vector_size(8 * LANES)));
+
+template <class T> inline T load_as(const void* p) {
+  T x;
+  memcpy(&x, p, sizeof x);
+  return x;
+}
+inline Vec load(const float* p) { return load_as<Vec>(p); }
+inline void store(float* p, Vec x) { memcpy(p, &x, sizeof x); }
+
+template <int... I> inline Vec splat(float x, std::integer_sequence<int, I...>) { return Vec{(static_cast<void>(I), x)...}; }
+inline Vec splat(float x) { return splat(x, std::make_integer_sequence<int, LANES>{}); }
+
+inline float sum(Vec x) {
+  float parts[LANES];
+  memcpy(parts, &x, sizeof x);
+  for (int n = LANES / 2; n; n /= 2)
+    for (int i = 0; i < n; i++) parts[i] += parts[i + n];
+  return parts[0];
+}
+
+// exp to 2 units in the last place; below -150 zero.
+inline Vec exp(Vec x) {
+  x = x < splat(-150.f) ? splat(-150.f) : x;
+  x = x > splat(100.f) ? splat(100.f) : x;
+  const Vec magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
+  Vec n = (x * splat(1.44269504089f) + magic) - magic;
+  Vec r = (x - n * splat(0.693359375f)) + n * splat(2.12194440e-4f);
+  Vec p = splat(1.f / 5040);
+  for (float c : {1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, .5f, 1.f, 1.f}) p = p * r + splat(c);
+  // 2^n in two factors: one would leave the range of a float before its product with p does
+  IntVec whole = __builtin_convertvector(n, IntVec), half = whole >> 1;
+  IntVec first = (half + 127) << 23, second = (whole - half + 127) << 23;
+  return p * load_as<Vec>(&first) * load_as<Vec>(&second);
+}
+
+inline Vec from_bfloat16(const uint16_t* p) {
+  WordVec words = __builtin_convertvector(load_as<HalfVec>(p), WordVec) << 16;
+  return load_as<Vec>(&words);
+}
+inline uint16_t to_bfloat16(float x) {
+  uint32_t word;
+  memcpy(&word, &x, 4);
+  if ((word & 0x7fffffffu) > 0x7f800000u) return uint16_t(word >> 16) | 0x40;  // a NaN stays one
+  return uint16_t((word + 0x7fffu + ((word >> 16) & 1)) >> 16);                // ties to even
+}
+inline float from_bfloat16(uint16_t x) {
+  uint32_t word = uint32_t(x) << 16;
+  float result;
+  memcpy(&result, &word, 4);
+  return result;
+}
+
+// One stage of a transpose: exchange blocks of S lanes between two vectors.
+template <int S, bool HIGH, int... I> inline Vec exchange(Vec a, Vec b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, ((I & S) ? (HIGH ? I + LANES : I + LANES - S) : (HIGH ? I + S : I))...);
+}
+template <int S> inline void exchange_all(Vec* x) {
+  constexpr auto lanes = std::make_integer_sequence<int, LANES>{};
+  for (int i = 0; i < LANES; i++)
+    if (!(i & S)) {
+      Vec a = x[i], b = x[i + S];
+      x[i] = exchange<S, false>(a, b, lanes);
+      x[i + S] = exchange<S, true>(a, b, lanes);
+    }
+  if constexpr (S > 1) exchange_all<S / 2>(x);
+}
+
+// to [columns, to_row] = from [rows, from_row] transposed; rows and columns are multiples of LANES.
+inline void transpose(const float* from, int from_row, float* to, int to_row, int rows, int columns) {
+  for (int i = 0; i < rows; i += LANES)
+    for (int j = 0; j < columns; j += LANES) {
+      Vec x[LANES];
+      for (int n = 0; n < LANES; n++) x[n] = load(from + (i + n) * from_row + j);
+      exchange_all<LANES / 2>(x);
+      for (int n = 0; n < LANES; n++) store(to + (j + n) * to_row + i, x[n]);
+    }
+}
+
+inline int up_to_multiple(int64_t x, int of) { return int((x + of - 1) / of * of); }
+
+}  // namespace

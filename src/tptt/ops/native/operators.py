@@ -1,0 +1,157 @@
+"""The kernels as operators of torch.library: with shapes for tracing (torch.compile) and gradients.
+
+Legend: as in recurrences.py. k [B, T, N, H, K], v [B, T, N, H, V], beta [B, T, N, H]; q, k, v of one dtype, float32 or
+bfloat16; beta, g and states float32.
+"""
+
+from __future__ import annotations
+
+
+import torch
+from torch import Tensor
+
+from . import structs
+from .library import library
+
+POSITIONS = 32
+"""Positions of a chunk, about."""
+SEGMENT_CHUNKS = 16
+
+
+def _sizes(q, k, v):
+    """chunk in tokens (a multiple of 4), segment in chunks, number of segments."""
+    tokens, writes, key_width = k.shape[1], k.shape[2], k.shape[4]
+    chunk = min(max(4, POSITIONS // writes // 4 * 4), -(-tokens // 4) * 4)
+    segment = max(SEGMENT_CHUNKS, -(-4 * key_width // chunk))  # a saved state costs at most a quarter of its values
+    return chunk, segment, -(-tokens // (chunk * segment))
+
+
+def _problem(q, k, v, beta, g, scale, delta, **pointers):
+    batch, tokens, writes, heads, key_width = k.shape
+    chunk, segment, _ = _sizes(q, k, v)
+    return structs.Problem(
+        batch, tokens, writes, heads, q.shape[2] // heads, key_width, v.shape[4], chunk, segment,
+        torch.get_num_threads(), scale, delta, q.dtype == torch.bfloat16,
+        q=structs.Tensor.of(q, "bth"), k=structs.Tensor.of(k, "btnh"), v=structs.Tensor.of(v, "btnh"),
+        beta=structs.Tensor.of(beta, "btnh"), g=structs.Tensor.of(g, "bth"), **pointers,
+    )  # fmt: skip
+
+
+def _rows(x):
+    """x, or a copy whose last axis is contiguous."""
+    return x if x is None or x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def _pointer(x):
+    return None if x is None else x.data_ptr()
+
+
+@torch.library.custom_op("tptt::recurrence", mutates_args=(), device_types="cpu")
+def recurrence(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, g: Tensor | None, initial_state: Tensor | None,
+    scale: float, delta: bool, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """o [B, T, G*H, V], the final state [B, H, K, V], and the states before each segment (nothing unless ``keep``)."""
+    o, state, saved = _outputs(q, k, v, delta, keep)
+    q, k, v = map(_rows, (q, k, v))
+    start = None if initial_state is None else initial_state.contiguous()
+    problem = _problem(
+        q, k, v, beta, g, scale, delta, o=structs.Tensor.of(o, "bth"), initial_state=_pointer(start),
+        final_state=state.data_ptr(), saved=saved.data_ptr() if keep else None,
+    )  # fmt: skip
+    library().forward(problem)
+    return o, state, saved
+
+
+@recurrence.register_fake
+def _outputs(q, k, v, *arguments):
+    keep = arguments[-1]
+    batch, tokens, _, heads, key_width = k.shape
+    value_width = v.shape[4]
+    segments = _sizes(q, k, v)[2] if keep else 0
+    saved = (batch, heads, segments, key_width, value_width)
+    return (
+        v.new_empty(batch, tokens, q.shape[2], value_width),
+        v.new_empty(batch, heads, key_width, value_width, dtype=torch.float32),
+        v.new_empty(saved, dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("tptt::recurrence_backward", mutates_args=(), device_types="cpu")
+def recurrence_backward(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, g: Tensor | None, saved: Tensor, d_o: Tensor,
+    d_final_state: Tensor, scale: float, delta: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k, v, beta, g and the initial state; those of an absent beta or g are empty."""
+    grads = _gradients(q, k, v, beta, g, saved)
+    q, k, v, d_o = map(_rows, (q, k, v, d_o))
+    d_final_state = d_final_state.contiguous()
+    d_q, d_k, d_v, d_beta, d_g, d_state = grads
+    problem = _problem(
+        q, k, v, beta, g, scale, delta, saved=saved.data_ptr(), d_o=structs.Tensor.of(d_o, "bth"),
+        d_q=structs.Tensor.of(d_q, "bth"), d_k=structs.Tensor.of(d_k, "btnh"), d_v=structs.Tensor.of(d_v, "btnh"),
+        d_beta=structs.Tensor.of(None if beta is None else d_beta, "btnh"),
+        d_g=structs.Tensor.of(None if g is None else d_g, "bth"), d_final_state=_pointer(d_final_state),
+        d_initial_state=d_state.data_ptr(),
+    )  # fmt: skip
+    library().backward(problem)
+    return grads
+
+
+@recurrence_backward.register_fake
+def _gradients(q, k, v, beta, g, saved, *arguments):
+    batch, _, _, heads, key_width = k.shape
+    absent = v.new_empty(0, dtype=torch.float32)
+    return (
+        *(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)),
+        *(absent.clone() if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (beta, g)),
+        v.new_empty(batch, heads, key_width, v.shape[4], dtype=torch.float32),
+    )
+
+
+def _keep_inputs(ctx, inputs, output):
+    q, k, v, beta, g, initial_state, scale, delta, _ = inputs
+    ctx.save_for_backward(q, k, v, beta, g, output[2])
+    ctx.scale, ctx.delta, ctx.with_state = scale, delta, initial_state is not None
+    ctx.mark_non_differentiable(output[2])
+
+
+def _differentiate(ctx, d_o, d_final_state, _):
+    q, k, v, beta, g, saved = ctx.saved_tensors
+    d_q, d_k, d_v, d_beta, d_g, d_state = recurrence_backward(
+        q, k, v, beta, g, saved, d_o, d_final_state, ctx.scale, ctx.delta
+    )
+    d_beta, d_g = None if beta is None else d_beta, None if g is None else d_g
+    return d_q, d_k, d_v, d_beta, d_g, d_state if ctx.with_state else None, None, None, None
+
+
+recurrence.register_autograd(_differentiate, setup_context=_keep_inputs)
+
+
+def step_kernel(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, g: Tensor | None, state: Tensor, scale: float, delta: bool
+) -> Tensor:
+    """One token, T = 1: o [B, 1, G*H, V]; ``state`` [B, H, K, V] is overwritten."""
+    batch, _, writes, heads, key_width = k.shape
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    beta, g = (x if x is None else x.contiguous() for x in (beta, g))
+    o = v.new_empty(batch, 1, q.shape[2], v.shape[4])
+    problem = structs.Step(
+        batch, writes, heads, q.shape[2] // heads, key_width, v.shape[4], torch.get_num_threads(), scale, delta,
+        q.dtype == torch.bfloat16, q.data_ptr(), k.data_ptr(), v.data_ptr(), _pointer(beta), _pointer(g),
+        state.data_ptr(), o.data_ptr(),
+    )  # fmt: skip
+    library().step(problem)
+    return o
+
+
+recurrence_step = torch.library.custom_op(
+    "tptt::recurrence_step", step_kernel, mutates_args=("state",), device_types="cpu"
+)
+
+
+@recurrence_step.register_fake
+def _step_output(q, k, v, *arguments):
+    return v.new_empty(v.shape[0], 1, q.shape[2], v.shape[4])
+
+

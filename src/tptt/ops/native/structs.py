@@ -1,0 +1,50 @@
+"""kernels/abi.h in ctypes; change both together (the loader compares sizes)."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+
+class Tensor(ctypes.Structure):
+    """A tensor with up to four axes before its contiguous last one: batch, token, write, head."""
+
+    _fields_ = [("data", ctypes.c_void_p)] + [(name, ctypes.c_int64) for name in ("batch", "token", "write", "head")]
+
+    @classmethod
+    def of(cls, x: torch.Tensor | None, axes: str) -> Tensor:
+        """``axes`` names x's axes before the last, as "btnh"; "-" at the end: the last one is there as well."""
+        if x is None:
+            return cls()
+        strides = dict(zip(axes, x.stride(), strict=False))
+        return cls(x.data_ptr(), *(strides.get(axis, 0) for axis in "btnh"))
+
+
+_SIZES = ("batch", "tokens", "writes", "heads", "groups", "key_width", "value_width", "chunk", "segment", "threads")
+
+
+class Problem(ctypes.Structure):
+    """TpttProblem."""
+
+    _fields_ = (
+        [(name, ctypes.c_int64) for name in _SIZES]
+        + [("scale", ctypes.c_float), ("delta", ctypes.c_int32), ("bfloat16", ctypes.c_int32)]
+        + [(name, Tensor) for name in ("q", "k", "v", "beta", "g", "o")]
+        + [(name, ctypes.c_void_p) for name in ("initial_state", "final_state", "saved")]
+        + [(name, Tensor) for name in ("d_o", "d_q", "d_k", "d_v", "d_beta", "d_g")]
+        + [(name, ctypes.c_void_p) for name in ("d_final_state", "d_initial_state")]
+    )
+
+
+class Step(ctypes.Structure):
+    """TpttStep."""
+
+    _fields_ = (
+        [
+            (name, ctypes.c_int64)
+            for name in ("batch", "writes", "heads", "groups", "key_width", "value_width", "threads")
+        ]
+        + [("scale", ctypes.c_float), ("delta", ctypes.c_int32), ("bfloat16", ctypes.c_int32)]
+        + [(name, ctypes.c_void_p) for name in ("q", "k", "v", "beta", "g", "state", "o")]
+    )
