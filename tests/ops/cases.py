@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, replace
 
+import pytest
 import torch
 from torch.nn.functional import normalize
 
-from tptt.ops import delta_rule, linear_attention
+from tptt.ops import available_backends, delta_rule, linear_attention
 
 NAMES = ("q", "k", "v", "beta", "g", "initial_state")
 KINDS = {
@@ -20,6 +21,21 @@ KINDS = {
     "gated linear per channel, two writes": {"delta": False, "channels": True, "steps": 2},
 }
 """Every recurrence, as arguments of `make_case`."""
+
+native = pytest.param(
+    "native", marks=pytest.mark.skipif(bool(available_backends()["native"]), reason="no kernels here")
+)
+BACKENDS = ("naive", "chunk", native)
+
+
+def serve(backend, case):
+    """`case` in a precision and of a kind that `backend` serves, and the relative error that two ways to compute the
+    same may have; skips what it does not serve."""
+    if backend not in ("native", "auto"):
+        return case, 1e-13
+    if backend == "native" and case.g is not None and case.g.dim() == 4:
+        pytest.skip("the kernels have no decay per channel")
+    return case.to(torch.float32), 2e-6
 
 
 @dataclass(frozen=True)

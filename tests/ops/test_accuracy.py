@@ -7,14 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .cases import KINDS, assert_close, make_case, reference, results
+from .cases import BACKENDS, KINDS, assert_close, make_case, native, reference, results, serve
 
 LENGTHS = (1, 2, 63, 64, 65, 127)
 
 
 def check(case, backend, dtype=torch.float32, value=1e-6, gradient=1e-5, **options):
     """`backend` in `dtype` against the reference on the same, rounded inputs."""
-    case = case.to(dtype)
+    case = serve(backend, case)[0].to(dtype)
     got = results(case, lambda c: c.run(backend, **options))
     assert got["o"].dtype == dtype
     assert got["state"].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -23,7 +23,7 @@ def check(case, backend, dtype=torch.float32, value=1e-6, gradient=1e-5, **optio
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tokens", LENGTHS)
-@pytest.mark.parametrize("backend", ("naive", "chunk", "auto"))
+@pytest.mark.parametrize("backend", (*BACKENDS, "auto"))
 def test_float32(backend, tokens, kind):
     check(make_case(tokens, batch=2, **KINDS[kind]), backend)
 
@@ -38,11 +38,12 @@ def test_step(kind):
     "shape", ({"key_width": 64, "value_width": 32}, {"key_width": 64, "value_width": 64, "heads": 1})
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_long(shape, kind):
-    check(make_case(1000, **shape, **KINDS[kind]), "chunk")
+@pytest.mark.parametrize("backend", ("chunk", native))
+def test_long(backend, shape, kind):
+    check(make_case(1000, **shape, **KINDS[kind]), backend)
 
 
-@pytest.mark.parametrize("backend", ("naive", "chunk"))
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_without_initial_state(backend):
     check(make_case(70, state=False), backend)
 

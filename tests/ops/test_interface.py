@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tptt.ops import available_backends, backends, delta_rule, delta_rule_step
 
-from .cases import assert_close, make_case, results
+from .cases import BACKENDS, assert_close, make_case, results, serve
 
 WRONG = {
     "q must have shape": lambda c: replace(c, q=c.q[:, :, :3]),
@@ -38,7 +38,9 @@ def test_wrong_types():
 
 def test_wrong_backend():
     case = make_case(5)
-    with pytest.raises(ValueError, match="unknown backend 'fast'; expected one of auto, naive, chunk, step"):
+    with pytest.raises(
+        ValueError, match="unknown backend 'fast'; expected one of auto, naive, chunk, step, native, fla"
+    ):
         case.run("fast")
     with pytest.raises(ValueError, match="'step' cannot serve this call: it computes exactly one token, got T = 5"):
         case.run("step")
@@ -51,7 +53,10 @@ def test_wrong_chunk_size(size):
 
 
 def test_available_backends():
-    assert available_backends() == {"naive": None, "chunk": None, "step": None}
+    available = available_backends()
+    assert list(available) == ["naive", "chunk", "step", "native", "fla"]
+    assert [available[name] for name in ("naive", "chunk", "step")] == [None] * 3
+    assert torch.cuda.is_available() or "CUDA" in available["fla"] or "fla-core" in available["fla"]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +84,7 @@ def test_final_state_on_request_only():
     assert delta_rule(case.q, case.k, case.v, case.beta)[1] is None
 
 
-@pytest.mark.parametrize(("backend", "tokens"), (("naive", 40), ("chunk", 40), ("step", 1)))
+@pytest.mark.parametrize(("backend", "tokens"), (("naive", 40), ("chunk", 40), ("step", 1), ("auto", 1), ("auto", 40)))
 def test_inputs_are_not_modified(backend, tokens):
     case = make_case(tokens).to(torch.float32)
     before = case.map(torch.clone)
@@ -87,21 +92,21 @@ def test_inputs_are_not_modified(backend, tokens):
     assert all(torch.equal(x, before.tensors()[name]) for name, x in case.tensors().items())
 
 
-@pytest.mark.parametrize("backend", ("naive", "chunk"))
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_strided_inputs(backend):
-    case = make_case(40, groups=2)
+    case, error = serve(backend, make_case(40, groups=2))
     strided = case.map(lambda x: x.transpose(1, 2).contiguous().transpose(1, 2))
     expand = {"beta": case.beta[:, :1].expand_as(case.beta)}
     for got, want in zip(strided.run(backend), case.run(backend), strict=True):
         torch.testing.assert_close(got, want)
     run = lambda c: c.run(backend)  # noqa: E731
-    assert_close(results(replace(case, **expand), run), results(replace(case, beta=expand["beta"].clone()), run), 1e-13)
+    assert_close(results(replace(case, **expand), run), results(replace(case, beta=expand["beta"].clone()), run), error)
 
 
 @pytest.mark.parametrize("decay", (0, 0.1))
 def test_step_in_place(decay):
     case = make_case(1, groups=2, decay=decay).to(torch.float32)
-    want_o, want_state = case.run("step")
+    want_o, want_state = case.run("auto")
     state = case.initial_state.clone()
     o, returned = delta_rule_step(case.q, case.k, case.v, case.beta, case.g, state=state, scale=0.7, inplace=True)
     assert returned is state and torch.equal(state, want_state) and torch.equal(o, want_o)
@@ -140,16 +145,16 @@ def test_gradient_checkpointing(reentrant):
 
 def test_gradient_through_one_result_only():
     """Output or final state alone, and inputs that need no gradient."""
-    case = make_case(70)
+    case = make_case(70).to(torch.float32)
     case.v.requires_grad_()
     want = {}
-    for backend in ("naive", "chunk"):
+    for backend in ("naive", "chunk", "auto"):
         got = [torch.autograd.grad(x.sum(), case.v, retain_graph=True)[0] for x in case.run(backend)]
         want.setdefault("naive", got)
-        torch.testing.assert_close(got, want["naive"])
+        torch.testing.assert_close(got, want["naive"], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ("naive", "chunk"))
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_autocast_does_not_reach_the_arithmetic(backend):
     case = make_case(70).to(torch.float32)
 

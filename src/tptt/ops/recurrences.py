@@ -8,10 +8,9 @@ import os
 
 import torch
 
-from .backends import Spec, select
+from .backends import BACKENDS, Spec, select
 from .dtypes import state_dtype
 from .packed import run_packed
-from .step import step_recurrence
 from .validate import check_arguments, check_chunk_size, check_cu_seqlens, check_values
 
 DEBUG_VARIABLE = "TPTT_DEBUG"
@@ -51,7 +50,7 @@ def delta_rule(
         output_final_state: return the state after the last token as well.
         backend: "auto" or a name from `available_backends()`.
         chunk_size: tokens per chunk of backend "chunk", a power of two; None takes the fastest measured. It changes
-            speed and rounding only; backends without chunks ignore it.
+            speed and rounding only; other backends ignore it.
         cu_seqlens: [S + 1] int32 or int64, for S sequences packed into one row (B = 1): where each begins, and T. Each
             starts from its own state: initial_state and the final state are then [S, H, K, V].
 
@@ -116,7 +115,10 @@ def delta_rule_step(q, k, v, beta, g=None, *, state, scale=1.0, inplace=False):
         _check_inplace(q, k, v, beta, g, state)
     k, v, beta = _with_writes(k, v, beta)
     with torch.autocast(k.device.type, enabled=False):
-        return step_recurrence(q, k, v, beta, g, scale=scale, initial_state=state, delta=True, inplace=inplace)
+        spec = Spec.of(q, k, v, beta, g, state, True)
+        name = "step" if BACKENDS["native"].supports(spec) else "native"
+        options = {"inplace": inplace, "needs_grad": spec.needs_grad}
+        return BACKENDS[name].run(q, k, v, beta, g, scale=scale, initial_state=state, delta=True, **options)
 
 
 def _run(q, k, v, beta, g, options, initial_state, output_final_state, backend, chunk_size, cu_seqlens):
@@ -130,13 +132,12 @@ def _run(q, k, v, beta, g, options, initial_state, output_final_state, backend, 
     k, v, beta = _with_writes(k, v, beta)
 
     def run(q, k, v, beta, g, state):
-        needs_grad = torch.is_grad_enabled() and any(
-            x is not None and x.requires_grad for x in (q, k, v, beta, g, state)
-        )
-        function = select(backend, Spec(k.shape[1], k.device.type, needs_grad))
+        spec = Spec.of(q, k, v, beta, g, state, options["delta"])
+        chosen = select(backend, spec)
         if not k.shape[1]:
             return _nothing(q, k, v, state)
-        return function(q, k, v, beta, g, initial_state=state, chunk_size=chunk_size, **options)
+        more = {"chunk_size": chunk_size, "needs_grad": spec.needs_grad}
+        return chosen.run(q, k, v, beta, g, initial_state=state, **more, **options)
 
     with torch.autocast(k.device.type, enabled=False):
         if cu_seqlens is None:

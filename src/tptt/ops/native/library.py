@@ -7,6 +7,8 @@ import os
 from functools import cache
 from pathlib import Path
 
+import torch
+
 from . import structs
 
 FILE = Path(__file__).parent / "libtptt_kernels.so"
@@ -30,8 +32,9 @@ class Library:
             valid = ", ".join(INSTRUCTION_SETS[: best + 1])
             raise OSError(f"{SET_VARIABLE}={wanted} is not available on this processor; valid: {valid}")
         self.instructions = INSTRUCTION_SETS[number]
-        for name in ("forward", "backward", "step"):
-            setattr(self, name, _bound(getattr(loaded, f"tptt_{name}"), number))
+        self.forward = _bound(loaded.tptt_forward, number)
+        self.backward = _bound(loaded.tptt_backward, number)
+        self.step = _bound(loaded.tptt_step, number)
 
 
 def _bound(function, number):
@@ -67,6 +70,7 @@ def library() -> Library:
     return found
 
 
+@torch.compiler.assume_constant_result  # a tracer must not look for files
 def unavailable() -> str | None:
     """None, or why there are no kernels here."""
     found = _attempt()

@@ -6,7 +6,6 @@ bfloat16; beta, g and states float32.
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor
 
@@ -153,5 +152,3 @@ recurrence_step = torch.library.custom_op(
 @recurrence_step.register_fake
 def _step_output(q, k, v, *arguments):
     return v.new_empty(v.shape[0], 1, q.shape[2], v.shape[4])
-
-

@@ -11,7 +11,7 @@ def native_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, inplace=
     """`naive_recurrence` for float32 or bfloat16 q, k and v (one dtype), a scalar decay or none, on a CPU.
 
     Args: q [B, T, G*H, K], k [B, T, N, H, K], v [B, T, N, H, V], beta [B, T, N, H] or None, g [B, T, H] or None,
-    initial_state [B, H, K, V] or None; needs_grad: keep what the backward needs; inplace (T = 1, a contiguous float32
+    initial_state [B, H, K, V] or None; needs_grad: keep what the backward needs; inplace (T = 1, a float32
     state): overwrite initial_state. Arguments are taken as valid.
     Returns: o [B, T, G*H, V] in v's dtype, state [B, H, K, V] in float32.
     """
@@ -21,8 +21,10 @@ def native_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, inplace=
         return o, state
     if state is None:
         state = k.new_zeros(k.shape[0], k.shape[3], k.shape[4], v.shape[4], dtype=torch.float32)
-    elif not (inplace and state.is_contiguous()):
-        state = state.clone(memory_format=torch.contiguous_format) if state is initial_state else state.contiguous()
+    elif state is initial_state and not inplace:
+        state = state.clone(memory_format=torch.contiguous_format)
+    given, state = state, state.contiguous()
     # straight to the kernel where nothing traces: an operator's dispatch takes as long as the step of a small state
     run = recurrence_step if torch.compiler.is_compiling() else step_kernel
-    return run(q, k, v, beta, g, state, scale, delta), state
+    o = run(q, k, v, beta, g, state, scale, delta)
+    return o, state if state is given or not inplace else given.copy_(state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import ClassVar
 
 import torch
 
@@ -10,11 +11,13 @@ import torch
 class Tensor(ctypes.Structure):
     """A tensor with up to four axes before its contiguous last one: batch, token, write, head."""
 
-    _fields_ = [("data", ctypes.c_void_p)] + [(name, ctypes.c_int64) for name in ("batch", "token", "write", "head")]
+    _fields_: ClassVar[list] = [("data", ctypes.c_void_p)] + [
+        (name, ctypes.c_int64) for name in ("batch", "token", "write", "head")
+    ]
 
     @classmethod
     def of(cls, x: torch.Tensor | None, axes: str) -> Tensor:
-        """``axes`` names x's axes before the last, as "btnh"; "-" at the end: the last one is there as well."""
+        """``axes`` names x's axes in order, by the first letters of the fields; a last axis beyond them is contiguous."""
         if x is None:
             return cls()
         strides = dict(zip(axes, x.stride(), strict=False))
@@ -27,7 +30,7 @@ _SIZES = ("batch", "tokens", "writes", "heads", "groups", "key_width", "value_wi
 class Problem(ctypes.Structure):
     """TpttProblem."""
 
-    _fields_ = (
+    _fields_: ClassVar[list] = (
         [(name, ctypes.c_int64) for name in _SIZES]
         + [("scale", ctypes.c_float), ("delta", ctypes.c_int32), ("bfloat16", ctypes.c_int32)]
         + [(name, Tensor) for name in ("q", "k", "v", "beta", "g", "o")]
@@ -40,7 +43,7 @@ class Problem(ctypes.Structure):
 class Step(ctypes.Structure):
     """TpttStep."""
 
-    _fields_ = (
+    _fields_: ClassVar[list] = (
         [
             (name, ctypes.c_int64)
             for name in ("batch", "writes", "heads", "groups", "key_width", "value_width", "threads")

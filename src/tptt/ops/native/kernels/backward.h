@@ -150,9 +150,10 @@ inline void through_products(const TpttProblem& p, const Sizes& z, const Chunk& 
     product<Onto::SUM>(s.d_keys + m * width, width, s.d_a + m * row + m, 1, row, s.writes + m * width, width, 4, width,
                        z.positions - m);
   }
-  for (int m = 0; m < z.queries; m += 4)
+  for (int m = 0; m < z.queries; m += 4) {
     product<Onto::SUM>(s.d_queries + m * width, width, s.d_mixing + m * row, row, 1, c.keys, width, 4, width,
                        (m % z.tokens + 4) * z.writes);
+  }
   for (int m = 0; m < z.positions; m += 4) {
     int token = m / z.writes;
     for (int g = 0; g < z.groups; g++) {
@@ -198,13 +199,13 @@ inline void retreat(const TpttProblem& p, const Sizes& z, const Chunk& c, Backwa
     for (int i = 0; i < z.queries; i++) scale_rows(s.d_out + i * width, width, c.since_start + position_of(z, i), 1);
   }
   product<Onto::SCALED>(s.d_state, width, c.queries, 1, z.keys, s.d_out, width, z.keys, width, z.queries,
-                        p.g.data ? c.carried : 1.f);
+                        s.d_state, p.g.data ? c.carried : 1.f);
   if (p.delta) product<Onto::LESS>(s.d_state, width, s.writes, 1, z.keys, s.e, width, z.keys, width, z.positions);
 }
 
 inline void backward_chunk(const TpttProblem& p, const Sizes& z, Chunk& c, const Kept& kept, BackwardScratch& s, int64_t b,
                            int64_t h, int64_t start) {
-  load_queries(p, z, p.d_o, b, h, start, s.d_out, z.value_width, z.values, 1.f, -1);
+  load_queries(p, z, c, p.d_o, start, s.d_out, z.value_width, z.values, 1.f);
   for (int w = 0; p.delta && w < z.positions; w++)
     for (int j = 0; j < z.keys; j += LANES)
       store(s.writes + w * z.keys + j, load(c.keys + w * z.keys + j) * splat(c.beta[w]));
@@ -226,17 +227,14 @@ inline void backward_head(const TpttProblem& p, const Sizes& z, Chunk& c, float*
     load_state(z, p.saved + (which * count_of_segments(p) + segment) * of_state, kept[0].state);
     for (int64_t n = first; n < end; n++) {
       const Kept& now = kept[n - first];
-      load_chunk(p, z, b, h, n * z.tokens, c, 1);
+      load_chunk(p, z, b, h, n * z.tokens, n + 1 < end ? (n + 1) * z.tokens : -1, c);
       mix(p, z, c, now.a, now.mixing);
       updates(p, z, c, now.a, now.state, now.u);
-      if (n + 1 < end) {
-        memcpy(kept[n + 1 - first].state, now.state, 4 * int64_t(z.keys) * z.values);
-        memcpy(scratch_u, now.u, 4 * int64_t(z.positions) * z.values);
-        advance(p, z, c, scratch_u, kept[n + 1 - first].state);
-      }
+      if (n + 1 < end) advance(p, z, c, now.u, scratch_u, now.state, kept[n + 1 - first].state);
     }
     for (int64_t n = end - 1; n >= first; n--) {
-      if (n != end - 1) load_chunk(p, z, b, h, n * z.tokens, c, -1);
+      if (n != end - 1) load_chunk(p, z, b, h, n * z.tokens, (n - 1) * z.tokens, c);
+      c.next = (n - 1) * z.tokens;
       backward_chunk(p, z, c, kept[n - first], s, b, h, n * z.tokens);
     }
   }

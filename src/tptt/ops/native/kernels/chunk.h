@@ -46,6 +46,7 @@ struct Chunk {
   double* logs;                                         // [W]: running sum of the log decays
   float *decay, *since_start, *until_end;               // [W, W] lower, [W], [W]; without g unused
   float carried;                                        // gamma
+  int64_t b, h, next;                                   // of the chunk that follows, for `ahead`
 
   static int64_t floats(const Sizes& z) {
     int64_t w = z.columns;
@@ -56,20 +57,14 @@ struct Chunk {
         queries(arena.take(int64_t(z.queries) * z.keys)), values(arena.take(int64_t(z.columns) * z.values)),
         beta(arena.take(z.columns)), logs(reinterpret_cast<double*>(arena.take(2 * z.columns))),
         decay(arena.take(int64_t(z.columns) * z.columns)), since_start(arena.take(z.columns)),
-        until_end(arena.take(z.columns)), carried(1.f) {}
+        until_end(arena.take(z.columns)), carried(1.f), b(0), h(0), next(-1) {}
 };
 
 inline int64_t offset(const TpttTensor& x, int64_t b, int64_t t, int64_t n, int64_t h) {
   return b * x.batch + t * x.token + n * x.write + h * x.head;
 }
 
-// A row of `width` to float; `ahead` elements further lies a row that will be wanted soon (0: none). Rows of one head lie
-// a page or so apart, where the processor does not prefetch by itself.
-inline void load_row(const TpttTensor& x, int64_t at, bool bfloat16, float* to, int width, float factor = 1.f,
-                     int64_t ahead = 0) {
-  const int size = bfloat16 ? 2 : 4;
-  for (int i = 0; ahead && i < width * size; i += 64)
-    __builtin_prefetch(static_cast<const char*>(x.data) + (at + ahead) * size + i);
+inline void load_row(const TpttTensor& x, int64_t at, bool bfloat16, float* to, int width, float factor = 1.f) {
   int i = 0;
   if (bfloat16) {
     const uint16_t* from = static_cast<const uint16_t*>(x.data) + at;
@@ -91,16 +86,28 @@ inline void store_row(const TpttTensor& x, int64_t at, bool bfloat16, const floa
   }
 }
 
+// Ask for 4 rows of the next chunk, from row `m` of a tensor of positions or of queries on. Rows of one head lie a page or
+// so apart, where the processor does not prefetch by itself; asked for while this chunk's rows are copied (between the
+// products it was slower).
+inline void ahead(const TpttProblem& p, const Sizes& z, const Chunk& c, const TpttTensor& x, int m, bool queries, int width) {
+  const int bytes = p.bfloat16 ? 2 : 4;
+  for (int i = m; i < m + 4; i++) {
+    const int64_t t = c.next + (queries ? i % z.tokens : i / z.writes);
+    if (c.next < 0 || t >= p.tokens) return;
+    const int64_t at = queries ? offset(x, c.b, t, 0, c.h * z.groups + i / z.tokens) : offset(x, c.b, t, i % z.writes, c.h);
+    for (int n = 0; n < width * bytes; n += 64) __builtin_prefetch(static_cast<const char*>(x.data) + at * bytes + n);
+  }
+}
+
 // Rows [G*C, width] of one tensor of queries; zeros behind the end.
-inline void load_queries(const TpttProblem& p, const Sizes& z, const TpttTensor& x, int64_t b, int64_t h, int64_t start,
-                         float* to, int width, int padded, float factor, int chunks_ahead) {
+inline void load_queries(const TpttProblem& p, const Sizes& z, const Chunk& c, const TpttTensor& x, int64_t start, float* to,
+                         int width, int padded, float factor) {
   for (int g = 0; g < z.groups; g++)
     for (int i = 0; i < z.tokens; i++) {
       float* row = to + int64_t(g * z.tokens + i) * padded;
-      const int64_t next = start + i + chunks_ahead * z.tokens;
+      if (i % 4 == 0) ahead(p, z, c, x, g * z.tokens + i, true, width);
       if (start + i < p.tokens)
-        load_row(x, offset(x, b, start + i, 0, h * z.groups + g), p.bfloat16, row, width, factor,
-                 next >= 0 && next < p.tokens ? chunks_ahead * z.tokens * x.token : 0);
+        load_row(x, offset(x, c.b, start + i, 0, c.h * z.groups + g), p.bfloat16, row, width, factor);
       else
         memset(row, 0, 4 * padded);
     }
@@ -135,16 +142,19 @@ inline void load_decays(const TpttProblem& p, const Sizes& z, int64_t b, int64_t
   c.carried = c.since_start[z.positions - 1];
 }
 
-// `chunks_ahead`: 1 or -1, where the next call will start.
-inline void load_chunk(const TpttProblem& p, const Sizes& z, int64_t b, int64_t h, int64_t start, Chunk& c,
-                       int chunks_ahead) {
+// `next`: the first token of the chunk after this one, in the order of the walk.
+inline void load_chunk(const TpttProblem& p, const Sizes& z, int64_t b, int64_t h, int64_t start, int64_t next, Chunk& c) {
+  c.b = b, c.h = h, c.next = next;
   for (int w = 0; w < z.positions; w++) {
     int64_t t = start + w / z.writes, n = w % z.writes;
     float *key = c.keys + w * z.keys, *value = c.values + w * z.values;
-    const int64_t next = t + chunks_ahead * z.tokens, ahead = next >= 0 && next < p.tokens ? chunks_ahead * z.tokens : 0;
+    if (w % 4 == 0) {
+      ahead(p, z, c, p.k, w, false, z.key_width);
+      ahead(p, z, c, p.v, w, false, z.value_width);
+    }
     if (t < p.tokens) {
-      load_row(p.k, offset(p.k, b, t, n, h), p.bfloat16, key, z.key_width, 1.f, ahead * p.k.token);
-      load_row(p.v, offset(p.v, b, t, n, h), p.bfloat16, value, z.value_width, 1.f, ahead * p.v.token);
+      load_row(p.k, offset(p.k, b, t, n, h), p.bfloat16, key, z.key_width);
+      load_row(p.v, offset(p.v, b, t, n, h), p.bfloat16, value, z.value_width);
       c.beta[w] = p.beta.data ? static_cast<const float*>(p.beta.data)[offset(p.beta, b, t, n, h)] : 1.f;
     } else {
       memset(key, 0, 4 * z.keys);
@@ -152,7 +162,7 @@ inline void load_chunk(const TpttProblem& p, const Sizes& z, int64_t b, int64_t 
       c.beta[w] = 0;
     }
   }
-  load_queries(p, z, p.q, b, h, start, c.queries, z.key_width, z.keys, p.scale, chunks_ahead);
+  load_queries(p, z, c, p.q, start, c.queries, z.key_width, z.keys, p.scale);
   transpose(c.keys, z.keys, c.keys_across, z.columns, z.columns, z.keys);
   if (p.g.data) load_decays(p, z, b, h, start, c);
 }
@@ -256,14 +266,14 @@ inline void updates(const TpttProblem& p, const Sizes& z, const Chunk& c, const 
   if (p.delta) solve(z, a, u);
 }
 
-// state <- gamma state + k^^T u; `u` is scaled in place.
-inline void advance(const TpttProblem& p, const Sizes& z, const Chunk& c, float* u, float* state) {
-  if (p.g.data) {
-    scale_rows(u, z.values, c.until_end, z.positions);
-    product<Onto::SCALED>(state, z.values, c.keys, 1, z.keys, u, z.values, z.keys, z.values, z.positions, c.carried);
-  } else {
-    product<Onto::SUM>(state, z.values, c.keys, 1, z.keys, u, z.values, z.keys, z.values, z.positions);
-  }
+// to = gamma from + k^^T u [K, V]; `scaled` [W, V] is scratch space, and may be u.
+inline void advance(const TpttProblem& p, const Sizes& z, const Chunk& c, const float* u, float* scaled, const float* from,
+                    float* to) {
+  for (int i = 0; p.g.data && i < z.positions; i++)
+    for (int j = 0; j < z.values; j += LANES)
+      store(scaled + i * z.values + j, load(u + i * z.values + j) * splat(c.until_end[i]));
+  product<Onto::SCALED>(to, z.values, c.keys, 1, z.keys, p.g.data ? scaled : u, z.values, z.keys, z.values, z.positions,
+                        from, p.g.data ? c.carried : 1.f);
 }
 
 // A state [K, V] of the caller's to a padded one and back.

@@ -42,11 +42,11 @@ inline void forward_head(const TpttProblem& p, const Sizes& z, Chunk& c, Forward
   for (int64_t n = 0; n < chunks; n++) {
     if (p.saved && n % p.segment == 0)
       store_state(z, s.state, p.saved + (which * count_of_segments(p) + n / p.segment) * of_state);
-    load_chunk(p, z, b, h, n * z.tokens, c, 1);
+    load_chunk(p, z, b, h, n * z.tokens, (n + 1) * z.tokens, c);
     mix(p, z, c, s.a, s.mixing);
     updates(p, z, c, s.a, s.state, s.u);
     read_out(p, z, c, s, b, h, n * z.tokens);
-    advance(p, z, c, s.u, s.state);
+    advance(p, z, c, s.u, s.u, s.state, s.state);
   }
   store_state(z, s.state, p.final_state + which * of_state);
 }

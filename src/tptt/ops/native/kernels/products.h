@@ -8,14 +8,14 @@ enum class Onto {
   NOTHING,  // C = AB
   SUM,      // C = C + AB
   LESS,     // C = C - AB
-  SCALED,   // C = factor C + AB
+  SCALED,   // C = factor D + AB, D of C's strides
   AFTER,    // C = C + (AB summed by itself): one more accumulator against rounding
   NEGATIVE  // C = -AB
 };
 
 template <int ROWS, int STRIPS, Onto ONTO>
 inline __attribute__((always_inline)) void tile(float* c, int c_row, const float* a, int a_row, int a_step,
-                                                const float* b, int b_row, int depth, float factor) {
+                                                const float* b, int b_row, int depth, const float* d, float factor) {
   constexpr bool MINUS = ONTO == Onto::LESS || ONTO == Onto::NEGATIVE;
   Vec acc[ROWS][STRIPS];
   for (int i = 0; i < ROWS; i++)
@@ -23,7 +23,7 @@ inline __attribute__((always_inline)) void tile(float* c, int c_row, const float
       if (ONTO == Onto::SUM || ONTO == Onto::LESS)
         acc[i][j] = load(c + i * c_row + j * LANES);
       else if (ONTO == Onto::SCALED)
-        acc[i][j] = load(c + i * c_row + j * LANES) * splat(factor);
+        acc[i][j] = load(d + i * c_row + j * LANES) * splat(factor);
       else
         acc[i][j] = Vec{};
     }
@@ -49,32 +49,33 @@ inline __attribute__((always_inline)) void tile(float* c, int c_row, const float
 
 template <int ROWS, int STRIPS, Onto ONTO>
 inline __attribute__((always_inline)) void strip(float* c, int c_row, const float* a, int a_row, int a_step,
-                                                 const float* b, int b_row, int rows, int depth, float factor) {
+                                                 const float* b, int b_row, int rows, int depth, const float* d,
+                                                 float factor) {
   int m = 0;
   for (; m + ROWS <= rows; m += ROWS)
-    tile<ROWS, STRIPS, ONTO>(c + m * c_row, c_row, a + m * a_row, a_row, a_step, b, b_row, depth, factor);
+    tile<ROWS, STRIPS, ONTO>(c + m * c_row, c_row, a + m * a_row, a_row, a_step, b, b_row, depth, d + m * c_row, factor);
   if constexpr (ROWS > 4)
     for (; m + 4 <= rows; m += 4)
-      tile<4, STRIPS, ONTO>(c + m * c_row, c_row, a + m * a_row, a_row, a_step, b, b_row, depth, factor);
+      tile<4, STRIPS, ONTO>(c + m * c_row, c_row, a + m * a_row, a_row, a_step, b, b_row, depth, d + m * c_row, factor);
   for (; m < rows; m++)
-    tile<1, STRIPS, ONTO>(c + m * c_row, c_row, a + m * a_row, a_row, a_step, b, b_row, depth, factor);
+    tile<1, STRIPS, ONTO>(c + m * c_row, c_row, a + m * a_row, a_row, a_step, b, b_row, depth, d + m * c_row, factor);
 }
 
 // C [rows, columns] from A [rows, depth] and B [depth, columns]; columns is a multiple of LANES.
 // 32 registers hold 16 sums and what they need, 16 registers 12 sums.
 template <Onto ONTO>
 void product(float* c, int c_row, const float* a, int a_row, int a_step, const float* b, int b_row, int rows,
-             int columns, int depth, float factor = 1.f) {
+             int columns, int depth, const float* d = nullptr, float factor = 1.f) {
   constexpr bool MANY = LANES == 16;
   constexpr int MOST = MANY ? 4 : 3;
   for (int n = 0; n < columns;) {
     int strips = (columns - n) / LANES;
     if (strips > MOST) strips = MOST;
     switch (strips) {
-      case 1: strip<MANY ? 8 : 4, 1, ONTO>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, factor); break;
-      case 2: strip<MANY ? 8 : 4, 2, ONTO>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, factor); break;
-      case 3: strip<4, 3, ONTO>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, factor); break;
-      default: strip<4, MOST, ONTO>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, factor);
+      case 1: strip<MANY ? 8 : 4, 1, ONTO>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, d + n, factor); break;
+      case 2: strip<MANY ? 8 : 4, 2, ONTO>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, d + n, factor); break;
+      case 3: strip<4, 3, ONTO>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, d + n, factor); break;
+      default: strip<4, MOST, ONTO>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, d + n, factor);
     }
     n += strips * LANES;
   }

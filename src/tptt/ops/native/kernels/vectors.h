@@ -24,12 +24,15 @@ inline void store(float* p, Vec x) { memcpy(p, &x, sizeof x); }
 template <int... I> inline Vec splat(float x, std::integer_sequence<int, I...>) { return Vec{(static_cast<void>(I), x)...}; }
 inline Vec splat(float x) { return splat(x, std::make_integer_sequence<int, LANES>{}); }
 
-inline float sum(Vec x) {
-  float parts[LANES];
-  memcpy(parts, &x, sizeof x);
-  for (int n = LANES / 2; n; n /= 2)
-    for (int i = 0; i < n; i++) parts[i] += parts[i + n];
-  return parts[0];
+template <int S, int... I> inline Vec rotated(Vec x, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(x, x, ((I + S) % LANES)...);
+}
+template <int S = LANES / 2> inline float sum(Vec x) {
+  x += rotated<S>(x, std::make_integer_sequence<int, LANES>{});
+  if constexpr (S > 1)
+    return sum<S / 2>(x);
+  else
+    return x[0];
 }
 
 // exp to 2 units in the last place; below -150 zero.

@@ -1,0 +1,87 @@
+"""Builds the C++ kernels of tptt.ops.native beside the Python files; everything else is in pyproject.toml.
+
+Needs g++ or clang++ (or $CXX) on Linux or macOS; without one the package installs without kernels and runs on PyTorch.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+KERNELS = Path("src/tptt/ops/native/kernels")
+FLAGS = ["-O3", "-std=c++17", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-c"]
+# name, floats of a vector, flags
+PORTABLE = ("portable", 4, [])
+X86 = [
+    ("avx2", 8, ["-mavx2", "-mfma"]),
+    ("avx512", 16, ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"]),
+]
+
+
+def compiler() -> str | None:
+    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+    return next((found for name in wanted if (found := shutil.which(name))), None)
+
+
+def build(out: Path, objects: Path) -> None:
+    """Compile one object per instruction set and link them, naming no OpenMP library: torch's is used at run time."""
+    cxx = compiler()
+    if sys.platform not in ("linux", "darwin"):
+        raise RuntimeError(f"they need Linux or macOS, not {sys.platform}")
+    if cxx is None:
+        raise RuntimeError("no C++ compiler (g++ or clang++)")
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    openmp = ["-fopenmp"] if sys.platform == "linux" else []
+    objects.mkdir(parents=True, exist_ok=True)
+    commands, made = [], []
+    for name, lanes, flags in [PORTABLE, *(X86 if x86 else [])]:
+        made.append(objects / f"{name}.o")
+        names = [f"-DTPTT_LANES={lanes}", f"-DTPTT_NAME={name}"]
+        commands.append([cxx, *FLAGS, *openmp, *flags, *names, str(KERNELS / "variant.cpp"), "-o", str(made[-1])])
+    made.append(objects / "dispatch.o")
+    commands.append([cxx, *FLAGS, *(["-DTPTT_X86"] if x86 else []), str(KERNELS / "dispatch.cpp"), "-o", str(made[-1])])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    dynamic = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+    commands.append([cxx, "-shared", *dynamic, *map(str, made), "-o", str(out)])
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr.strip()[-2000:]}")
+
+
+class BuildKernels(build_ext):
+    def build_extension(self, ext) -> None:
+        out = Path(self.get_ext_fullpath(ext.name))
+        try:
+            build(out, Path(self.build_temp))
+        except (RuntimeError, OSError) as error:
+            print(f"tptt: the native kernels are skipped, PyTorch does their work: {error}", file=sys.stderr)
+
+    def get_ext_filename(self, ext_name: str) -> str:
+        return str(Path(*ext_name.split(".")).with_suffix(".so"))
+
+    def copy_extensions_to_source(self) -> None:
+        """For an editable install."""
+        for ext in self.extensions:
+            built = Path(self.build_lib, self.get_ext_filename(ext.name))
+            if built.exists():
+                shutil.copyfile(built, Path("src", self.get_ext_filename(ext.name)))
+
+
+class Wheel(bdist_wheel):
+    """One wheel for every Python 3: the library knows nothing of Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return ("py3", "none", super().get_tag()[2])
+
+
+setup(
+    ext_modules=[Extension("tptt.ops.native.libtptt_kernels", [str(KERNELS / "variant.cpp")])],
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
+)

@@ -1,0 +1,196 @@
+"""What is the kernels' own: their instruction sets, the operators of torch.library, sizes that fill no vector."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tptt.ops import available_backends, delta_rule, delta_rule_step
+from tptt.ops.native import library, operators
+
+from .cases import KINDS, assert_close, make_case, reference, results
+
+pytestmark = pytest.mark.skipif(bool(available_backends()["native"]), reason="no kernels here")
+SCALAR = {name: kind for name, kind in KINDS.items() if not kind.get("channels")}
+
+
+def check(case, value=1e-6, gradient=1e-5):
+    got = results(case, lambda c: c.run("native"))
+    assert_close(got, results(case.to(torch.float64), reference), value, gradient)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    tokens=st.integers(1, 140),
+    batch=st.integers(1, 2),
+    heads=st.integers(1, 3),
+    groups=st.integers(1, 3),
+    key_width=st.integers(1, 40),
+    value_width=st.integers(1, 40),
+    decay=st.sampled_from((0, 0.01, 1.0)),
+    state=st.booleans(),
+    steps=st.sampled_from((1, 2, 3, 5, 9)),
+    delta=st.booleans(),
+    strength=st.booleans(),
+)
+def test_any_shape(**shape):
+    case = make_case(**shape | {"strength": shape["strength"] or shape["delta"]}).to(torch.float32)
+    got, want = results(case, lambda c: c.run("native")), results(case.to(torch.float64), reference)
+    for name, expected in want.items():  # a tensor of a few numbers that nearly cancel has no relative error
+        assert (got[name].double() - expected).norm() <= 1e-5 * max(expected.norm(), expected.numel() ** 0.5), name
+
+
+@pytest.mark.parametrize("kind", SCALAR)
+def test_bfloat16(kind):
+    check(make_case(100, groups=2, **SCALAR[kind]).to(torch.bfloat16), 1e-2, 2e-2)
+
+
+@pytest.mark.parametrize("kind", SCALAR)
+def test_many_steps_equal_one_call(kind):
+    case = make_case(30, groups=3, key_width=40, value_width=20, **SCALAR[kind]).to(torch.float32)
+    outputs, state = [], case.initial_state
+    for t in range(30):
+        o, state = case.tokens(t, t + 1, state).run("native")
+        outputs.append(o)
+    want_o, want_state = case.run("native")
+    torch.testing.assert_close(torch.cat(outputs, 1), want_o, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(state, want_state, rtol=1e-5, atol=1e-5)
+
+
+def test_step_in_place_on_any_strides():
+    case = make_case(1).to(torch.float32)
+    want = case.initial_state.clone()
+    delta_rule_step(case.q, case.k, case.v, case.beta, state=want, inplace=True)
+    state = case.initial_state.transpose(2, 3).contiguous().transpose(2, 3)
+    _, returned = delta_rule_step(case.q, case.k, case.v, case.beta, state=state, inplace=True)
+    assert returned is state
+    torch.testing.assert_close(state, want)
+
+
+def test_no_decay_survives_minus_infinity():
+    case = make_case(40).to(torch.float32)
+    g = case.g.clone()
+    g[:, 17] = -torch.inf
+    o, state = replace(case, g=g).run("native")
+    want_o, want_state = replace(case, g=g.clamp_min(-1e4)).run("naive")
+    torch.testing.assert_close(o, want_o, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(state, want_state, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_not_finite_shows():
+    case = make_case(40).to(torch.float32)
+    v = case.v.clone()
+    v[:, 20] = torch.nan
+    o = replace(case, v=v).run("native")[0]
+    assert o[:, :20].isfinite().all() and o[:, 20:].isnan().any(-1).all()
+
+
+@pytest.mark.parametrize("kind", ("delta", "gated product", "linear without beta"))
+def test_opcheck(kind):
+    case = make_case(9, batch=2, groups=2, **SCALAR[kind]).to(torch.float32)
+    k, v, beta = (x if x is None or case.k.dim() == 5 else x.unsqueeze(2) for x in (case.k, case.v, case.beta))
+    inputs = [None if x is None else x.requires_grad_() for x in (case.q, k, v, beta, case.g, case.initial_state)]
+    torch.library.opcheck(operators.recurrence, (*inputs, 0.7, case.delta, True))
+    with torch.no_grad():
+        o, state, saved = operators.recurrence(*inputs, 0.7, case.delta, True)
+        rest = (saved, torch.ones_like(o), torch.ones_like(state), 0.7, case.delta)
+        torch.library.opcheck(operators.recurrence_backward, (*inputs[:5], *rest))
+        one = [None if x is None else x[:, :1].detach() for x in inputs[:5]]
+        torch.library.opcheck(operators.recurrence_step, (*one, case.initial_state.detach().clone(), 0.7, case.delta))
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler raises warnings that it hides itself, unless they are errors
+@pytest.mark.parametrize("tokens", (1, 40))
+def test_torch_compile_sees_through(tokens):
+    def run(c):
+        return tuple(2 * x for x in c.run("native"))
+
+    case = make_case(tokens).to(torch.float32)
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    assert_close(results(case, compiled), results(case, run), 0, 0)
+    with torch.no_grad():
+        for got, want in zip(compiled(case), run(case), strict=True):
+            assert torch.equal(got, want)
+
+
+def test_no_second_derivative():
+    case = make_case(10).to(torch.float32)
+    case.v.requires_grad_()
+    (grad,) = torch.autograd.grad(case.run("native")[0].square().sum(), case.v, create_graph=True)
+    with pytest.raises(RuntimeError):
+        grad.sum().backward()
+
+
+def test_memory_grows_by_segments_not_tokens():
+    q, k, v = (torch.randn(1, 2048, 1, 32) for _ in range(3))
+    o = torch.ones(1, 2048, 1)
+    saved = operators.recurrence(q, k[:, :, None], v[:, :, None], o[:, :, None], None, None, 1.0, True, True)[2]
+    assert saved.numel() <= v.numel() / 4
+
+
+def test_threads_change_nothing():
+    case = make_case(70, batch=3).to(torch.float32)
+    before, want = torch.get_num_threads(), results(case, lambda c: c.run("native"))
+    try:
+        torch.set_num_threads(2)
+        assert_close(results(case, lambda c: c.run("native")), want, 0, 0)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("instructions", library.INSTRUCTION_SETS)
+def test_every_instruction_set(instructions):
+    """In a process of its own: a set is chosen when the kernels are loaded."""
+    best = library.library().instructions
+    if library.INSTRUCTION_SETS.index(instructions) > library.INSTRUCTION_SETS.index(best):
+        pytest.skip(f"this processor has {best} at most")
+    code = (
+        "from tests.ops.test_native import *\n"
+        f"assert library.library().instructions == {instructions!r}\n"
+        "for kind in SCALAR.values():\n"
+        "    check(make_case(100, groups=2, key_width=40, value_width=24, **kind).to(torch.float32))\n"
+        "test_many_steps_equal_one_call('gated product')\n"
+    )
+    environment = os.environ | {library.SET_VARIABLE: instructions}
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_instruction_set_that_is_not_there(monkeypatch):
+    with pytest.raises(OSError, match="TPTT_INSTRUCTIONS=mmx is not available on this processor; valid: portable"):
+        library.Library(library.FILE, "mmx")
+
+
+def test_without_kernels(monkeypatch, tmp_path):
+    monkeypatch.setattr(library, "FILE", tmp_path / "none.so")
+    library._attempt.cache_clear()
+    try:
+        assert "it was not built" in available_backends()["native"]
+        case = make_case(40).to(torch.float32)
+        with pytest.raises(ValueError, match="'native' cannot serve this call: it was not built"):
+            case.run("native")
+        torch.testing.assert_close(case.run("auto"), case.run("chunk"), rtol=0, atol=0)
+        with pytest.raises(RuntimeError, match="tptt's native kernels: it was not built"):
+            library.library()
+        (tmp_path / "none.so").write_text("no library")
+        library._attempt.cache_clear()
+        assert "it could not be loaded" in available_backends()["native"]
+    finally:
+        library._attempt.cache_clear()
+
+
+def test_what_it_does_not_serve():
+    with pytest.raises(ValueError, match="must all be float32 or all bfloat16, got torch.float64"):
+        make_case(4).run("native")
+    with pytest.raises(ValueError, match="it has no decay per channel"):
+        make_case(4, channels=True).to(torch.float32).run("native")
+    case = make_case(4).to(torch.float32)
+    with pytest.raises(ValueError, match="got several dtypes"):
+        delta_rule(case.q, case.k.bfloat16(), case.v, case.beta, backend="native")
