@@ -24,6 +24,7 @@ class Spec:
     key_width: int
     device: str  # device type
     dtype: torch.dtype | None  # of q, k and v; None where they differ
+    gated: bool
     per_channel: bool
     delta: bool
     needs_grad: bool
@@ -36,7 +37,15 @@ class Spec:
         )
         dtype = k.dtype if q.dtype == k.dtype == v.dtype else None
         return cls(
-            k.shape[1], k.shape[2], k.shape[4], k.device.type, dtype, g is not None and g.dim() == 4, delta, needs_grad
+            k.shape[1],
+            k.shape[2],
+            k.shape[4],
+            k.device.type,
+            dtype,
+            g is not None,
+            g is not None and g.dim() == 4,
+            delta,
+            needs_grad,
         )
 
 
@@ -86,7 +95,8 @@ def _fla(spec):
         return "of several writes per token it has only the delta rule without a decay per channel"
     if spec.dtype not in HALF:
         return f"q, k and v must all be bfloat16 or all float16, got {spec.dtype or 'several dtypes'}"
-    return None
+    scalar = spec.gated and not spec.per_channel
+    return fla.no_gated_gradient() if scalar and spec.needs_grad else None
 
 
 BACKENDS = {

@@ -25,6 +25,16 @@ def unavailable() -> str | None:
     return None if torch.cuda.is_available() else "there is no CUDA device"
 
 
+@torch.compiler.assume_constant_result
+@cache
+def no_gated_gradient() -> str | None:
+    """None, or why fla's gradients with a scalar decay cannot be had here: it refuses them where Triton gets them wrong."""
+    triton = tuple(int(x) for x in version("triton").split(".")[:3] if x.isdigit())
+    if torch.cuda.get_device_capability()[0] == 9 and (3, 4) <= triton < (3, 7, 1):
+        return "its gradients with a scalar decay are wrong on Hopper between Triton 3.4 and 3.7.1: update triton"
+    return None
+
+
 def fla_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, needs_grad=False):
     """`naive_recurrence` by fla-core.
 

@@ -32,7 +32,7 @@ class QuickstartOptions:
     data: str | None = None
     window: int | None = None
     length: int | None = None
-    steps: int = 512
+    steps: int = 640
     rows: int = 4
     ramp: int = 100
     seed: int = 0

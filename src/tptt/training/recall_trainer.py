@@ -34,7 +34,7 @@ class MixedRows(Dataset):
     def __init__(
         self, stream: torch.Tensor, recall: RecallRows | None, length: int, count: int, seed: int = 0,
         recall_share: float = 0.375, facts: tuple[int, ...] = (4, 8, 16, 32),
-        answer_weight: float = 10.0, filler_weight: float = 0.1,
+        answer_weight: float = 5.0, filler_weight: float = 0.1,
     ) -> None:  # fmt: skip
         if len(stream) <= length:
             raise ValueError(f"the text has {len(stream)} tokens, rows of {length} need a longer one")

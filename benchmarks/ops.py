@@ -1,0 +1,295 @@
+"""The operators against their peers, on this machine.
+
+    python -m benchmarks.ops                       # prints; --write puts it into benchmarks/RESULTS.md
+    python -m benchmarks.ops --original PYTHON     # also the public tptt 0.12.1, in a Python that has it installed
+    python -m benchmarks.ops --device cuda         # fla-core through tptt, fla-core alone, SDPA
+
+Correctness is checked first. CPU: gated delta rule, float32. CUDA: delta rule, bfloat16 (fla refuses gradients of the
+gated one on Hopper with Triton 3.4 to 3.7.0). Batch 1.
+Legend: T tokens, H heads, D key and value width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn.functional import normalize, scaled_dot_product_attention
+
+from tptt.ops import available_backends, delta_rule, delta_rule_step
+
+from .memory import peak_units
+from .timing import interleaved, machine, table, write_section
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+SHAPES = ((16, 64), (8, 128))  # H, D
+
+
+@dataclass
+class Inputs:
+    """q, k, v [1, T, H, D], beta and g [1, T, H], and a gradient of the output."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    beta: torch.Tensor
+    g: torch.Tensor
+    d_o: torch.Tensor
+
+    @classmethod
+    def random(cls, tokens: int, heads: int, width: int, device: str = "cpu", dtype=torch.float32) -> Inputs:
+        torch.manual_seed(0)
+        q, k = (normalize(torch.randn(1, tokens, heads, width), dim=-1) for _ in range(2))
+        v, d_o = (torch.randn(1, tokens, heads, width) for _ in range(2))
+        beta, g = torch.rand(1, tokens, heads), -0.1 * torch.rand(1, tokens, heads)
+        return cls(*(x.to(device, dtype) for x in (q, k, v)), beta.to(device), g.to(device), d_o.to(device, dtype))
+
+    @property
+    def all(self) -> tuple[torch.Tensor, ...]:
+        return self.q, self.k, self.v, self.beta, self.g
+
+
+def call(function: Callable, inputs: Inputs, backward: bool, count: int = 5) -> Callable[[], object]:
+    """A run of ``function(*first `count` inputs) -> o``, with gradients of all of them where ``backward``."""
+    leaves = [x.detach().clone().requires_grad_(backward) for x in inputs.all[:count]]
+
+    def run():
+        if not backward:
+            with torch.no_grad():
+                return function(*leaves)
+        out = function(*leaves)
+        return torch.autograd.grad(out, leaves, inputs.d_o.view_as(out))
+
+    return run
+
+
+def ours(backend: str) -> Callable:
+    return lambda q, k, v, beta, g: delta_rule(q, k, v, beta, g, scale=q.shape[-1] ** -0.5, backend=backend)[0]
+
+
+def of_transformers(q, k, v, beta, g):
+    from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
+
+    return torch_chunk_gated_delta_rule(q, k, v, g, beta)[0]
+
+
+def sdpa(q, k, v):
+    """On [1, H, T, D], what it is made for; the transposes are views."""
+    out = scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True)
+    return out.transpose(1, 2)
+
+
+def plain(backend: str) -> Callable:
+    return lambda q, k, v, beta: delta_rule(q, k, v, beta, scale=q.shape[-1] ** -0.5, backend=backend)[0]
+
+
+def fla_alone(q, k, v, beta):
+    from fla.ops.delta_rule import chunk_delta_rule
+
+    return chunk_delta_rule(q, k, v, beta)[0]
+
+
+CPU = {
+    "native": (ours("native"), 5),
+    "PyTorch": (ours("chunk"), 5),
+    "transformers": (of_transformers, 5),
+    "SDPA": (sdpa, 3),
+}
+CUDA = {
+    "fla through tptt": (plain("fla"), 4),
+    "fla alone": (fla_alone, 4),
+    "PyTorch": (plain("chunk"), 4),
+    "SDPA": (sdpa, 3),
+}
+PEERS = ("transformers", "SDPA", "fla alone")
+
+
+def contenders(device: str) -> dict[str, tuple[Callable, int]]:
+    """Those that can run here; says which cannot."""
+    known = CUDA if device == "cuda" else CPU
+    missing = {name: available_backends()[name] for name in ("native", "fla")}
+    gone = {"native": missing["native"], "fla through tptt": missing["fla"], "fla alone": missing["fla"]}
+    for name in known:
+        if gone.get(name):
+            print(f"left out: {name}, {gone[name]}", file=sys.stderr)
+    return {name: one for name, one in known.items() if not gone.get(name)}
+
+
+def check(device: str, dtype: torch.dtype) -> list[str]:
+    """Largest relative error of outputs and gradients against the recurrence in float64; stops where ours are off."""
+    inputs = Inputs.random(300, 2, 64, device, dtype)
+    exact = Inputs(*(x.double() for x in (*inputs.all, inputs.d_o)))
+    naive = {5: ours("naive"), 4: plain("naive")}
+    rows = []
+    for name, (function, count) in contenders(device).items():
+        if count not in naive:  # softmax attention is something else
+            continue
+        want = [naive[count](*exact.all[:count]), *call(naive[count], exact, True, count)()]
+        got = [function(*inputs.all[:count]), *call(function, inputs, True, count)()]
+        error = max(float((a.double() - b).norm() / b.norm()) for a, b in zip(got, want, strict=True))
+        rows.append(f"{name} {error:.1e}")
+        bound = 1e-5 if dtype == torch.float32 and "fla" not in name else 2e-2
+        if name not in PEERS and error > bound:
+            raise SystemExit(f"{name} is wrong: relative error {error:.1e}, at most {bound:.0e}")
+    return rows
+
+
+def against_peers(device: str, dtype: torch.dtype, lengths, original: Original | None) -> str:
+    rows = []
+    for tokens in lengths:
+        for heads, width in SHAPES:
+            for backward in (False, True):
+                inputs = Inputs.random(tokens, heads, width, device, dtype)
+                runs = {n: call(f, inputs, backward, count) for n, (f, count) in contenders(device).items()}
+                times = interleaved(runs, 5, device, seconds=40)
+                if original and tokens <= 4096:
+                    times["original"] = original.median(tokens, heads, width, backward)
+                rows += _rows(
+                    f"T {tokens}, H {heads}, D {width}, {'forward + backward' if backward else 'forward'}", times
+                )
+    return table(["", "ms", "times transformers", "times SDPA", "times the original", "times fla alone"], rows)
+
+
+def _rows(title: str, times: dict[str, float]) -> list[list[str]]:
+    def ratio(name: str, peer: str) -> str:
+        return f"{times[peer] / times[name]:.1f}" if peer in times and name != peer else ""
+
+    peers = ("transformers", "SDPA", "original", "fla alone")
+    return [[f"{title}: {n}", f"{1e3 * t:.2f}", *(ratio(n, peer) for peer in peers)] for n, t in times.items()]
+
+
+def crossover(device: str, dtype: torch.dtype) -> str:
+    """Forward and backward over SDPA's time, by length."""
+    rows = []
+    for tokens in (64, 128, 256, 512, 1024, 2048, 4096):
+        inputs = Inputs.random(tokens, 16, 64, device, dtype)
+        chosen = {n: c for n, c in contenders(device).items() if n not in ("transformers", "fla alone")}
+        times = interleaved({n: call(f, inputs, True, count) for n, (f, count) in chosen.items()}, 9, device)
+        rows.append([str(tokens), *(f"{times['SDPA'] / times[n]:.2f}" for n in chosen if n != "SDPA")])
+    return table(["T", *(f"{n}, times SDPA" for n in chosen if n != "SDPA")], rows)
+
+
+def operations(tokens: int, heads: int, width: int, backward: bool, chunk: int = 32) -> float:
+    """Floating point operations of the chunked form, counted as for full squares within a chunk.
+
+    Per token and head, forward: reads of k and q and the write of the state 3, A, P, the solve and P u 4 products.
+    Backward: the forward again without the reads of q, and 8 products with the state, 8 within the chunk.
+    """
+    state, inside = 2 * width * width, 2 * width * chunk
+    forward = 3 * state + 4 * inside
+    return tokens * heads * (forward + (2 * state + 3 * inside + 8 * state + 8 * inside if backward else 0))
+
+
+def share_of_peak() -> str:
+    """Against a product of two 2048 x 2048 matrices in the same run."""
+    left, right = (torch.randn(2048, 2048) for _ in range(2))
+    rows = []
+    for heads, width in SHAPES:
+        for backward in (False, True):
+            inputs = Inputs.random(4096, heads, width)
+            chosen = {n: c for n, c in contenders("cpu").items() if n in ("native", "PyTorch")}
+            runs = {n: call(f, inputs, backward, count) for n, (f, count) in chosen.items()}
+            times = interleaved({"sgemm": lambda: left @ right, **runs}, 9)
+            peak = 2 * 2048**3 / times.pop("sgemm")
+            done = operations(4096, heads, width, backward)
+            shares = (f"{done / t / peak:.0%} ({done / t / 1e9:.0f})" for t in times.values())
+            rows.append([f"D {width}, {'forward + backward' if backward else 'forward'}", f"{peak / 1e9:.0f}", *shares])
+    return table(["", "sgemm, GFLOP/s", *(f"{n}: share (GFLOP/s)" for n in chosen)], rows)
+
+
+def one_token(tokens: int) -> dict[str, float]:
+    """Seconds of a step, H 32, D 128, after a context of ``tokens``."""
+    from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule as of_hf
+
+    state = delta_rule(*Inputs.random(tokens, 32, 128).all, output_final_state=True)[1]
+    one = Inputs.random(1, 32, 128)
+    target, mine, torchs = (state.clone() for _ in range(3))
+
+    def step():
+        return delta_rule_step(*one.all, state=mine, inplace=True)
+
+    def pytorch():
+        return delta_rule(*one.all, initial_state=torchs, output_final_state=True, backend="step")
+
+    def transformers():
+        return of_hf(one.q, one.k, one.v, one.g, one.beta, initial_state=state, output_final_state=True)
+
+    def copy():
+        return target.copy_(state)
+
+    runs = {"delta_rule_step": step, "PyTorch": pytorch, "transformers": transformers, "copying the state": copy}
+    with torch.no_grad():
+        return interleaved(runs, 15)
+
+
+def decoding() -> str:
+    rows = []
+    for tokens in (1024, 32768):
+        times = one_token(tokens)
+        copy, hf = times["copying the state"], times["transformers"]
+        rows += [
+            [f"after {tokens}: {n}", f"{1e6 * t:.0f}", f"{copy / t:.0%}", f"{hf / t:.1f}"] for n, t in times.items()
+        ]
+    return table(["", "us", "speed of the copy", "times transformers"], rows)
+
+
+def memory() -> str:
+    names = [n for n in ("native", "PyTorch") if n in contenders("cpu")]
+    rows = [[n, f"{peak_units(n):.2f}"] for n in names] + [["PyTorch, kda", f"{peak_units('kda'):.2f}"]]
+    return table(["T 32768, H 4, D 64", "H T D floats"], [*rows, ["SDPA", f"{peak_units('SDPA'):.2f}"]])
+
+
+class Original:
+    """A process of its own with the public tptt 0.12.1."""
+
+    def __init__(self, python: str) -> None:
+        worker = Path(__file__).with_name("original_worker.py")
+        self.process = subprocess.Popen(
+            [python, "-W", "ignore", str(worker)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def median(self, tokens: int, heads: int, width: int, backward: bool, repeats: int = 3) -> float:
+        assert self.process.stdin and self.process.stdout
+        times = []
+        for _ in range(repeats):
+            self.process.stdin.write(f"{torch.get_num_threads()} {tokens} {heads} {width} {int(backward)}\n")
+            self.process.stdin.flush()
+            times.append(float(self.process.stdout.readline()))
+        return sorted(times)[len(times) // 2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--original", metavar="PYTHON", help="a Python with tptt==0.12.1 installed")
+    parser.add_argument("--write", action="store_true", help=f"put the tables into {RESULTS.name}")
+    parser.add_argument("--quick", action="store_true", help="short lengths only: does it run?")
+    args = parser.parse_args()
+    dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
+    start = time.monotonic()
+    parts = [
+        f"`python -m benchmarks.ops{' --device cuda' if args.device == 'cuda' else ''}` on {machine(args.device)}."
+    ]
+    parts.append("Largest relative error of outputs and gradients: " + ", ".join(check(args.device, dtype)) + ".")
+    lengths = (512,) if args.quick else (4096, 16384)
+    original = Original(args.original) if args.original else None
+    parts += ["### Against peers", against_peers(args.device, dtype, lengths, original)]
+    parts += ["### Where it overtakes SDPA, H 16, D 64, forward + backward", crossover(args.device, dtype)]
+    if args.device == "cpu":
+        parts += ["### Share of the machine's peak, T 4096", share_of_peak(), "### One token", decoding()]
+        parts += ["### Peak memory above inputs, outputs and gradients, forward + backward", memory()]
+    parts.append(f"The run took {(time.monotonic() - start) / 60:.0f} minutes.")
+    text = "\n\n".join(parts)
+    print(text)
+    if args.write:
+        write_section(RESULTS, f"Operators, {args.device.upper()}", text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Times that can be compared: contenders take turns, medians count; and what machine and commit they were taken on."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+SYNC = {"cpu": lambda: None, "cuda": torch.cuda.synchronize}
+
+
+def interleaved(
+    contenders: dict[str, Callable[[], object]], repeats: int = 7, device: str = "cpu", seconds: float = 60.0
+) -> dict[str, float]:
+    """Median seconds per call of each contender.
+
+    Every round runs each contender once, after one call to warm up. A contender that has used ``seconds`` leaves the
+    later rounds (it has had one timed call at least). Calls under 10 ms are timed in batches.
+    """
+    sync, times = SYNC[device], {name: [] for name in contenders}
+
+    def timed(call: Callable[[], object], count: int) -> float:
+        sync()
+        start = time.perf_counter()
+        for _ in range(count):
+            call()
+        sync()
+        return (time.perf_counter() - start) / count
+
+    first = {}
+    for name, call in contenders.items():
+        timed(call, 1)
+        first[name] = timed(call, 1) if not times[name] else 0.0
+    counts = {name: max(1, min(1000, int(0.02 / max(first[name], 1e-9)))) for name in contenders}
+    for _ in range(repeats):
+        for name, call in contenders.items():
+            if not times[name] or sum(times[name]) * counts[name] < seconds:
+                times[name].append(timed(call, counts[name]))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def machine(device: str = "cpu") -> str:
+    """One line: processor or GPU, threads, versions, commit."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
+    ).stdout.strip()
+    name = torch.cuda.get_device_name() if device == "cuda" else _processor()
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, commit {commit or 'unknown'}"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, all columns but the first to the right."""
+    lines = [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def write_section(file: Path, title: str, text: str) -> None:
+    """Put ``text`` under the heading ``## title`` of a Markdown file, in the place of what stood there."""
+    old = file.read_text(encoding="utf-8") if file.exists() else "# Results\n"
+    head, *sections = old.split("\n## ")
+    kept = [s for s in sections if s.partition("\n")[0] != title]
+    file.write_text("\n## ".join([head.rstrip() + "\n", *kept, f"{title}\n\n{text.strip()}\n"]), encoding="utf-8")

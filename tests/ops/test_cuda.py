@@ -1,0 +1,82 @@
+"""The operators on a CUDA device: PyTorch's forms in float32, fla-core's kernels in half precision."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tptt.ops import available_backends
+from tptt.ops.backends import BACKENDS, Spec
+
+from .cases import KINDS, assert_close, make_case, reference, results
+
+pytestmark = pytest.mark.gpu
+needs_fla = pytest.mark.skipif(bool(available_backends()["fla"]), reason=available_backends()["fla"] or "")
+
+
+def check(case, backend, value, gradient):
+    """`case` on the device against the reference on the CPU."""
+    got = results(case, lambda c: tuple(x.cpu() for x in c.map(lambda x: x.cuda()).run(backend)))
+    assert_close(got, results(case.to(torch.float64), reference), value, gradient)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tokens", (1, 65))
+@pytest.mark.parametrize("backend", ("naive", "chunk", "auto"))
+def test_float32(backend, tokens, kind):
+    check(make_case(tokens, batch=2, groups=2, **KINDS[kind]).to(torch.float32), backend, 2e-6, 1e-5)
+
+
+def half(tokens, kind, groups=2):
+    """A case for fla: bfloat16, the state float32; and whether each of it needs a gradient."""
+    case = make_case(tokens, groups=groups, key_width=64, value_width=64, **KINDS[kind]).to(torch.bfloat16)
+    return replace(case, initial_state=case.initial_state.float())
+
+
+def served(case, needs_grad):
+    """`case` on the device; skips what fla does not serve."""
+    case = case.map(lambda x: x.cuda().requires_grad_(needs_grad))
+    k, v, beta = (x if x is None or case.k.dim() == 5 else x.unsqueeze(2) for x in (case.k, case.v, case.beta))
+    spec = Spec.of(case.q, k, v, beta, case.g, case.initial_state, case.delta)
+    reason = BACKENDS["fla"].supports(spec)
+    if reason:
+        pytest.skip(reason)
+    return case
+
+
+@needs_fla
+@pytest.mark.parametrize("kind", KINDS)
+def test_fla_forward(kind):
+    case = half(127, kind)
+    with torch.no_grad():
+        got = served(case, False).run("fla")
+    for have, want in zip(got, reference(case), strict=True):
+        assert (have.cpu().double() - want).norm() <= 1e-2 * want.norm()
+
+
+@needs_fla
+@pytest.mark.parametrize("kind", KINDS)
+def test_fla_gradients(kind):
+    case = half(127, kind)
+    served(case, True)
+    check(case, "fla", 1e-2, 2e-2)
+
+
+@needs_fla
+@pytest.mark.parametrize("kind", KINDS)
+def test_fla_steps_equal_its_chunks(kind):
+    case = served(half(24, kind), False)
+    outputs, state = [], case.initial_state
+    for t in range(24):
+        o, state = case.tokens(t, t + 1, state).run("auto")
+        outputs.append(o)
+    want_o, want_state = case.run("auto")
+    torch.testing.assert_close(torch.cat(outputs, 1), want_o, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(state, want_state, rtol=2e-2, atol=2e-2)
+
+
+@needs_fla
+def test_fla_serves_half_precision_by_itself():
+    spec = Spec(1000, 1, 64, "cuda", torch.bfloat16, False, False, True, True)
+    assert BACKENDS["fla"].supports(spec) is None
+    assert "float32" in BACKENDS["fla"].supports(replace(spec, dtype=torch.float32))
