@@ -203,12 +203,12 @@ def share_of_peak() -> str:
     return table(["", "sgemm, GFLOP/s", *(f"{n}: share (GFLOP/s)" for n in chosen)], rows)
 
 
-def one_token(tokens: int) -> dict[str, float]:
-    """Seconds of a step, H 32, D 128, after a context of ``tokens``."""
+def one_token(tokens: int, batch: int) -> dict[str, float]:
+    """Seconds of a step of ``batch`` sequences, H 32, D 128, after a context of ``tokens``."""
     from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule as of_hf
 
-    state = delta_rule(*Inputs.random(tokens, 32, 128).all, output_final_state=True)[1]
-    one = Inputs.random(1, 32, 128)
+    state = delta_rule(*Inputs.random(tokens, 32, 128).all, output_final_state=True)[1].repeat(batch, 1, 1, 1)
+    one = Inputs(*(x.repeat(batch, *[1] * (x.dim() - 1)) for x in vars(Inputs.random(1, 32, 128)).values()))
     target, mine, torchs = (state.clone() for _ in range(3))
 
     def step():
@@ -230,11 +230,12 @@ def one_token(tokens: int) -> dict[str, float]:
 
 def decoding() -> str:
     rows = []
-    for tokens in (1024, 32768):
-        times = one_token(tokens)
+    for tokens, batch in ((1024, 1), (32768, 1), (1024, 8)):
+        times = one_token(tokens, batch)
         copy, hf = times["copying the state"], times["transformers"]
         rows += [
-            [f"after {tokens}: {n}", f"{1e6 * t:.0f}", f"{copy / t:.0%}", f"{hf / t:.1f}"] for n, t in times.items()
+            [f"batch {batch}, after {tokens}: {n}", f"{1e6 * t:.0f}", f"{copy / t:.0%}", f"{hf / t:.1f}"]
+            for n, t in times.items()
         ]
     return table(["", "us", "speed of the copy", "times transformers"], rows)
 

