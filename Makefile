@@ -13,7 +13,7 @@ OUT ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 venv: $(STAMP)
 
 # torch first, alone and pinned, so that nothing installed after it chooses another build
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard src/tptt/ops/native/kernels/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "tptt needs Python 3.11 or newer (transformers 5.23 does); try: make PYTHON=python3.12 ..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -25,8 +25,8 @@ quickstart: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/tptt quickstart --out $(OUT)
 
 lint: $(STAMP)
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests benchmarks setup.py
+	$(BIN)/ruff format --check src tests benchmarks setup.py
 	$(BIN)/mypy
 
 test: lint

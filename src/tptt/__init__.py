@@ -5,6 +5,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from .configuration import MemoryConfig, TpttConfig, __version__
 from .inference import TpttPipeline
+from .memory import LinearAttention
 from .modeling import TpttModel
 from .surgery import attach_memory, calibrate, detach_memory, set_mag_weight
 from .training import AdjustMaGWeightCallback, LiZACallback, parameter_groups
@@ -17,6 +18,7 @@ MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["tptt"] = "TpttModel"
 __all__ = [
     "AdjustMaGWeightCallback",
     "LiZACallback",
+    "LinearAttention",
     "MemoryConfig",
     "TpttConfig",
     "TpttModel",

@@ -11,7 +11,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 __version__ = "1.0.0.dev0"
 
-OPERATORS = ("delta_rule", "gated_delta_rule")
+OPERATORS = ("delta_rule", "gated_delta_rule", "kda", "linear_attention", "gated_linear_attention")
 FEATURE_MAPS = ("sign_split", "silu")
 WRITE_GATES = ("learned", "constant")
 MIX_GATES = ("token", "head", "none")
@@ -43,7 +43,9 @@ class MemoryConfig:
     """The linear memory of one attention layer and how it is mixed in. The defaults are what RECIPE measured best.
 
     Args:
-        operator: recurrence: ``delta_rule`` (arXiv 2406.06484) or ``gated_delta_rule`` (2412.06464).
+        operator: recurrence: ``delta_rule`` (arXiv 2406.06484), with a learned decay per head ``gated_delta_rule``
+            (2412.06464) or per channel ``kda`` (2510.26692); ``linear_attention`` (2006.16236), with a learned decay per
+            channel ``gated_linear_attention`` (2312.06635).
         feature_map: of queries and keys before the L2 norm: ``sign_split`` SiLU([Wx, -Wx]) with W learned from the
             identity, or ``silu`` without parameters.
         write_gate: beta: ``learned`` sigmoid of a linear map of the layer's input, or ``constant`` 1/2.

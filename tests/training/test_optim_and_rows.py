@@ -41,7 +41,7 @@ def test_groups_without_anything_to_train(tiny):
 
 
 def test_rows_hold_both_kinds_and_repeat(rows):
-    asked = (rows.loss_weights == 10).any(1)
+    asked = (rows.loss_weights == 5).any(1)
     assert len(rows) == 16 and int(asked.sum()) == 8
     assert set(rows.loss_weights[~asked].unique().tolist()) == {1.0}
     item = rows[0]

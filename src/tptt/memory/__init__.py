@@ -2,5 +2,6 @@
 
 from .branch import LinearMemory
 from .cache import adopt_layer
+from .layer import LinearAttention
 
-__all__ = ["LinearMemory", "adopt_layer"]
+__all__ = ["LinearAttention", "LinearMemory", "adopt_layer"]

@@ -5,35 +5,24 @@ Legend: B batch, T tokens, H query heads, Hk key/value heads, D head width, K fe
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from tptt.configuration import MemoryConfig
-from tptt.ops import delta_rule
 
 from .features import MAPS
-from .gates import DECAY_START, MIX, WRITE, TokenGate
+from .gates import DECAY, MIX, WRITE
+from .writes import Writes
 
-
-class Writes(NamedTuple):
-    """What one call writes: k [B, T, H, K], v [B, T, H, D], beta [B, T, H], g [B, T, H] or None, all float32."""
-
-    k: torch.Tensor
-    v: torch.Tensor
-    beta: torch.Tensor
-    g: torch.Tensor | None
-
-    def map(self, function) -> Writes:
-        return Writes(*(None if x is None else function(x) for x in self))
-
-
-def replay(state: torch.Tensor | None, writes: Writes) -> torch.Tensor:
-    """The state after ``writes``, from ``state`` (None is zero)."""
-    k, v, beta, g = writes
-    return delta_rule(k, k, v, beta, g, initial_state=state, output_final_state=True)[1]
+# operator: written by the delta rule? and what its decay is for
+RECURRENCES: dict[str, tuple[bool, str | None]] = {
+    "delta_rule": (True, None),
+    "gated_delta_rule": (True, "head"),
+    "kda": (True, "channel"),
+    "linear_attention": (False, None),
+    "gated_linear_attention": (False, "channel"),
+}
 
 
 class LinearMemory(nn.Module):
@@ -55,8 +44,8 @@ class LinearMemory(nn.Module):
         self.query_features = MAPS[config.feature_map](heads, head_dim)
         self.key_features = MAPS[config.feature_map](heads, head_dim)
         self.write_gate = WRITE[config.write_gate](hidden, heads)
-        gated = config.operator == "gated_delta_rule"
-        self.decay_gate = TokenGate(hidden, heads, DECAY_START) if gated else None
+        self.delta, decay = RECURRENCES[config.operator]
+        self.decay_gate = DECAY[decay](hidden, heads, self.key_features.width) if decay else None
         self.mix_gate = MIX[config.mix_gate](hidden, heads)
         self.output_scale = nn.Parameter(torch.ones(heads, head_dim, dtype=torch.float32))
         self.register_buffer("mag_weight", torch.full((), config.mag_weight, dtype=torch.float32))
@@ -78,14 +67,13 @@ class LinearMemory(nn.Module):
         if mask is not None:
             real = mask[..., None]
             beta = beta * real
-            g = None if g is None else g * real
+            g = None if g is None else g * (real if g.dim() == 3 else real[..., None])
             v = v.masked_fill(~real[..., None], 0.0)  # a padded value may be anything, also not finite
-        return Writes(self.key_features(k), v, beta, g)
+        return Writes(self.key_features(k), v, beta, g, self.delta)
 
-    def read(self, q: torch.Tensor, writes: Writes, state: torch.Tensor | None, keep_state: bool):
-        """Memory output [B, T, H, D] for q [B, T, H, D], and the state after the last token if ``keep_state``."""
-        q = self.query_features(q)
-        o, state = delta_rule(q, *writes, initial_state=state, output_final_state=keep_state)
+    def read(self, q: torch.Tensor, writes: Writes, state: torch.Tensor | None):
+        """Memory output [B, T, H, D] for q [B, T, H, D], and the state after the last token."""
+        o, state = writes.run(self.query_features(q), state)
         o = o * torch.rsqrt(o.pow(2).mean(-1, keepdim=True) + 1e-6) * self.output_scale.float()
         return o, state
 

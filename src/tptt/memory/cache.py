@@ -15,8 +15,8 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
-from .branch import Writes, replay
 from .window import WindowLayer
+from .writes import Writes
 
 
 class MemoryState:
@@ -72,9 +72,7 @@ class MemoryState:
         super().crop(tokens_to_remove)  # type: ignore[misc]
         if tokens_to_remove < 0:
             kept = recorded + tokens_to_remove
-            parts = zip(*self._history, strict=True)
-            joined = Writes(*(None if p[0] is None else torch.cat(p, 1)[:, :kept] for p in parts))
-            self.state = replay(self._before, joined) if kept else self._before
+            self.state = Writes.joined(self._history, kept).state_after(self._before) if kept else self._before
         self._history, self._before = [], None
 
     def reset(self) -> None:

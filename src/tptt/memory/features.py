@@ -12,6 +12,7 @@ class SignSplit(nn.Module):
 
     def __init__(self, heads: int, head_dim: int) -> None:
         super().__init__()
+        self.width = 2 * head_dim  # K
         self.weight = nn.Parameter(torch.eye(head_dim, dtype=torch.float32).repeat(heads, 1, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -24,6 +25,7 @@ class Silu(nn.Module):
 
     def __init__(self, heads: int, head_dim: int) -> None:
         super().__init__()
+        self.width = head_dim  # K
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.normalize(F.silu(x.float()), dim=-1, eps=1e-6)

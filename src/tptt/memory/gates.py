@@ -1,8 +1,9 @@
-"""Write gate, decay and Memory as Gate: one scalar per head and token, [B, T, H], in float32."""
+"""Write gate, decay and Memory as Gate: one number per head and token, [B, T, H], or per channel too, in float32."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -19,6 +20,22 @@ class TokenGate(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x.float(), self.weight.float(), self.bias.float())
+
+
+class ChannelGate(nn.Module):
+    """One number per head and channel, [B, T, H, K]: a linear map of the layer's input of rank K (Kimi Linear, arXiv
+    2510.26692, has that of a head); starts at ``start`` everywhere."""
+
+    def __init__(self, hidden: int, heads: int, width: int, start: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.down = nn.Parameter(torch.randn(width, hidden, dtype=torch.float32) * hidden**-0.5)
+        self.up = nn.Parameter(torch.zeros(heads * width, width, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.full((heads * width,), start, dtype=torch.float32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        low = F.linear(x.float(), self.down.float())
+        return F.linear(low, self.up.float(), self.bias.float()).unflatten(-1, (self.heads, -1))
 
 
 class HeadGate(nn.Module):
@@ -47,3 +64,7 @@ WRITE: dict[str, type[nn.Module]] = {"learned": TokenGate, "constant": NoGate}
 MIX: dict[str, type[nn.Module]] = {"token": TokenGate, "head": HeadGate, "none": NoGate}
 # decay alpha = sigmoid(gate) starts at .995 per token
 DECAY_START = math.log(0.995 / 0.005)
+DECAY: dict[str, Callable[[int, int, int], nn.Module]] = {  # of hidden, heads and feature width
+    "head": lambda hidden, heads, width: TokenGate(hidden, heads, DECAY_START),
+    "channel": lambda hidden, heads, width: ChannelGate(hidden, heads, width, DECAY_START),
+}

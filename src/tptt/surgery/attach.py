@@ -242,10 +242,10 @@ def _read(memory: LinearMemory, qkv, call) -> torch.Tensor:
     if call["segments"] is not None:
         unpacked = Unpacked(call["segments"])
         q, k, v, hidden = (unpacked.out(x) for x in (q, k, v, hidden))
-        o, _ = memory.read(q, memory.writes(hidden, k, v, unpacked.mask), None, False)
+        o, _ = memory.read(q, memory.writes(hidden, k, v, unpacked.mask), None)
         return unpacked.back(o)
     writes = memory.writes(hidden, k, v, mask)
-    o, state = memory.read(q, writes, None if layer is None else layer.state, layer is not None)
+    o, state = memory.read(q, writes, None if layer is None else layer.state)
     if layer is not None:
         layer.write(state, writes)
     return o

@@ -21,7 +21,7 @@ class _NoMemory(nn.Module):
     def writes(self, hidden_states, k, v, mask):
         return None
 
-    def read(self, q, writes, state, keep_state):
+    def read(self, q, writes, state):
         return None, q.new_zeros(0)
 
     def mix(self, softmax: torch.Tensor, memory, hidden_states) -> torch.Tensor:

@@ -1,0 +1,74 @@
+"""LinearAttention: the memory as a layer of its own, for models written from scratch.
+
+Legend: B batch, T tokens, H heads, Hk key/value heads, D head width, K feature width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tptt.configuration import MemoryConfig
+
+from .branch import LinearMemory
+
+
+class LinearAttention(nn.Module):
+    """Attention whose whole past is a state of fixed size; no softmax, no positions, no key/value cache.
+
+    Projections to queries, keys and values without bias, the memory of ``config``, a projection back.
+
+    Args:
+        hidden_size: width of input and output.
+        heads: query heads, H; the head width is ``hidden_size // heads``.
+        kv_heads: key/value heads; None is ``heads``.
+        config: the recurrence, its features and gates (`MemoryConfig`; what concerns softmax attention does not apply).
+        bidirectional: the mean of a reading from the left and one from the right, for encoders.
+
+    Raises:
+        ValueError: ``hidden_size`` is no multiple of ``heads``, or ``heads`` none of ``kv_heads``.
+    """
+
+    def __init__(
+        self, hidden_size: int, heads: int, kv_heads: int | None = None, config: MemoryConfig | None = None,
+        bidirectional: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        kv_heads = kv_heads or heads
+        if hidden_size % heads or heads % kv_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of heads and heads one of kv_heads, got {hidden_size}, {heads}, {kv_heads}"
+            )
+        self.head_dim, self.bidirectional = hidden_size // heads, bidirectional
+        self.query = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.key = nn.Linear(hidden_size, kv_heads * self.head_dim, bias=False)
+        self.value = nn.Linear(hidden_size, kv_heads * self.head_dim, bias=False)
+        self.output = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.memory = LinearMemory(config or MemoryConfig(), hidden_size, heads, kv_heads, self.head_dim)
+        self.memory.mix_gate = nn.Identity()  # nothing to mix with
+
+    def forward(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, state: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Output [B, T, hidden_size] for an input of the same shape, and the state [B, H, K, D] to go on from.
+
+        Args:
+            hidden_states: [B, T, hidden_size].
+            mask: [B, T] bool, False at padding: nothing is written or forgotten there; None is no padding.
+            state: what an earlier call returned; None is an empty memory.
+
+        Raises:
+            ValueError: a ``state`` is given to a bidirectional layer, whose reading from the right has none.
+        """
+        if not self.bidirectional:
+            return self._read(hidden_states, mask, state)
+        if state is not None:
+            raise ValueError("a bidirectional layer reads whole sequences: it takes no state and returns none")
+        back = None if mask is None else mask.flip(1)
+        right = self._read(hidden_states.flip(1), back, None)[0].flip(1)
+        return (self._read(hidden_states, mask, None)[0] + right) / 2, None
+
+    def _read(self, x, mask, state):
+        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.query, self.key, self.value))
+        out, state = self.memory.read(q, self.memory.writes(x, k, v, mask), state)
+        return self.output(out.flatten(2).to(x.dtype)), state

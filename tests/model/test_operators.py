@@ -1,0 +1,86 @@
+"""Every operator of the memory through the invariants that a decoding, a padded and a packed model must keep."""
+
+import pytest
+import torch
+
+from tests.families.models import build, close, randomize, tokens
+from tptt import MemoryConfig, TpttConfig, TpttModel, attach_memory
+from tptt.configuration import OPERATORS
+from tptt.memory.branch import RECURRENCES
+from tptt.surgery import memories
+
+
+@pytest.fixture(params=OPERATORS)
+def model(request):
+    config = MemoryConfig(operator=request.param, max_self_attn_length=6, sink_tokens=1)
+    return randomize(attach_memory(build("llama"), config))
+
+
+def test_every_operator_has_a_recurrence():
+    assert tuple(RECURRENCES) == OPERATORS
+
+
+def test_pieces_equal_one_pass(model):
+    ids = tokens(2, 30)
+    with torch.no_grad():
+        want, cache, out = model(input_ids=ids).logits, None, []
+        for a, b in ((0, 11), (11, 12), (12, 13), (13, 30)):
+            part = model(input_ids=ids[:, a:b], past_key_values=cache, use_cache=True)
+            cache = part.past_key_values
+            out.append(part.logits)
+    close(torch.cat(out, 1), want)
+
+
+def test_generation_equals_recomputation(model):
+    ids = tokens(1, 13).repeat(1, 2)
+    options = {"do_sample": False, "max_new_tokens": 14, "min_new_tokens": 14, "pad_token_id": 0}
+    options["attention_mask"] = torch.ones_like(ids)
+    assert torch.equal(model.generate(ids, **options), model.generate(ids, use_cache=False, **options))
+
+
+def test_rollback_equals_never_having_read(model):
+    ids, wrong = tokens(1, 30), tokens(1, 5, seed=1)
+    with torch.no_grad():
+        want = model(input_ids=ids).logits
+        cache = model(input_ids=ids[:, :20], use_cache=True).past_key_values
+        cache.activate_past_recording()
+        for piece in (torch.cat([ids[:, 20:21], wrong[:, :2]], 1), wrong[:, 2:]):
+            model(input_ids=piece, past_key_values=cache, use_cache=True)
+        cache.crop(-5)
+        close(model(input_ids=ids[:, 21:], past_key_values=cache, use_cache=True).logits, want[:, 21:])
+
+
+def test_padding_changes_nothing(model):
+    ids, pad = tokens(2, 30), torch.zeros(2, 6, dtype=torch.long)
+    mask = torch.cat([pad, torch.ones_like(ids)], 1)
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    with torch.no_grad():
+        got = model(input_ids=torch.cat([pad, ids], 1), attention_mask=mask, position_ids=positions).logits
+        close(got[:, 6:], model(input_ids=ids).logits)
+
+
+def test_packed_equals_separate(model):
+    rows = [tokens(1, n, seed=n) for n in (5, 17, 9)]
+    positions = torch.cat([torch.arange(x.shape[1]) for x in rows])[None]
+    with torch.no_grad():
+        got = model(input_ids=torch.cat(rows, 1), position_ids=positions, use_cache=False).logits
+        close(got, torch.cat([model(input_ids=x).logits for x in rows], 1))
+
+
+def test_every_parameter_of_the_memory_trains(model):
+    model(input_ids=tokens(2, 20)).logits.square().sum().backward()
+    for memory in memories(model):
+        for name, parameter in memory.named_parameters():
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_saved_and_loaded(operator, tmp_path):
+    build("llama").save_pretrained(tmp_path / "base")
+    config = TpttConfig(base_model_name=tmp_path / "base", operator=operator)
+    model = randomize(TpttModel(config)).eval()
+    model.save_pretrained(tmp_path / "out")
+    again = TpttModel.from_pretrained(tmp_path / "out").eval()
+    assert again.config.operator == operator
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=tokens(1, 20)).logits, model(input_ids=tokens(1, 20)).logits)
