@@ -11,9 +11,12 @@ from transformers.configuration_utils import SubConfigSpec
 
 __version__ = "1.0.0.dev0"
 
-OPERATORS = ("delta_rule", "gated_delta_rule", "kda", "linear_attention", "gated_linear_attention")
+OPERATORS = (
+    "delta_rule", "gated_delta_rule", "kda", "linear_attention", "gated_linear_attention", "delta_rule_v",
+    "delta_rule_kv", "delta_product", "gated_delta_product", "delta_product_r", "delta_product_c",
+)  # fmt: skip
 FEATURE_MAPS = ("sign_split", "silu")
-WRITE_GATES = ("learned", "constant")
+WRITE_GATES = ("learned", "constant", "k", "v", "kv")
 MIX_GATES = ("token", "head", "none")
 
 
@@ -45,10 +48,15 @@ class MemoryConfig:
     Args:
         operator: recurrence: ``delta_rule`` (arXiv 2406.06484), with a learned decay per head ``gated_delta_rule``
             (2412.06464) or per channel ``kda`` (2510.26692); ``linear_attention`` (2006.16236), with a learned decay per
-            channel ``gated_linear_attention`` (2312.06635).
+            channel ``gated_linear_attention`` (2312.06635). Of TPTT (2506.17671): ``delta_rule_v`` and ``delta_rule_kv``, the
+            delta rule with write gate ``v`` or ``kv``; ``delta_product``, ``gated_delta_product``, ``delta_product_r`` and
+            ``delta_product_c``, two writes per token (2502.10297): itself and a virtual one made by its difference from
+            the token before (gated: with a decay per head), by a rotation, or by the mean of both.
         feature_map: of queries and keys before the L2 norm: ``sign_split`` SiLU([Wx, -Wx]) with W learned from the
             identity, or ``silu`` without parameters.
-        write_gate: beta: ``learned`` sigmoid of a linear map of the layer's input, or ``constant`` 1/2.
+        write_gate: beta: ``learned`` sigmoid of a linear map of the layer's input, ``constant`` 1/2, or without parameters
+            the sigmoid of the keys (``k``), values (``v``) or their product (``kv``), averaged over three tokens and the
+            head's channels.
         mix_gate: what moves mu beside ``mag_weight``: ``token`` a linear map of the layer's input per head, ``head`` a
             learned constant per head, ``none``.
         mag_weight: mu in [0, 1] where the gate is 0: 0 is the base model, 1 the memory alone.

@@ -84,3 +84,23 @@ def test_saved_and_loaded(operator, tmp_path):
     assert again.config.operator == operator
     with torch.no_grad():
         assert torch.equal(again(input_ids=tokens(1, 20)).logits, model(input_ids=tokens(1, 20)).logits)
+
+
+@pytest.mark.parametrize("gate", ("k", "v", "kv"))
+def test_gates_without_parameters(gate, tmp_path):
+    """Their taps pass through pieces, padding and a roll-back."""
+    model = randomize(attach_memory(build("llama"), MemoryConfig(write_gate=gate, max_self_attn_length=6)))
+    assert not any("write_gate" in name for name, _ in model.named_parameters())
+    test_pieces_equal_one_pass(model)
+    test_generation_equals_recomputation(model)
+    test_rollback_equals_never_having_read(model)
+    test_padding_changes_nothing(model)
+    test_packed_equals_separate(model)
+
+
+def test_beams_move_the_taps():
+    model = randomize(attach_memory(build("llama"), MemoryConfig(operator="delta_product", write_gate="kv")))
+    ids = tokens(2, 12)
+    options = {"do_sample": False, "num_beams": 3, "max_new_tokens": 10, "min_new_tokens": 10, "pad_token_id": 0}
+    options["attention_mask"] = torch.ones_like(ids)
+    assert torch.equal(model.generate(ids, **options), model.generate(ids, use_cache=False, **options))

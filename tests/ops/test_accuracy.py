@@ -106,7 +106,7 @@ def test_transformers():
     o, state = module.torch_recurrent_gated_delta_rule(
         case.q, case.k, case.v, case.g, case.beta, initial_state=case.initial_state, output_final_state=True
     )
-    for backend in ("naive", "chunk"):
+    for backend in ("naive", "chunk", "auto"):
         got_o, got_state = case.run(backend, scale=case.k.shape[3] ** -0.5)
         torch.testing.assert_close(got_o, o, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(got_state, state, rtol=1e-5, atol=1e-5)

@@ -5,6 +5,8 @@ Legend: B batch, T tokens, H query heads, Hk key/value heads, D head width, K fe
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -12,16 +14,33 @@ from torch.nn import functional as F
 from tptt.configuration import MemoryConfig
 
 from .features import MAPS
-from .gates import DECAY, MIX, WRITE
+from .gates import AVERAGES, DECAY, MIX, WRITE
+from .recent import AVERAGED, VIRTUAL, Recent, strength
 from .writes import Writes
 
-# operator: written by the delta rule? and what its decay is for
-RECURRENCES: dict[str, tuple[bool, str | None]] = {
-    "delta_rule": (True, None),
-    "gated_delta_rule": (True, "head"),
-    "kda": (True, "channel"),
-    "linear_attention": (False, None),
-    "gated_linear_attention": (False, "channel"),
+
+class Recurrence(NamedTuple):
+    """How an operator of the configuration writes."""
+
+    delta: bool = True
+    decay: str | None = None  # see gates.DECAY
+    virtual: str | None = None  # STEPS virtual tokens for each, see recent.VIRTUAL
+    write_gate: str | None = None  # instead of the configuration's
+
+
+STEPS = 2
+RECURRENCES = {
+    "delta_rule": Recurrence(),
+    "gated_delta_rule": Recurrence(decay="head"),
+    "kda": Recurrence(decay="channel"),
+    "linear_attention": Recurrence(delta=False),
+    "gated_linear_attention": Recurrence(delta=False, decay="channel"),
+    "delta_rule_v": Recurrence(write_gate="v"),
+    "delta_rule_kv": Recurrence(write_gate="kv"),
+    "delta_product": Recurrence(virtual="derivative"),
+    "gated_delta_product": Recurrence(virtual="derivative", decay="head"),
+    "delta_product_r": Recurrence(virtual="rotary"),
+    "delta_product_c": Recurrence(virtual="both"),
 }
 
 
@@ -43,8 +62,11 @@ class LinearMemory(nn.Module):
         self.config, self.heads, self.kv_heads, self.head_dim = config, heads, kv_heads, head_dim
         self.query_features = MAPS[config.feature_map](heads, head_dim)
         self.key_features = MAPS[config.feature_map](heads, head_dim)
-        self.write_gate = WRITE[config.write_gate](hidden, heads)
-        self.delta, decay = RECURRENCES[config.operator]
+        self.recurrence = RECURRENCES[config.operator]
+        gate, decay = self.recurrence.write_gate or config.write_gate, self.recurrence.decay
+        self.averaged = gate if gate in AVERAGES else None
+        self.write_gate = None if self.averaged else WRITE[gate](hidden, heads)
+        self.taps = max(AVERAGED - 1 if self.averaged else 0, STEPS - 1 if self.recurrence.virtual else 0)
         self.decay_gate = DECAY[decay](hidden, heads, self.key_features.width) if decay else None
         self.mix_gate = MIX[config.mix_gate](hidden, heads)
         self.output_scale = nn.Parameter(torch.ones(heads, head_dim, dtype=torch.float32))
@@ -55,21 +77,46 @@ class LinearMemory(nn.Module):
         return torch.sigmoid(torch.logit(self.mag_weight.float()) + self.mix_gate(hidden_states))
 
     def writes(
-        self, hidden_states: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
-    ) -> Writes:
-        """What the tokens write; k, v [B, T, Hk, D]; where ``mask`` [B, T] is False nothing is written or forgotten."""
-        group = self.heads // self.kv_heads
-        if group > 1:
-            k, v = k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)
-        beta = torch.sigmoid(self.write_gate(hidden_states))
+        self, hidden_states: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None,
+        taps: torch.Tensor | None = None,
+    ) -> Writes:  # fmt: skip
+        """What the tokens write; k, v [B, T, Hk, D]; where ``mask`` [B, T] is False nothing is written or forgotten.
+
+        ``taps`` [B, taps, Hk, 2 D] are the raw keys and values of the tokens before, for a memory that looks at them.
+        """
+        k, v = k.float(), v.float()
+        raw = recent = None
+        if mask is not None:  # a padded value may be anything, also not finite
+            k, v = (x.masked_fill(~mask[..., None, None], 0.0) for x in (k, v))
+        if self.taps:
+            raw = torch.cat([k, v], -1)
+            recent = Recent(raw, taps, mask, self.taps)
+        beta = self._beta(hidden_states, recent)
         g = None if self.decay_gate is None else F.logsigmoid(self.decay_gate(hidden_states))
-        v = v.float()
         if mask is not None:
             real = mask[..., None]
             beta = beta * real
             g = None if g is None else g * (real if g.dim() == 3 else real[..., None])
-            v = v.masked_fill(~real[..., None], 0.0)  # a padded value may be anything, also not finite
-        return Writes(self.key_features(k), v, beta, g, self.delta)
+        if self.recurrence.virtual and recent is not None:
+            make = VIRTUAL[self.recurrence.virtual]
+            k, v = recent.each(lambda x: make(x, self.taps, STEPS)).chunk(2, -1)
+            beta = beta.unsqueeze(2).expand(-1, -1, STEPS, -1)
+        k, v = self._by_query_head(k), self._by_query_head(v)
+        keys = self.key_features(k.flatten(1, -3)).view(*k.shape[:-1], -1)
+        return Writes(keys, v, beta, g, self.recurrence.delta, raw, mask if self.taps else None)
+
+    def _beta(self, hidden_states: torch.Tensor, recent: Recent | None) -> torch.Tensor:
+        """Write strength [B, T, H]."""
+        if self.averaged is None or recent is None:
+            return torch.sigmoid(self.write_gate(hidden_states))  # type: ignore[misc]
+        source = self.averaged
+        beta = recent.each(lambda x: strength(x, self.taps, source))
+        return beta.repeat_interleave(self.heads // self.kv_heads, -1)
+
+    def _by_query_head(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., Hk, D] -> [..., H, D]."""
+        group = self.heads // self.kv_heads
+        return x if group == 1 else x.repeat_interleave(group, -2)
 
     def read(self, q: torch.Tensor, writes: Writes, state: torch.Tensor | None):
         """Memory output [B, T, H, D] for q [B, T, H, D], and the state after the last token."""

@@ -32,6 +32,9 @@ class MemoryState:
         super().__init__(*args, **kwargs)
         self.record_past = False
         self.state: torch.Tensor | None = None
+        self.taps: torch.Tensor | None = None  # raw tokens before, for a memory that looks at them
+        self._taps_before: torch.Tensor | None = None
+        self._count = 0
         self._before: torch.Tensor | None = None
         self._history: list[Writes] = []
 
@@ -42,16 +45,19 @@ class MemoryState:
     def activate_past_recording(self) -> None:
         self.record_past = True
 
-    def write(self, state: torch.Tensor, writes: Writes) -> None:
-        """Take the ``state`` after ``writes``."""
+    def write(self, state: torch.Tensor, writes: Writes, taps: int = 0) -> None:
+        """Take the ``state`` after ``writes``, and of their raw tokens the last ``taps``."""
+        writes = writes.map(torch.Tensor.detach)
         if self.record_past:
             if not self._history:
-                self._before = self.state
-            self._history.append(writes.map(torch.Tensor.detach))
-        self.state = state.detach()
+                self._before, self._taps_before = self.state, self.taps
+            self._history.append(writes)
+        self.state, self.taps, self._count = state.detach(), writes.taps_after(self.taps, taps), taps
 
     def _each(self, function) -> None:
-        self.state, self._before = (None if x is None else function(x) for x in (self.state, self._before))
+        for name in ("state", "taps", "_before", "_taps_before"):
+            if getattr(self, name) is not None:
+                setattr(self, name, function(getattr(self, name)))
         self._history = [w.map(function) for w in self._history]
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -72,12 +78,15 @@ class MemoryState:
         super().crop(tokens_to_remove)  # type: ignore[misc]
         if tokens_to_remove < 0:
             kept = recorded + tokens_to_remove
-            self.state = Writes.joined(self._history, kept).state_after(self._before) if kept else self._before
-        self._history, self._before = [], None
+            self.state, self.taps = self._before, self._taps_before
+            if kept:
+                writes = Writes.joined(self._history, kept)
+                self.state, self.taps = writes.state_after(self.state), writes.taps_after(self.taps, self._count)
+        self._history, self._before, self._taps_before = [], None, None
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
-        self.state, self._before, self._history = None, None, []
+        self.state, self.taps, self._before, self._taps_before, self._history = None, None, None, None, []
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]

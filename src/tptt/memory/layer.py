@@ -5,12 +5,22 @@ Legend: B batch, T tokens, H heads, Hk key/value heads, D head width, K feature 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
 from tptt.configuration import MemoryConfig
 
 from .branch import LinearMemory
+
+
+class LayerState(NamedTuple):
+    """What a layer carries from call to call: the state [B, H, K, V], float32, and the raw tokens before, where the
+    operator looks at them."""
+
+    memory: torch.Tensor
+    taps: torch.Tensor | None
 
 
 class LinearAttention(nn.Module):
@@ -48,9 +58,9 @@ class LinearAttention(nn.Module):
         self.memory.mix_gate = nn.Identity()  # nothing to mix with
 
     def forward(
-        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, state: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Output [B, T, hidden_size] for an input of the same shape, and the state [B, H, K, D] to go on from.
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, state: LayerState | None = None
+    ) -> tuple[torch.Tensor, LayerState | None]:
+        """Output [B, T, hidden_size] for an input of the same shape, and the state to go on from.
 
         Args:
             hidden_states: [B, T, hidden_size].
@@ -70,5 +80,8 @@ class LinearAttention(nn.Module):
 
     def _read(self, x, mask, state):
         q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.query, self.key, self.value))
-        out, state = self.memory.read(q, self.memory.writes(x, k, v, mask), state)
+        before, taps = state or (None, None)
+        writes = self.memory.writes(x, k, v, mask, taps)
+        out, after = self.memory.read(q, writes, before)
+        state = LayerState(after, writes.taps_after(taps, self.memory.taps))
         return self.output(out.flatten(2).to(x.dtype)), state

@@ -244,10 +244,10 @@ def _read(memory: LinearMemory, qkv, call) -> torch.Tensor:
         q, k, v, hidden = (unpacked.out(x) for x in (q, k, v, hidden))
         o, _ = memory.read(q, memory.writes(hidden, k, v, unpacked.mask), None)
         return unpacked.back(o)
-    writes = memory.writes(hidden, k, v, mask)
+    writes = memory.writes(hidden, k, v, mask, None if layer is None else layer.taps)
     o, state = memory.read(q, writes, None if layer is None else layer.state)
     if layer is not None:
-        layer.write(state, writes)
+        layer.write(state, writes, memory.taps)
     return o
 
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from tptt.configuration import MemoryConfig
 from tptt.memory import LinearMemory
+from tptt.memory.writes import Writes
 from tptt.surgery import memories
 from tptt.surgery.attach import NAME
 
@@ -18,8 +19,11 @@ class _NoMemory(nn.Module):
         super().__init__()
         self.config = config
 
-    def writes(self, hidden_states, k, v, mask):
-        return None
+    taps = 0
+
+    def writes(self, hidden_states, k, v, mask, taps=None):
+        nothing = k.new_zeros(0)
+        return Writes(nothing, nothing, nothing, None)
 
     def read(self, q, writes, state):
         return None, q.new_zeros(0)

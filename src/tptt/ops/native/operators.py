@@ -31,8 +31,8 @@ def _problem(q, k, v, beta, g, scale, delta, **pointers):
     return structs.Problem(
         batch, tokens, writes, heads, q.shape[2] // heads, key_width, v.shape[4], chunk, segment,
         torch.get_num_threads(), scale, delta, q.dtype == torch.bfloat16,
-        q=structs.Tensor.of(q, "bth"), k=structs.Tensor.of(k, "btnh"), v=structs.Tensor.of(v, "btnh"),
-        beta=structs.Tensor.of(beta, "btnh"), g=structs.Tensor.of(g, "bth"), **pointers,
+        q=structs.Tensor.without_writes(q), k=structs.Tensor.of(k), v=structs.Tensor.of(v),
+        beta=structs.Tensor.of(beta), g=structs.Tensor.without_writes(g), **pointers,
     )  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def recurrence(
     q, k, v = map(_rows, (q, k, v))
     start = None if initial_state is None else initial_state.contiguous()
     problem = _problem(
-        q, k, v, beta, g, scale, delta, o=structs.Tensor.of(o, "bth"), initial_state=_pointer(start),
+        q, k, v, beta, g, scale, delta, o=structs.Tensor.without_writes(o), initial_state=_pointer(start),
         final_state=state.data_ptr(), saved=saved.data_ptr() if keep else None,
     )  # fmt: skip
     library().forward(problem)
@@ -87,10 +87,10 @@ def recurrence_backward(
     d_final_state = d_final_state.contiguous()
     d_q, d_k, d_v, d_beta, d_g, d_state = grads
     problem = _problem(
-        q, k, v, beta, g, scale, delta, saved=saved.data_ptr(), d_o=structs.Tensor.of(d_o, "bth"),
-        d_q=structs.Tensor.of(d_q, "bth"), d_k=structs.Tensor.of(d_k, "btnh"), d_v=structs.Tensor.of(d_v, "btnh"),
-        d_beta=structs.Tensor.of(None if beta is None else d_beta, "btnh"),
-        d_g=structs.Tensor.of(None if g is None else d_g, "bth"), d_final_state=_pointer(d_final_state),
+        q, k, v, beta, g, scale, delta, saved=saved.data_ptr(), d_o=structs.Tensor.without_writes(d_o),
+        d_q=structs.Tensor.without_writes(d_q), d_k=structs.Tensor.of(d_k), d_v=structs.Tensor.of(d_v),
+        d_beta=structs.Tensor.of(None if beta is None else d_beta),
+        d_g=structs.Tensor.without_writes(None if g is None else d_g), d_final_state=_pointer(d_final_state),
         d_initial_state=d_state.data_ptr(),
     )  # fmt: skip
     library().backward(problem)

@@ -16,12 +16,17 @@ class Tensor(ctypes.Structure):
     ]
 
     @classmethod
-    def of(cls, x: torch.Tensor | None, axes: str) -> Tensor:
-        """``axes`` names x's axes in order, by the first letters of the fields; a last axis beyond them is contiguous."""
+    def of(cls, x: torch.Tensor | None) -> Tensor:
+        """x [B, T, N, H, width] or [B, T, N, H] (``beta``), or without the axis of writes: see `without_writes`."""
+        return cls() if x is None else cls(x.data_ptr(), *x.stride()[:4])
+
+    @classmethod
+    def without_writes(cls, x: torch.Tensor | None) -> Tensor:
+        """x [B, T, heads, width] or [B, T, heads]."""
         if x is None:
             return cls()
-        strides = dict(zip(axes, x.stride(), strict=False))
-        return cls(x.data_ptr(), *(strides.get(axis, 0) for axis in "btnh"))
+        batch, token, head = x.stride()[:3]
+        return cls(x.data_ptr(), batch, token, 0, head)
 
 
 _SIZES = ("batch", "tokens", "writes", "heads", "groups", "key_width", "value_width", "chunk", "segment", "threads")
