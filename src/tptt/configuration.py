@@ -17,6 +17,7 @@ OPERATORS = (
 )  # fmt: skip
 FEATURE_MAPS = ("sign_split", "silu")
 WRITE_GATES = ("learned", "constant", "k", "v", "kv")
+STATES = ("query_head", "kv_head")
 MIX_GATES = ("token", "head", "none")
 
 
@@ -57,6 +58,8 @@ class MemoryConfig:
         write_gate: beta: ``learned`` sigmoid of a linear map of the layer's input, ``constant`` 1/2, or without parameters
             the sigmoid of the keys (``k``), values (``v``) or their product (``kv``), averaged over three tokens and the
             head's channels.
+        states: one state per ``query_head``, or under grouped-query attention one per ``kv_head``, written once and read by
+            every query head of its group: a smaller cache.
         mix_gate: what moves mu beside ``mag_weight``: ``token`` a linear map of the layer's input per head, ``head`` a
             learned constant per head, ``none``.
         mag_weight: mu in [0, 1] where the gate is 0: 0 is the base model, 1 the memory alone.
@@ -70,6 +73,7 @@ class MemoryConfig:
     operator: str = "delta_rule"
     feature_map: str = "sign_split"
     write_gate: str = "learned"
+    states: str = "query_head"
     mix_gate: str = "token"
     mag_weight: float = 0.5
     max_self_attn_length: int | None = None
@@ -79,6 +83,7 @@ class MemoryConfig:
         _one_of("operator", self.operator, OPERATORS)
         _one_of("feature_map", self.feature_map, FEATURE_MAPS)
         _one_of("write_gate", self.write_gate, WRITE_GATES)
+        _one_of("states", self.states, STATES)
         _one_of("mix_gate", self.mix_gate, MIX_GATES)
         check_mag_weight(self.mag_weight)
         if self.max_self_attn_length is not None:
@@ -143,6 +148,7 @@ class TpttConfig(PreTrainedConfig):
     operator: str = MemoryConfig.operator
     feature_map: str = MemoryConfig.feature_map
     write_gate: str = MemoryConfig.write_gate
+    states: str = MemoryConfig.states
     mix_gate: str = MemoryConfig.mix_gate
     mag_weight: float = MemoryConfig.mag_weight
     max_self_attn_length: int | None = None

@@ -104,3 +104,19 @@ def test_beams_move_the_taps():
     options = {"do_sample": False, "num_beams": 3, "max_new_tokens": 10, "min_new_tokens": 10, "pad_token_id": 0}
     options["attention_mask"] = torch.ones_like(ids)
     assert torch.equal(model.generate(ids, **options), model.generate(ids, use_cache=False, **options))
+
+
+def test_one_state_per_kv_head(tmp_path):
+    """A quarter of the states, shared by the query heads of a group."""
+    one, each = (
+        randomize(attach_memory(build("llama-tied"), MemoryConfig(states=states, operator="gated_delta_product")))
+        for states in ("kv_head", "query_head")
+    )
+    caches = [model(input_ids=tokens(1, 9), use_cache=True).past_key_values for model in (one, each)]
+    assert [cache.layers[0].state.shape[1] for cache in caches] == [1, 4]
+    test_pieces_equal_one_pass(one)
+    test_generation_equals_recomputation(one)
+    test_rollback_equals_never_having_read(one)
+    test_padding_changes_nothing(one)
+    test_packed_equals_separate(one)
+    test_every_parameter_of_the_memory_trains(one)

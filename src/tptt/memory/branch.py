@@ -1,6 +1,7 @@
 """LinearMemory: the linear-attention branch of one attention layer and its Memory as Gate.
 
-Legend: B batch, T tokens, H query heads, Hk key/value heads, D head width, K feature width, S state [B, H, K, D].
+Legend: B batch, T tokens, H query heads, Hk key/value heads, Hs states (H or Hk), D head width, K feature width,
+S state [B, Hs, K, D].
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ RECURRENCES = {
 class LinearMemory(nn.Module):
     """Linear attention beside softmax attention (LiZA), mixed with it by Memory as Gate.
 
-    Reads the layer's projections before RoPE. Every query head has a state of its own; under GQA the keys and values
-    of a group are shared. The output is RMS-normalised per head and scaled by ``output_scale`` [H, D], which
+    Reads the layer's projections before RoPE. Every query head has a state of its own, its keys and values shared within
+    a group under GQA; or every key/value head has one (``config.states``). The output is RMS-normalised per head and scaled by ``output_scale`` [H, D], which
     calibration sets to the root mean square of the softmax branch.
 
     Args:
@@ -60,14 +61,15 @@ class LinearMemory(nn.Module):
     def __init__(self, config: MemoryConfig, hidden: int, heads: int, kv_heads: int, head_dim: int) -> None:
         super().__init__()
         self.config, self.heads, self.kv_heads, self.head_dim = config, heads, kv_heads, head_dim
+        self.states = heads if config.states == "query_head" else kv_heads
         self.query_features = MAPS[config.feature_map](heads, head_dim)
-        self.key_features = MAPS[config.feature_map](heads, head_dim)
+        self.key_features = MAPS[config.feature_map](self.states, head_dim)
         self.recurrence = RECURRENCES[config.operator]
         gate, decay = self.recurrence.write_gate or config.write_gate, self.recurrence.decay
         self.averaged = gate if gate in AVERAGES else None
-        self.write_gate = None if self.averaged else WRITE[gate](hidden, heads)
+        self.write_gate = None if self.averaged else WRITE[gate](hidden, self.states)
         self.taps = max(AVERAGED - 1 if self.averaged else 0, STEPS - 1 if self.recurrence.virtual else 0)
-        self.decay_gate = DECAY[decay](hidden, heads, self.key_features.width) if decay else None
+        self.decay_gate = DECAY[decay](hidden, self.states, self.key_features.width) if decay else None
         self.mix_gate = MIX[config.mix_gate](hidden, heads)
         self.output_scale = nn.Parameter(torch.ones(heads, head_dim, dtype=torch.float32))
         self.register_buffer("mag_weight", torch.full((), config.mag_weight, dtype=torch.float32))
@@ -101,22 +103,17 @@ class LinearMemory(nn.Module):
             make = VIRTUAL[self.recurrence.virtual]
             k, v = recent.each(lambda x: make(x, self.taps, STEPS)).chunk(2, -1)
             beta = beta.unsqueeze(2).expand(-1, -1, STEPS, -1)
-        k, v = self._by_query_head(k), self._by_query_head(v)
+        k, v = (x.repeat_interleave(self.states // self.kv_heads, -2) for x in (k, v))
         keys = self.key_features(k.flatten(1, -3)).view(*k.shape[:-1], -1)
         return Writes(keys, v, beta, g, self.recurrence.delta, raw, mask if self.taps else None)
 
     def _beta(self, hidden_states: torch.Tensor, recent: Recent | None) -> torch.Tensor:
-        """Write strength [B, T, H]."""
+        """Write strength [B, T, Hs]."""
         if self.averaged is None or recent is None:
             return torch.sigmoid(self.write_gate(hidden_states))  # type: ignore[misc]
         source = self.averaged
         beta = recent.each(lambda x: strength(x, self.taps, source))
-        return beta.repeat_interleave(self.heads // self.kv_heads, -1)
-
-    def _by_query_head(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., Hk, D] -> [..., H, D]."""
-        group = self.heads // self.kv_heads
-        return x if group == 1 else x.repeat_interleave(group, -2)
+        return beta.repeat_interleave(self.states // self.kv_heads, -1)
 
     def read(self, q: torch.Tensor, writes: Writes, state: torch.Tensor | None):
         """Memory output [B, T, H, D] for q [B, T, H, D], and the state after the last token."""

@@ -1,0 +1,39 @@
+"""The benchmarks run, and what they write replaces what they wrote."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.timing import interleaved, table, write_section
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_section_replaces_its_own_only(tmp_path):
+    file = tmp_path / "RESULTS.md"
+    write_section(file, "One", "first")
+    write_section(file, "Two", "second\n\n### Inside")
+    write_section(file, "One", "again")
+    text = file.read_text()
+    assert text.startswith("# Results\n") and text.count("## One") == 1
+    assert "first" not in text and "again" in text and "second\n\n### Inside" in text
+
+
+def test_contenders_take_turns():
+    order = []
+    times = interleaved({name: lambda name=name: order.append(name) for name in "ab"}, repeats=3)
+    assert set(times) == {"a", "b"} and all(t > 0 for t in times.values())
+    assert order.index("b") < len(order) - 1 - order[::-1].index("a")
+
+
+def test_table():
+    assert table(["", "ms"], [["x", "1"]]) == "|  | ms |\n| --- | ---: |\n| x | 1 |"
+
+
+@pytest.mark.slow
+def test_operators_quick():
+    done = subprocess.run([sys.executable, "-m", "benchmarks.ops", "--quick"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "times transformers" in done.stdout
