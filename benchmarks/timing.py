@@ -19,7 +19,7 @@ def interleaved(
 ) -> dict[str, float]:
     """Median seconds per call of each contender.
 
-    Every round runs each contender once, after one call to warm up. A contender that has used ``seconds`` leaves the
+    Every round runs each contender once, after two calls to warm up. A contender that has used ``seconds`` leaves the
     later rounds (it has had one timed call at least). Calls under 10 ms are timed in batches.
     """
     sync, times = SYNC[device], {name: [] for name in contenders}
@@ -32,11 +32,10 @@ def interleaved(
         sync()
         return (time.perf_counter() - start) / count
 
-    first = {}
+    counts = {}
     for name, call in contenders.items():
         timed(call, 1)
-        first[name] = timed(call, 1) if not times[name] else 0.0
-    counts = {name: max(1, min(1000, int(0.02 / max(first[name], 1e-9)))) for name in contenders}
+        counts[name] = max(1, min(1000, int(0.02 / timed(call, 1))))
     for _ in range(repeats):
         for name, call in contenders.items():
             if not times[name] or sum(times[name]) * counts[name] < seconds:
