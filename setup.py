@@ -29,30 +29,49 @@ def compiler() -> str | None:
     return next((found for name in wanted if (found := shutil.which(name))), None)
 
 
+def openmp_flags(cxx: str) -> list[tuple[list[str], list[str]]]:
+    """(compiler's, linker's) flags to try in turn, the last without threads. g++'s code runs on the OpenMP library that
+    torch has loaded, so none is named; clang's needs its own."""
+    version = subprocess.run([cxx, "--version"], capture_output=True, text=True).stdout
+    if "clang" in version:
+        return [(["-fopenmp"], ["-fopenmp"]), ([], [])]
+    return [(["-fopenmp"], []), ([], [])]
+
+
+def commands(cxx: str, out: Path, objects: Path, compile_flags: list[str], link_flags: list[str]) -> list[list[str]]:
+    """One object per instruction set, the choice between them, and the library."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    result, made = [], []
+    for name, lanes, flags in [PORTABLE, *(X86 if x86 else [])]:
+        made.append(objects / f"{name}.o")
+        names = [f"-DTPTT_LANES={lanes}", f"-DTPTT_NAME={name}"]
+        result.append([cxx, *FLAGS, *compile_flags, *flags, *names, str(KERNELS / "variant.cpp"), "-o", str(made[-1])])
+    made.append(objects / "dispatch.o")
+    result.append([cxx, *FLAGS, *(["-DTPTT_X86"] if x86 else []), str(KERNELS / "dispatch.cpp"), "-o", str(made[-1])])
+    dynamic = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+    result.append([cxx, "-shared", *link_flags, *dynamic, *map(str, made), "-o", str(out)])
+    return result
+
+
 def build(out: Path, objects: Path) -> None:
-    """Compile one object per instruction set and link them, naming no OpenMP library: torch's is used at run time."""
+    """Compile the kernels to the library `out`. Raises RuntimeError where that cannot be done."""
     cxx = compiler()
     if sys.platform not in ("linux", "darwin"):
         raise RuntimeError(f"they need Linux or macOS, not {sys.platform}")
     if cxx is None:
         raise RuntimeError("no C++ compiler (g++ or clang++)")
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    openmp = ["-fopenmp"] if sys.platform == "linux" else []
     objects.mkdir(parents=True, exist_ok=True)
-    commands, made = [], []
-    for name, lanes, flags in [PORTABLE, *(X86 if x86 else [])]:
-        made.append(objects / f"{name}.o")
-        names = [f"-DTPTT_LANES={lanes}", f"-DTPTT_NAME={name}"]
-        commands.append([cxx, *FLAGS, *openmp, *flags, *names, str(KERNELS / "variant.cpp"), "-o", str(made[-1])])
-    made.append(objects / "dispatch.o")
-    commands.append([cxx, *FLAGS, *(["-DTPTT_X86"] if x86 else []), str(KERNELS / "dispatch.cpp"), "-o", str(made[-1])])
     out.parent.mkdir(parents=True, exist_ok=True)
-    dynamic = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
-    commands.append([cxx, "-shared", *dynamic, *map(str, made), "-o", str(out)])
-    for command in commands:
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr.strip()[-2000:]}")
+    error = ""
+    for flags in openmp_flags(cxx):
+        for command in commands(cxx, out, objects, *flags):
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                error = f"{' '.join(command)} failed:\n{done.stderr.strip()[-2000:]}"
+                break
+        else:
+            return
+    raise RuntimeError(error)
 
 
 class BuildKernels(build_ext):
