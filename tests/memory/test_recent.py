@@ -68,6 +68,11 @@ def test_calls_and_padding_change_nothing(name):
     torch.testing.assert_close(two.taps, x[:, -2:])
 
 
+def test_what_is_carried_holds_no_more_than_itself():
+    taps = Recent(raw(tokens=50), None, None, 2).taps
+    assert taps.untyped_storage().nbytes() == taps.numel() * taps.element_size()
+
+
 def test_virtual_keys_have_unit_length_and_share_a_strength():
     memory = LinearMemory(MemoryConfig(operator="delta_product"), 24, 4, 2, 6)
     x, k, v = torch.randn(2, 7, 24), torch.randn(2, 7, 2, 6), torch.randn(2, 7, 2, 6)

@@ -87,12 +87,11 @@ class LinearMemory(nn.Module):
         ``taps`` [B, taps, Hk, 2 D] are the raw keys and values of the tokens before, for a memory that looks at them.
         """
         k, v = k.float(), v.float()
-        raw = recent = None
+        recent = None
         if mask is not None:  # a padded value may be anything, also not finite
             k, v = (x.masked_fill(~mask[..., None, None], 0.0) for x in (k, v))
         if self.taps:
-            raw = torch.cat([k, v], -1)
-            recent = Recent(raw, taps, mask, self.taps)
+            recent = Recent(torch.cat([k, v], -1), taps, mask, self.taps)
         beta = self._beta(hidden_states, recent)
         g = None if self.decay_gate is None else F.logsigmoid(self.decay_gate(hidden_states))
         if mask is not None:
@@ -105,7 +104,8 @@ class LinearMemory(nn.Module):
             beta = beta.unsqueeze(2).expand(-1, -1, STEPS, -1)
         k, v = (x.repeat_interleave(self.states // self.kv_heads, -2) for x in (k, v))
         keys = self.key_features(k.flatten(1, -3)).view(*k.shape[:-1], -1)
-        return Writes(keys, v, beta, g, self.recurrence.delta, raw, mask if self.taps else None)
+        looked_at = () if recent is None else (recent.raw, mask, recent.taps)
+        return Writes(keys, v, beta, g, self.recurrence.delta, *looked_at)
 
     def _beta(self, hidden_states: torch.Tensor, recent: Recent | None) -> torch.Tensor:
         """Write strength [B, T, Hs]."""

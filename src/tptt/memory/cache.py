@@ -34,7 +34,6 @@ class MemoryState:
         self.state: torch.Tensor | None = None
         self.taps: torch.Tensor | None = None  # raw tokens before, for a memory that looks at them
         self._taps_before: torch.Tensor | None = None
-        self._count = 0
         self._before: torch.Tensor | None = None
         self._history: list[Writes] = []
 
@@ -45,14 +44,13 @@ class MemoryState:
     def activate_past_recording(self) -> None:
         self.record_past = True
 
-    def write(self, state: torch.Tensor, writes: Writes, taps: int = 0) -> None:
-        """Take the ``state`` after ``writes``, and of their raw tokens the last ``taps``."""
-        writes = writes.map(torch.Tensor.detach)
+    def write(self, state: torch.Tensor, writes: Writes) -> None:
+        """Take the ``state`` after ``writes``, and what the next call sees of their raw tokens."""
         if self.record_past:
             if not self._history:
                 self._before, self._taps_before = self.state, self.taps
-            self._history.append(writes)
-        self.state, self.taps, self._count = state.detach(), writes.taps_after(self.taps, taps), taps
+            self._history.append(writes.map(torch.Tensor.detach))
+        self.state, self.taps = state.detach(), None if writes.taps is None else writes.taps.detach()
 
     def _each(self, function) -> None:
         for name in ("state", "taps", "_before", "_taps_before"):
@@ -80,8 +78,8 @@ class MemoryState:
             kept = recorded + tokens_to_remove
             self.state, self.taps = self._before, self._taps_before
             if kept:
-                writes = Writes.joined(self._history, kept)
-                self.state, self.taps = writes.state_after(self.state), writes.taps_after(self.taps, self._count)
+                writes = Writes.joined(self._history, kept, self.taps)
+                self.state, self.taps = writes.state_after(self.state), writes.taps
         self._history, self._before, self._taps_before = [], None, None
 
     def reset(self) -> None:

@@ -83,5 +83,4 @@ class LinearAttention(nn.Module):
         before, taps = state or (None, None)
         writes = self.memory.writes(x, k, v, mask, taps)
         out, after = self.memory.read(q, writes, before)
-        state = LayerState(after, writes.taps_after(taps, self.memory.taps))
-        return self.output(out.flatten(2).to(x.dtype)), state
+        return self.output(out.flatten(2).to(x.dtype)), LayerState(after, writes.taps)

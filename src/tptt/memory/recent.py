@@ -27,7 +27,7 @@ class Recent:
 
     def __init__(self, raw: torch.Tensor, taps: torch.Tensor | None, real: torch.Tensor | None, count: int) -> None:
         before = raw.new_zeros(raw.shape[0], count, *raw.shape[2:]) if taps is None else taps.to(raw.device)
-        self.count, self.sequence, self.inverse = count, torch.cat([before, raw], 1), None
+        self.raw, self.count, self.sequence, self.inverse = raw, count, torch.cat([before, raw], 1), None
         if real is not None:  # padding to the front, so that real tokens stand next to each other
             real = torch.cat([real.new_ones(raw.shape[0], count), real], 1)
             order = real.int().argsort(dim=1, stable=True)
@@ -36,8 +36,8 @@ class Recent:
 
     @property
     def taps(self) -> torch.Tensor:
-        """[B, M, Hk, 2 D]: the last M real tokens, for the next call."""
-        return self.sequence[:, -self.count :]
+        """[B, M, Hk, 2 D]: the last M real tokens, for the next call; a copy, or a cache would hold the whole call."""
+        return self.sequence[:, -self.count :].clone()
 
     def each(self, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """``function`` takes [B, M + L, Hk, 2 D] to [B, L, ...], what each but the first M makes of those before it; for the

@@ -48,8 +48,8 @@ def plot_quality(results: Results, path: Path) -> Path:
         far = [(n, s.beyond) for n, s in measures.recall.items() if s.beyond is not None]
         recall.plot([n for n, _ in far], [x for _, x in far], marker="o", label=arm, color=COLORS[arm])
     text.set(xlabel="length in tokens", ylabel="perplexity", yscale="log", title="held-out text")
-    for axis in (text.yaxis.set_major_formatter, text.yaxis.set_minor_formatter):
-        axis("{x:g}")
+    text.yaxis.set_major_formatter("{x:g}")
+    text.yaxis.set_minor_formatter("{x:g}")
     recall.set(
         xlabel="length in tokens", ylabel="share right", ylim=(-0.02, 1.02),
         title=f"recall more than {results.window} tokens back",

@@ -247,7 +247,7 @@ def _read(memory: LinearMemory, qkv, call) -> torch.Tensor:
     writes = memory.writes(hidden, k, v, mask, None if layer is None else layer.taps)
     o, state = memory.read(q, writes, None if layer is None else layer.state)
     if layer is not None:
-        layer.write(state, writes, memory.taps)
+        layer.write(state, writes)
     return o
 
 

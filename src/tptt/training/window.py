@@ -19,8 +19,6 @@ class _NoMemory(nn.Module):
         super().__init__()
         self.config = config
 
-    taps = 0
-
     def writes(self, hidden_states, k, v, mask, taps=None):
         nothing = k.new_zeros(0)
         return Writes(nothing, nothing, nothing, None)
