@@ -9,27 +9,20 @@ namespace {
 struct Kept {
   float *state, *a, *mixing, *u;
 
-  static int64_t floats(const Sizes& z) {
-    return int64_t(z.keys) * z.values + int64_t(z.columns + z.queries) * z.columns + int64_t(z.columns) * z.values + 64;
-  }
   Kept(const Sizes& z, Arena& arena)
       : state(arena.take(int64_t(z.keys) * z.values)), a(arena.take(int64_t(z.columns) * z.columns)),
         mixing(arena.take(int64_t(z.queries) * z.columns)), u(arena.take(int64_t(z.columns) * z.values)) {}
 };
 
 struct BackwardScratch {
-  float *d_state, *d_out, *e, *d_a, *d_mixing, *d_keys, *d_read, *d_queries, *writes;
+  float *d_state, *d_out, *e, *d_a, *d_mixing, *d_keys, *d_read, *d_queries, *writes, *scaled;
   float *u_across, *state_across, *d_state_across, *passing, *from_start, *to_end;
 
-  static int64_t floats(const Sizes& z) {
-    int64_t w = z.columns, r = z.queries, k = z.keys, v = z.values;
-    return (w + r) * w + (2 * w + r) * v + (3 * w + r) * k + 3 * k * v + 4 * w + 512;
-  }
   BackwardScratch(const Sizes& z, Arena& arena) {
     int64_t w = z.columns, r = z.queries, k = z.keys, v = z.values;
     d_state = arena.take(k * v), d_out = arena.take(r * v), e = arena.take(w * v);
     d_a = arena.take(w * w), d_mixing = arena.take(r * w);
-    d_keys = arena.take(w * k), d_read = arena.take(w * k), d_queries = arena.take(r * k), writes = arena.take(w * k);
+    d_keys = arena.take(w * k), d_read = arena.take(w * k), d_queries = arena.take(r * k), writes = arena.take(w * k), scaled = arena.take(w * v);
     u_across = arena.take(w * v), state_across = arena.take(k * v), d_state_across = arena.take(k * v);
     passing = arena.take(w), from_start = arena.take(w), to_end = arena.take(w);
   }
@@ -40,8 +33,6 @@ inline float dot(const float* a, const float* b, int width) {
   for (int i = 0; i < width; i += LANES) total += load(a + i) * load(b + i);
   return sum(total);
 }
-
-inline int position_of(const Sizes& z, int query) { return (query % z.tokens + 1) * z.writes - 1; }
 
 // E [W, V] = T^T (P^T dO + k^ dS').
 inline void through_updates(const TpttProblem& p, const Sizes& z, const Chunk& c, const Kept& kept, BackwardScratch& s) {
@@ -70,7 +61,7 @@ inline void through_mixing(const TpttProblem& p, const Sizes& z, const Kept& kep
       for (int j = i; j < columns; j++) s.d_a[i * row + j] = 0;
   }
   for (int m = 0; m < z.queries; m += 4) {
-    int columns = reach(z, (m % z.tokens + 4) * z.writes - 1);
+    int columns = reach(z, position_of(z, m + 3));
     product<Onto::NOTHING>(s.d_mixing + m * row, row, s.d_out + m * width, width, 1, s.u_across, row, 4, columns, width);
     for (int i = m; i < m + 4; i++)
       for (int j = position_of(z, i) + 1; j < columns; j++) s.d_mixing[i * row + j] = 0;
@@ -90,8 +81,7 @@ inline void through_states(const TpttProblem& p, const Sizes& z, const Kept& kep
 
 // The gradient of the log decays, from what passes each of them; only then the decays' own factors on all gradients.
 // Summed over (writer, reader) pairs that the decay lies between, never as a difference of larger sums.
-inline void through_decays(const TpttProblem& p, const Sizes& z, const Chunk& c, const Kept& kept, BackwardScratch& s,
-                           int64_t b, int64_t h, int64_t start) {
+inline void through_decays(const TpttProblem& p, const Sizes& z, const Chunk& c, const Kept& kept, BackwardScratch& s) {
   const int row = z.columns;
   for (int w = 0; w < z.positions; w++) {
     s.from_start[w] = p.delta ? c.since_start[w] * dot(s.d_read + w * z.keys, s.writes + w * z.keys, z.keys) : 0.f;
@@ -122,10 +112,10 @@ inline void through_decays(const TpttProblem& p, const Sizes& z, const Chunk& c,
       store(s.passing + j, x);
     }
     reads += s.from_start[w];
-    if (w % z.writes == 0 && start + token < p.tokens) {
+    if (w % z.writes == 0 && c.start + token < p.tokens) {
       float pairs = 0;
       for (int j = 0; j < w; j++) pairs += s.passing[j];
-      static_cast<float*>(p.d_g.data)[offset(p.d_g, b, start + token, 0, h)] = pairs + reads + s.to_end[w] + across;
+      static_cast<float*>(p.d_g.data)[offset(p.d_g, c.b, c.start + token, 0, c.h)] = pairs + reads + s.to_end[w] + across;
     }
   }
   if (p.delta) {
@@ -152,7 +142,7 @@ inline void through_products(const TpttProblem& p, const Sizes& z, const Chunk& 
   }
   for (int m = 0; m < z.queries; m += 4) {
     product<Onto::SUM>(s.d_queries + m * width, width, s.d_mixing + m * row, row, 1, c.keys, width, 4, width,
-                       (m % z.tokens + 4) * z.writes);
+                       position_of(z, m + 3) + 1);
   }
   for (int m = 0; m < z.positions; m += 4) {
     int token = m / z.writes;
@@ -165,29 +155,28 @@ inline void through_products(const TpttProblem& p, const Sizes& z, const Chunk& 
 }
 
 // dbeta, dv, dk and dq of the chunk, in the caller's layout. Leaves beta E in the place of v.
-inline void store_gradients(const TpttProblem& p, const Sizes& z, Chunk& c, BackwardScratch& s, int64_t b, int64_t h,
-                            int64_t start) {
-  for (int w = 0; w < z.positions && start + w / z.writes < p.tokens; w++) {
-    int64_t t = start + w / z.writes, n = w % z.writes;
+inline void store_gradients(const TpttProblem& p, const Sizes& z, Chunk& c, BackwardScratch& s) {
+  for (int w = 0; w < z.positions && c.start + w / z.writes < p.tokens; w++) {
+    int64_t t = c.start + w / z.writes, n = w % z.writes;
     float *value = c.values + w * z.values, *key = s.d_keys + w * z.keys;
     const float *e = s.e + w * z.values, *read = s.d_read + w * z.keys;
     Vec beta = splat(c.beta[w]);
     if (p.d_beta.data) {
       float d = dot(e, value, z.values);
       if (p.delta) d += dot(read, c.keys + w * z.keys, z.keys);
-      static_cast<float*>(p.d_beta.data)[offset(p.d_beta, b, t, n, h)] = d;
+      static_cast<float*>(p.d_beta.data)[offset(p.d_beta, c.b, t, n, c.h)] = d;
     }
     for (int j = 0; p.delta && j < z.keys; j += LANES) store(key + j, load(key + j) + beta * load(read + j));
     for (int j = 0; j < z.values; j += LANES) store(value + j, beta * load(e + j));
-    store_row(p.d_k, offset(p.d_k, b, t, n, h), p.bfloat16, key, z.key_width);
-    store_row(p.d_v, offset(p.d_v, b, t, n, h), p.bfloat16, value, z.value_width);
+    store_row(p.d_k.data, offset(p.d_k, c.b, t, n, c.h), p.bfloat16, key, z.key_width);
+    store_row(p.d_v.data, offset(p.d_v, c.b, t, n, c.h), p.bfloat16, value, z.value_width);
   }
   for (int i = 0; i < z.queries; i++) {
-    int64_t t = start + i % z.tokens;
+    int64_t t = c.start + i % z.tokens;
     if (t >= p.tokens) continue;
     float* row = s.d_queries + i * z.keys;
     scale_rows(row, z.keys, &p.scale, 1);
-    store_row(p.d_q, offset(p.d_q, b, t, 0, h * z.groups + i / z.tokens), p.bfloat16, row, z.key_width);
+    store_row(p.d_q.data, offset(p.d_q, c.b, t, 0, c.h * z.groups + i / z.tokens), p.bfloat16, row, z.key_width);
   }
 }
 
@@ -203,23 +192,22 @@ inline void retreat(const TpttProblem& p, const Sizes& z, const Chunk& c, Backwa
   if (p.delta) product<Onto::LESS>(s.d_state, width, s.writes, 1, z.keys, s.e, width, z.keys, width, z.positions);
 }
 
-inline void backward_chunk(const TpttProblem& p, const Sizes& z, Chunk& c, const Kept& kept, BackwardScratch& s, int64_t b,
-                           int64_t h, int64_t start) {
-  load_queries(p, z, c, p.d_o, start, s.d_out, z.value_width, z.values, 1.f);
+inline void backward_chunk(const TpttProblem& p, const Sizes& z, Chunk& c, const Kept& kept, BackwardScratch& s) {
+  load_queries(p, z, c, p.d_o, s.d_out, z.value_width, z.values, 1.f);
   for (int w = 0; p.delta && w < z.positions; w++)
     for (int j = 0; j < z.keys; j += LANES)
       store(s.writes + w * z.keys + j, load(c.keys + w * z.keys + j) * splat(c.beta[w]));
   through_updates(p, z, c, kept, s);
   through_mixing(p, z, kept, s);
   through_states(p, z, kept, s);
-  if (p.g.data) through_decays(p, z, c, kept, s, b, h, start);
+  if (p.g.data) through_decays(p, z, c, kept, s);
   through_products(p, z, c, s);
-  store_gradients(p, z, c, s, b, h, start);
+  store_gradients(p, z, c, s);
   retreat(p, z, c, s);
 }
 
-inline void backward_head(const TpttProblem& p, const Sizes& z, Chunk& c, float* scratch_u, Kept* kept,
-                          BackwardScratch& s, int64_t b, int64_t h) {
+inline void backward_head(const TpttProblem& p, const Sizes& z, Chunk& c, const Kept* kept, BackwardScratch& s, int64_t b,
+                          int64_t h) {
   const int64_t of_state = int64_t(z.key_width) * z.value_width, which = b * p.heads + h, chunks = count_of_chunks(p);
   load_state(z, p.d_final_state ? p.d_final_state + which * of_state : nullptr, s.d_state);
   for (int64_t segment = count_of_segments(p) - 1; segment >= 0; segment--) {
@@ -230,12 +218,12 @@ inline void backward_head(const TpttProblem& p, const Sizes& z, Chunk& c, float*
       load_chunk(p, z, b, h, n * z.tokens, n + 1 < end ? (n + 1) * z.tokens : -1, c);
       mix(p, z, c, now.a, now.mixing);
       updates(p, z, c, now.a, now.state, now.u);
-      if (n + 1 < end) advance(p, z, c, now.u, scratch_u, now.state, kept[n + 1 - first].state);
+      if (n + 1 < end) advance(p, z, c, now.u, s.scaled, now.state, kept[n + 1 - first].state);
     }
     for (int64_t n = end - 1; n >= first; n--) {
       if (n != end - 1) load_chunk(p, z, b, h, n * z.tokens, (n - 1) * z.tokens, c);
-      c.next = (n - 1) * z.tokens;
-      backward_chunk(p, z, c, kept[n - first], s, b, h, n * z.tokens);
+      c.next = (n - 1) * z.tokens;  // the last one is still there from the recomputation
+      backward_chunk(p, z, c, kept[n - first], s);
     }
   }
   store_state(z, s.d_state, p.d_initial_state + which * of_state);
@@ -244,18 +232,19 @@ inline void backward_head(const TpttProblem& p, const Sizes& z, Chunk& c, float*
 inline void backward(const TpttProblem& p) {
   const Sizes z(p);
   const int64_t chunks = count_of_chunks(p), most = p.segment < chunks ? p.segment : chunks;
+  Arena measured;
+  Chunk{z, measured}, BackwardScratch{z, measured};
+  for (int64_t i = 0; i < most; i++) Kept{z, measured};
 #pragma omp parallel num_threads(int(p.threads))
   {
-    Arena arena(Chunk::floats(z) + BackwardScratch::floats(z) + int64_t(z.columns) * z.values + most * Kept::floats(z));
+    Arena arena(measured.taken());
     Chunk c(z, arena);
     BackwardScratch s(z, arena);
-    float* scratch_u = arena.take(int64_t(z.columns) * z.values);
     Kept* kept = static_cast<Kept*>(malloc(most * sizeof(Kept)));
     if (!kept) abort();
     for (int64_t i = 0; i < most; i++) kept[i] = Kept(z, arena);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < p.batch * p.heads; i++)
-      backward_head(p, z, c, scratch_u, kept, s, i / p.heads, i % p.heads);
+    for (int64_t i = 0; i < p.batch * p.heads; i++) backward_head(p, z, c, kept, s, i / p.heads, i % p.heads);
     free(kept);
   }
 }

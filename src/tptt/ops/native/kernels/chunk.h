@@ -20,25 +20,27 @@ struct Sizes {
         columns(up_to_multiple(positions, LANES)) {}
 };
 
-// A thread's memory, handed out piece by piece.
+// A thread's memory, handed out piece by piece. One without memory only measures what the pieces take together.
 class Arena {
  public:
-  explicit Arena(int64_t floats) : start_(static_cast<float*>(aligned_alloc(64, (floats * 4 + 4096) / 64 * 64))) {
+  Arena() = default;
+  explicit Arena(int64_t floats) : start_(static_cast<float*>(aligned_alloc(64, 4 * floats))) {
     if (!start_) abort();
-    memset(start_, 0, (floats * 4 + 4096) / 64 * 64);
+    memset(start_, 0, 4 * floats);
   }
   ~Arena() { free(start_); }
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
   float* take(int64_t floats) {
-    float* piece = start_ + used_;
-    used_ += (floats + 15) / 16 * 16;
+    float* piece = start_ ? start_ + taken_ : nullptr;
+    taken_ += (floats + 15) / 16 * 16;
     return piece;
   }
+  int64_t taken() const { return taken_; }
 
  private:
-  float* start_;
-  int64_t used_ = 0;
+  float* start_ = nullptr;
+  int64_t taken_ = 0;
 };
 
 struct Chunk {
@@ -46,43 +48,40 @@ struct Chunk {
   double* logs;                                         // [W]: running sum of the log decays
   float *decay, *since_start, *until_end;               // [W, W] lower, [W], [W]; without g unused
   float carried;                                        // gamma
-  int64_t b, h, next;                                   // of the chunk that follows, for `ahead`
+  int64_t b, h, start, next;                            // batch row, head, first token, that of the chunk to follow
 
-  static int64_t floats(const Sizes& z) {
-    int64_t w = z.columns;
-    return 2 * (w + 16) * z.keys + int64_t(z.queries + 16) * z.keys + (w + 16) * z.values + w * w + 6 * w + 512;
-  }
   Chunk(const Sizes& z, Arena& arena)
       : keys(arena.take(int64_t(z.columns) * z.keys)), keys_across(arena.take(int64_t(z.columns) * z.keys)),
         queries(arena.take(int64_t(z.queries) * z.keys)), values(arena.take(int64_t(z.columns) * z.values)),
         beta(arena.take(z.columns)), logs(reinterpret_cast<double*>(arena.take(2 * z.columns))),
         decay(arena.take(int64_t(z.columns) * z.columns)), since_start(arena.take(z.columns)),
-        until_end(arena.take(z.columns)), carried(1.f), b(0), h(0), next(-1) {}
+        until_end(arena.take(z.columns)), carried(1.f), b(0), h(0), start(0), next(-1) {}
 };
 
 inline int64_t offset(const TpttTensor& x, int64_t b, int64_t t, int64_t n, int64_t h) {
   return b * x.batch + t * x.token + n * x.write + h * x.head;
 }
 
-inline void load_row(const TpttTensor& x, int64_t at, bool bfloat16, float* to, int width, float factor = 1.f) {
+// `width` elements from element `at` on, to floats times `factor`; and back.
+inline void load_row(const void* data, int64_t at, bool bfloat16, float* to, int width, float factor = 1.f) {
   int i = 0;
   if (bfloat16) {
-    const uint16_t* from = static_cast<const uint16_t*>(x.data) + at;
+    const uint16_t* from = static_cast<const uint16_t*>(data) + at;
     for (; i + LANES <= width; i += LANES) store(to + i, from_bfloat16(from + i) * splat(factor));
     for (; i < width; i++) to[i] = from_bfloat16(from[i]) * factor;
   } else {
-    const float* from = static_cast<const float*>(x.data) + at;
+    const float* from = static_cast<const float*>(data) + at;
     for (; i + LANES <= width; i += LANES) store(to + i, load(from + i) * splat(factor));
     for (; i < width; i++) to[i] = from[i] * factor;
   }
 }
 
-inline void store_row(const TpttTensor& x, int64_t at, bool bfloat16, const float* from, int width) {
+inline void store_row(void* data, int64_t at, bool bfloat16, const float* from, int width) {
   if (bfloat16) {
-    uint16_t* to = static_cast<uint16_t*>(x.data) + at;
+    uint16_t* to = static_cast<uint16_t*>(data) + at;
     for (int i = 0; i < width; i++) to[i] = to_bfloat16(from[i]);
   } else {
-    memcpy(static_cast<float*>(x.data) + at, from, 4 * width);
+    memcpy(static_cast<float*>(data) + at, from, 4 * width);
   }
 }
 
@@ -100,25 +99,25 @@ inline void ahead(const TpttProblem& p, const Sizes& z, const Chunk& c, const Tp
 }
 
 // Rows [G*C, width] of one tensor of queries; zeros behind the end.
-inline void load_queries(const TpttProblem& p, const Sizes& z, const Chunk& c, const TpttTensor& x, int64_t start, float* to,
-                         int width, int padded, float factor) {
+inline void load_queries(const TpttProblem& p, const Sizes& z, const Chunk& c, const TpttTensor& x, float* to, int width,
+                         int padded, float factor) {
   for (int g = 0; g < z.groups; g++)
     for (int i = 0; i < z.tokens; i++) {
       float* row = to + int64_t(g * z.tokens + i) * padded;
       if (i % 4 == 0) ahead(p, z, c, x, g * z.tokens + i, true, width);
-      if (start + i < p.tokens)
-        load_row(x, offset(x, c.b, start + i, 0, c.h * z.groups + g), p.bfloat16, row, width, factor);
+      if (c.start + i < p.tokens)
+        load_row(x.data, offset(x, c.b, c.start + i, 0, c.h * z.groups + g), p.bfloat16, row, width, factor);
       else
         memset(row, 0, 4 * padded);
     }
 }
 
-inline void load_decays(const TpttProblem& p, const Sizes& z, int64_t b, int64_t h, int64_t start, Chunk& c) {
+inline void load_decays(const TpttProblem& p, const Sizes& z, Chunk& c) {
   double total = 0;  // of logs in double: a difference of two sums keeps the digits of a small one behind a large one
   for (int w = 0; w < z.positions; w++) {
-    int64_t t = start + w / z.writes;
+    int64_t t = c.start + w / z.writes;
     if (w % z.writes == 0 && t < p.tokens) {
-      double g = static_cast<const float*>(p.g.data)[offset(p.g, b, t, 0, h)];
+      double g = static_cast<const float*>(p.g.data)[offset(p.g, c.b, t, 0, c.h)];
       total += g < -1e4 ? -1e4 : g;  // minus infinity is a decay like any other that leaves nothing
     }
     c.logs[w] = total;
@@ -144,7 +143,7 @@ inline void load_decays(const TpttProblem& p, const Sizes& z, int64_t b, int64_t
 
 // `next`: the first token of the chunk after this one, in the order of the walk.
 inline void load_chunk(const TpttProblem& p, const Sizes& z, int64_t b, int64_t h, int64_t start, int64_t next, Chunk& c) {
-  c.b = b, c.h = h, c.next = next;
+  c.b = b, c.h = h, c.start = start, c.next = next;
   for (int w = 0; w < z.positions; w++) {
     int64_t t = start + w / z.writes, n = w % z.writes;
     float *key = c.keys + w * z.keys, *value = c.values + w * z.values;
@@ -153,8 +152,8 @@ inline void load_chunk(const TpttProblem& p, const Sizes& z, int64_t b, int64_t 
       ahead(p, z, c, p.v, w, false, z.value_width);
     }
     if (t < p.tokens) {
-      load_row(p.k, offset(p.k, b, t, n, h), p.bfloat16, key, z.key_width);
-      load_row(p.v, offset(p.v, b, t, n, h), p.bfloat16, value, z.value_width);
+      load_row(p.k.data, offset(p.k, b, t, n, h), p.bfloat16, key, z.key_width);
+      load_row(p.v.data, offset(p.v, b, t, n, h), p.bfloat16, value, z.value_width);
       c.beta[w] = p.beta.data ? static_cast<const float*>(p.beta.data)[offset(p.beta, b, t, n, h)] : 1.f;
     } else {
       memset(key, 0, 4 * z.keys);
@@ -162,10 +161,13 @@ inline void load_chunk(const TpttProblem& p, const Sizes& z, int64_t b, int64_t 
       c.beta[w] = 0;
     }
   }
-  load_queries(p, z, c, p.q, start, c.queries, z.key_width, z.keys, p.scale);
+  load_queries(p, z, c, p.q, c.queries, z.key_width, z.keys, p.scale);
   transpose(c.keys, z.keys, c.keys_across, z.columns, z.columns, z.keys);
-  if (p.g.data) load_decays(p, z, b, h, start, c);
+  if (p.g.data) load_decays(p, z, c);
 }
+
+// Where a row of queries stands: behind the last write of its token.
+inline int position_of(const Sizes& z, int query) { return (query % z.tokens + 1) * z.writes - 1; }
 
 // How many columns of a block of 4 rows, the last at position `last`, reach the lower triangle.
 inline int reach(const Sizes& z, int last) {
@@ -196,11 +198,11 @@ inline void mix(const TpttProblem& p, const Sizes& z, const Chunk& c, float* a, 
     }
   }
   for (int m = 0; m < z.queries; m += 4) {
-    int last = (m % z.tokens + 4) * z.writes - 1, columns = reach(z, last);
+    int columns = reach(z, position_of(z, m + 3));
     product<Onto::NOTHING>(mixing + m * row, row, c.queries + m * z.keys, z.keys, 1, c.keys_across, row, 4, columns,
                            z.keys);
     for (int i = m; i < m + 4; i++) {
-      int at = (i % z.tokens + 1) * z.writes - 1;
+      int at = position_of(z, i);
       if (p.g.data)
         for (int j = 0; j <= at; j += LANES)
           store(mixing + i * row + j, load(mixing + i * row + j) * load(c.decay + at * row + j));

@@ -10,9 +10,6 @@ inline int64_t count_of_segments(const TpttProblem& p) { return (count_of_chunks
 struct ForwardScratch {
   float *a, *mixing, *u, *out, *state;
 
-  static int64_t floats(const Sizes& z) {
-    return Chunk::floats(z) + int64_t(z.columns + z.queries) * (z.columns + z.values) + int64_t(z.keys) * z.values + 256;
-  }
   ForwardScratch(const Sizes& z, Arena& arena)
       : a(arena.take(int64_t(z.columns) * z.columns)), mixing(arena.take(int64_t(z.queries) * z.columns)),
         u(arena.take(int64_t(z.columns) * z.values)), out(arena.take(int64_t(z.queries) * z.values)),
@@ -20,19 +17,18 @@ struct ForwardScratch {
 };
 
 // o [G*C, V] = q~ S + P u, in the caller's layout.
-inline void read_out(const TpttProblem& p, const Sizes& z, const Chunk& c, const ForwardScratch& s, int64_t b, int64_t h,
-                     int64_t start) {
+inline void read_out(const TpttProblem& p, const Sizes& z, const Chunk& c, const ForwardScratch& s) {
   const int width = z.values, row = z.columns;
   product<Onto::NOTHING>(s.out, width, c.queries, z.keys, 1, s.state, width, z.queries, width, z.keys);
   for (int m = 0; m < z.queries; m += 4) {
-    int token = m % z.tokens;
     if (p.g.data)
-      for (int i = 0; i < 4; i++) scale_rows(s.out + (m + i) * width, width, c.since_start + (token + i) * z.writes, 1);
-    product<Onto::SUM>(s.out + m * width, width, s.mixing + m * row, row, 1, s.u, width, 4, width, (token + 4) * z.writes);
+      for (int i = m; i < m + 4; i++) scale_rows(s.out + i * width, width, c.since_start + position_of(z, i), 1);
+    product<Onto::SUM>(s.out + m * width, width, s.mixing + m * row, row, 1, s.u, width, 4, width,
+                       position_of(z, m + 3) + 1);
   }
   for (int g = 0; g < z.groups; g++)
-    for (int i = 0; i < z.tokens && start + i < p.tokens; i++)
-      store_row(p.o, offset(p.o, b, start + i, 0, h * z.groups + g), p.bfloat16, s.out + (g * z.tokens + i) * width,
+    for (int i = 0; i < z.tokens && c.start + i < p.tokens; i++)
+      store_row(p.o.data, offset(p.o, c.b, c.start + i, 0, c.h * z.groups + g), p.bfloat16, s.out + (g * z.tokens + i) * width,
                 z.value_width);
 }
 
@@ -45,7 +41,7 @@ inline void forward_head(const TpttProblem& p, const Sizes& z, Chunk& c, Forward
     load_chunk(p, z, b, h, n * z.tokens, (n + 1) * z.tokens, c);
     mix(p, z, c, s.a, s.mixing);
     updates(p, z, c, s.a, s.state, s.u);
-    read_out(p, z, c, s, b, h, n * z.tokens);
+    read_out(p, z, c, s);
     advance(p, z, c, s.u, s.u, s.state, s.state);
   }
   store_state(z, s.state, p.final_state + which * of_state);
@@ -53,9 +49,11 @@ inline void forward_head(const TpttProblem& p, const Sizes& z, Chunk& c, Forward
 
 inline void forward(const TpttProblem& p) {
   const Sizes z(p);
+  Arena measured;
+  Chunk{z, measured}, ForwardScratch{z, measured};
 #pragma omp parallel num_threads(int(p.threads))
   {
-    Arena arena(ForwardScratch::floats(z));
+    Arena arena(measured.taken());
     Chunk c(z, arena);
     ForwardScratch s(z, arena);
 #pragma omp for schedule(dynamic, 1)

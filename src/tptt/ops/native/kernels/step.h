@@ -47,47 +47,53 @@ void pass_all(float* state, int width, int rows, const float* key, const float* 
   }
 }
 
-inline void step_head(const TpttStep& p, int64_t b, int64_t h, float* keys, float* query, float* value, float* read,
-                      float* u) {
+struct StepScratch {
+  float *keys, *query, *value, *read, *u;  // [N, K], [K], [V], [V], [V]
+
+  StepScratch(const TpttStep& p, Arena& arena)
+      : keys(arena.take(p.writes * p.key_width)), query(arena.take(p.key_width)), value(arena.take(p.value_width)),
+        read(arena.take(p.value_width)), u(arena.take(p.value_width)) {}
+};
+
+inline void step_head(const TpttStep& p, const StepScratch& s, int64_t b, int64_t h) {
   const int key_width = int(p.key_width), width = int(p.value_width);
   float* state = p.state + (b * p.heads + h) * key_width * width;
   float decay = 1.f;
   if (p.g) decay = exp(splat(p.g[b * p.heads + h] < -1e4f ? -1e4f : p.g[b * p.heads + h]))[0];
-  const TpttTensor q{const_cast<void*>(p.q), 0, 0, 0, 0}, k{const_cast<void*>(p.k), 0, 0, 0, 0},
-      v{const_cast<void*>(p.v), 0, 0, 0, 0}, o{p.o, 0, 0, 0, 0};
   const auto row_of = [&](int64_t n) { return (b * p.writes + n) * p.heads + h; };
   const auto load_query = [&](int64_t g) {
-    load_row(q, ((b * p.heads + h) * p.groups + g) * key_width, p.bfloat16, query, key_width);
+    load_row(p.q, ((b * p.heads + h) * p.groups + g) * key_width, p.bfloat16, s.query, key_width);
   };
   load_query(0);
-  for (int64_t n = 0; n < p.writes; n++) load_row(k, row_of(n) * key_width, p.bfloat16, keys + n * key_width, key_width);
-  if (p.delta) pass_all<false>(state, width, key_width, nullptr, nullptr, 1.f, keys, read);
+  for (int64_t n = 0; n < p.writes; n++) load_row(p.k, row_of(n) * key_width, p.bfloat16, s.keys + n * key_width, key_width);
+  if (p.delta) pass_all<false>(state, width, key_width, nullptr, nullptr, 1.f, s.keys, s.read);
   for (int64_t n = 0; n < p.writes; n++) {
-    load_row(v, row_of(n) * width, p.bfloat16, value, width);
+    load_row(p.v, row_of(n) * width, p.bfloat16, s.value, width);
     const float beta = p.beta ? p.beta[row_of(n)] : 1.f, before = n ? 1.f : decay;
-    for (int j = 0; j < width; j++) u[j] = beta * (p.delta ? value[j] - before * read[j] : value[j]);
-    const float* next = n + 1 < p.writes ? keys + (n + 1) * key_width : query;
-    pass_all<true>(state, width, key_width, keys + n * key_width, u, before, next, read);
+    for (int j = 0; j < width; j++) s.u[j] = beta * (p.delta ? s.value[j] - before * s.read[j] : s.value[j]);
+    const float* next = n + 1 < p.writes ? s.keys + (n + 1) * key_width : s.query;
+    pass_all<true>(state, width, key_width, s.keys + n * key_width, s.u, before, next, s.read);
   }
   for (int64_t g = 0; g < p.groups; g++) {
     if (g) {
       load_query(g);
-      pass_all<false>(state, width, key_width, nullptr, nullptr, 1.f, query, read);
+      pass_all<false>(state, width, key_width, nullptr, nullptr, 1.f, s.query, s.read);
     }
-    for (int j = 0; j < width; j++) read[j] *= p.scale;
-    store_row(o, ((b * p.heads + h) * p.groups + g) * width, p.bfloat16, read, width);
+    for (int j = 0; j < width; j++) s.read[j] *= p.scale;
+    store_row(p.o, ((b * p.heads + h) * p.groups + g) * width, p.bfloat16, s.read, width);
   }
 }
 
 inline void step(const TpttStep& p) {
-  const int64_t keys = p.writes * p.key_width, count = p.batch * p.heads;
+  const int64_t count = p.batch * p.heads;
+  Arena measured;
+  StepScratch{p, measured};
 #pragma omp parallel num_threads(int(p.threads < count ? p.threads : count)) if (p.threads > 1)
   {
-    Arena arena(keys + p.key_width + 3 * p.value_width + 128);
-    float *key = arena.take(keys), *query = arena.take(p.key_width);
-    float *value = arena.take(p.value_width), *read = arena.take(p.value_width), *u = arena.take(p.value_width);
+    Arena arena(measured.taken());
+    StepScratch s(p, arena);
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < count; i++) step_head(p, i / p.heads, i % p.heads, key, query, value, read, u);
+    for (int64_t i = 0; i < count; i++) step_head(p, s, i / p.heads, i % p.heads);
   }
 }
 

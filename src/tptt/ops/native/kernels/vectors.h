@@ -11,7 +11,6 @@ typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t IntVec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t WordVec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES)));
-typedef double WideVec __attribute__((vector_size(8 * LANES)));
 
 template <class T> inline T load_as(const void* p) {
   T x;
