@@ -70,7 +70,7 @@ def call(function: Callable, inputs: Inputs, backward: bool, count: int = 5) -> 
 
 
 def ours(backend: str) -> Callable:
-    return lambda q, k, v, beta, g: delta_rule(q, k, v, beta, g, scale=q.shape[-1] ** -0.5, backend=backend)[0]
+    return lambda q, k, v, beta, g=None: delta_rule(q, k, v, beta, g, scale=q.shape[-1] ** -0.5, backend=backend)[0]
 
 
 def of_transformers(q, k, v, beta, g):
@@ -83,10 +83,6 @@ def sdpa(q, k, v):
     """On [1, H, T, D], what it is made for; the transposes are views."""
     out = scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True)
     return out.transpose(1, 2)
-
-
-def plain(backend: str) -> Callable:
-    return lambda q, k, v, beta: delta_rule(q, k, v, beta, scale=q.shape[-1] ** -0.5, backend=backend)[0]
 
 
 def fla_alone(q, k, v, beta):
@@ -102,35 +98,31 @@ CPU = {
     "SDPA": (sdpa, 3),
 }
 CUDA = {
-    "fla through tptt": (plain("fla"), 4),
+    "fla through tptt": (ours("fla"), 4),
     "fla alone": (fla_alone, 4),
-    "PyTorch": (plain("chunk"), 4),
+    "PyTorch": (ours("chunk"), 4),
     "SDPA": (sdpa, 3),
 }
 PEERS = ("transformers", "SDPA", "fla alone")
+BACKEND = {"native": "native", "fla through tptt": "fla", "fla alone": "fla"}  # what a contender needs
 
 
 def contenders(device: str) -> dict[str, tuple[Callable, int]]:
-    """Those that can run here; says which cannot."""
-    known = CUDA if device == "cuda" else CPU
-    missing = {name: available_backends()[name] for name in ("native", "fla")}
-    gone = {"native": missing["native"], "fla through tptt": missing["fla"], "fla alone": missing["fla"]}
-    for name in known:
-        if gone.get(name):
-            print(f"left out: {name}, {gone[name]}", file=sys.stderr)
-    return {name: one for name, one in known.items() if not gone.get(name)}
+    """Those that can run here."""
+    known, missing = CUDA if device == "cuda" else CPU, available_backends()
+    return {name: one for name, one in known.items() if missing.get(BACKEND.get(name, "chunk")) is None}
 
 
 def check(device: str, dtype: torch.dtype) -> list[str]:
     """Largest relative error of outputs and gradients against the recurrence in float64; stops where ours are off."""
     inputs = Inputs.random(300, 2, 64, device, dtype)
     exact = Inputs(*(x.double() for x in (*inputs.all, inputs.d_o)))
-    naive = {5: ours("naive"), 4: plain("naive")}
+    naive = ours("naive")
     rows = []
     for name, (function, count) in contenders(device).items():
-        if count not in naive:  # softmax attention is something else
+        if function is sdpa:  # softmax attention is something else
             continue
-        want = [naive[count](*exact.all[:count]), *call(naive[count], exact, True, count)()]
+        want = [naive(*exact.all[:count]), *call(naive, exact, True, count)()]
         got = [function(*inputs.all[:count]), *call(function, inputs, True, count)()]
         error = max(float((a.double() - b).norm() / b.norm()) for a, b in zip(got, want, strict=True))
         rows.append(f"{name} {error:.1e}")
@@ -277,6 +269,9 @@ def main() -> None:
     parts = [
         f"`python -m benchmarks.ops{' --device cuda' if args.device == 'cuda' else ''}` on {machine(args.device)}."
     ]
+    for backend, reason in available_backends().items():
+        if reason:
+            print(f"left out: {backend}, {reason}", file=sys.stderr)
     parts.append("Largest relative error of outputs and gradients: " + ", ".join(check(args.device, dtype)) + ".")
     lengths = (512,) if args.quick else (4096, 16384)
     original = Original(args.original) if args.original else None

@@ -1,7 +1,7 @@
 """Runs the operator of the public package tptt 0.12.1 in a Python that has it, on request.
 
 It computes something else than the recurrence it names (shared measurement: 100 % off at chunk size 64); only its time
-is of interest. Reads lines "T H D backward repeats" and answers with the seconds of one call.
+is of interest. Reads lines "threads T H D backward" and answers with the seconds of one call.
 """
 
 import sys

@@ -11,14 +11,13 @@ import torch
 from .dtypes import state_dtype
 
 
-def run_packed(run, q, k, v, beta, g, cu_seqlens, initial_state):
+def run_packed(run, q, k, v, beta, g, cuts, initial_state):
     """`run(q, k, v, beta, g, initial_state) -> (o, state)` on every sequence of a packed row.
 
-    Args: tensors [1, T, ...]; cu_seqlens [S + 1], where each of the S sequences begins, and T; initial_state
+    Args: tensors [1, T, ...]; cuts, where each of the S sequences begins, and T; initial_state
     [S, H, K, V] or None. Arguments are taken as valid.
     Returns: o [1, T, G*H, V], state [S, H, K, V].
     """
-    cuts = cu_seqlens.tolist()
     places, outputs, order, states = [], [], [], []
     for members in _buckets(cuts):
         at, real = _places(cuts, members, k.device)

@@ -112,11 +112,11 @@ def delta_rule_step(q, k, v, beta, g=None, *, state, scale=1.0, inplace=False):
     check_arguments(q, k, v, beta, g, state)
     if k.shape[1] != 1:
         raise ValueError(f"delta_rule_step takes exactly one token, got T = {k.shape[1]}")
-    if inplace:
-        _check_inplace(q, k, v, beta, g, state)
     k, v, beta = _with_writes(k, v, beta)
     with _full_precision(k.device.type):
         spec = Spec.of(q, k, v, beta, g, state, True)
+        if inplace:
+            _check_inplace(state, state_dtype(q, k, v), spec.needs_grad)
         name = "step" if BACKENDS["native"].supports(spec) else "native"
         options = {"inplace": inplace, "needs_grad": spec.needs_grad}
         return BACKENDS[name].run(q, k, v, beta, g, scale=scale, initial_state=state, delta=True, **options)
@@ -126,8 +126,7 @@ def _run(q, k, v, beta, g, options, initial_state, output_final_state, backend, 
     one_state_per_row = initial_state if cu_seqlens is None or initial_state is None else initial_state[:1]
     check_arguments(q, k, v, beta, g, one_state_per_row)
     check_chunk_size(chunk_size)
-    if cu_seqlens is not None:
-        check_cu_seqlens(cu_seqlens, k, initial_state)
+    cuts = None if cu_seqlens is None else check_cu_seqlens(cu_seqlens, k, initial_state)
     if os.environ.get(DEBUG_VARIABLE):
         check_values(beta, g, MOST_BETA if options["delta"] else float("inf"))
     k, v, beta = _with_writes(k, v, beta)
@@ -141,10 +140,10 @@ def _run(q, k, v, beta, g, options, initial_state, output_final_state, backend, 
         return chosen.run(q, k, v, beta, g, initial_state=state, **more, **options)
 
     with _full_precision(k.device.type):
-        if cu_seqlens is None:
+        if cuts is None:
             o, state = run(q, k, v, beta, g, initial_state)
         else:
-            o, state = run_packed(run, q, k, v, beta, g, cu_seqlens, initial_state)
+            o, state = run_packed(run, q, k, v, beta, g, cuts, initial_state)
     return o, state if output_final_state else None
 
 
@@ -160,11 +159,10 @@ def _with_writes(k, v, beta):
     return k.unsqueeze(2), v.unsqueeze(2), None if beta is None else beta.unsqueeze(2)
 
 
-def _check_inplace(q, k, v, beta, g, state):
-    dtype = state_dtype(q, k, v)
+def _check_inplace(state, dtype, needs_grad):
     if state is None or state.dtype != dtype:
         raise ValueError(f"inplace needs a state of {dtype}, got {None if state is None else state.dtype}")
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, beta, g, state)):
+    if needs_grad:
         raise ValueError("inplace overwrites what a gradient needs: use inplace=False or torch.no_grad()")
 
 

@@ -56,7 +56,7 @@ def check_values(beta, g, most):
 
 
 def check_cu_seqlens(cu_seqlens, k, initial_state):
-    """Raise TypeError or ValueError unless cu_seqlens cuts k [1, T, ...] into sequences of one token or more."""
+    """cu_seqlens as a list; raise TypeError or ValueError unless it cuts k [1, T, ...] into sequences of one token or more."""
     if not isinstance(cu_seqlens, torch.Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
         got = cu_seqlens.dtype if isinstance(cu_seqlens, torch.Tensor) else type(cu_seqlens).__name__
         raise TypeError(f"cu_seqlens must be a tensor of int32 or int64, got {got}")
@@ -70,6 +70,7 @@ def check_cu_seqlens(cu_seqlens, k, initial_state):
     count = len(cuts) - 1
     if initial_state is not None and initial_state.shape[0] != count:
         raise ValueError(f"initial_state must have one state per sequence, {count}, got {initial_state.shape[0]}")
+    return cuts
 
 
 def check_chunk_size(chunk_size):

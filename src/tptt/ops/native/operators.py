@@ -17,7 +17,7 @@ POSITIONS = 32
 SEGMENT_CHUNKS = 16
 
 
-def _sizes(q, k, v):
+def _sizes(k):
     """chunk in tokens (a multiple of 4), segment in chunks, number of segments."""
     tokens, writes, key_width = k.shape[1], k.shape[2], k.shape[4]
     chunk = min(max(4, POSITIONS // writes // 4 * 4), -(-tokens // 4) * 4)
@@ -27,7 +27,7 @@ def _sizes(q, k, v):
 
 def _problem(q, k, v, beta, g, scale, delta, **pointers):
     batch, tokens, writes, heads, key_width = k.shape
-    chunk, segment, _ = _sizes(q, k, v)
+    chunk, segment, _ = _sizes(k)
     return structs.Problem(
         batch, tokens, writes, heads, q.shape[2] // heads, key_width, v.shape[4], chunk, segment,
         torch.get_num_threads(), scale, delta, q.dtype == torch.bfloat16,
@@ -67,7 +67,7 @@ def _outputs(q, k, v, *arguments):
     keep = arguments[-1]
     batch, tokens, _, heads, key_width = k.shape
     value_width = v.shape[4]
-    segments = _sizes(q, k, v)[2] if keep else 0
+    segments = _sizes(k)[2] if keep else 0
     saved = (batch, heads, segments, key_width, value_width)
     return (
         v.new_empty(batch, tokens, q.shape[2], value_width),
@@ -90,7 +90,7 @@ def recurrence_backward(
         q, k, v, beta, g, scale, delta, saved=saved.data_ptr(), d_o=structs.Tensor.without_writes(d_o),
         d_q=structs.Tensor.without_writes(d_q), d_k=structs.Tensor.of(d_k), d_v=structs.Tensor.of(d_v),
         d_beta=structs.Tensor.of(None if beta is None else d_beta),
-        d_g=structs.Tensor.without_writes(None if g is None else d_g), d_final_state=_pointer(d_final_state),
+        d_g=structs.Tensor.without_writes(None if g is None else d_g), d_final_state=d_final_state.data_ptr(),
         d_initial_state=d_state.data_ptr(),
     )  # fmt: skip
     library().backward(problem)
