@@ -42,6 +42,16 @@ def _check_count(name: str, value: object, least: int) -> None:
         raise ValueError(f"{name} must be an integer of {least} or more, got {value!r}")
 
 
+def _numbers(name: str, value: Any) -> str | tuple[int, ...]:
+    """ "all" or layer numbers as a tuple, however they came (JSON has lists only)."""
+    if value == "all":
+        return "all"
+    if isinstance(value, list | tuple) and all(isinstance(x, int) and not isinstance(x, bool) for x in value):
+        return tuple(value)
+    every = ", an integer n for every n-th," if name == "layers" else ""
+    raise ValueError(f"{name} must be 'all'{every} or a list of layer numbers, got {value!r}")
+
+
 @dataclass(frozen=True)
 class MemoryConfig:
     """The linear memory of one attention layer and how it is mixed in. The defaults are what RECIPE measured best.
@@ -65,6 +75,13 @@ class MemoryConfig:
         mag_weight: mu in [0, 1] where the gate is 0: 0 is the base model, 1 the memory alone.
         max_self_attn_length: window W of the softmax branch in tokens, the token itself included; None is all.
         sink_tokens: first tokens of a sequence that stay visible beyond the window.
+        layers: which attention layers get a memory: "all", an integer n for every n-th (n - 1, 2 n - 1, ...), or their
+            numbers. The others stay softmax, window and all.
+        memory_only_layers: those of ``layers`` whose mu is fixed at 1, "all" or their numbers: they compute no softmax and
+            hold no keys and values.
+        bidirectional: for encoders: the mean of a reading from the left and one from the right.
+        attention_layout: how the attention modules keep their projections; None finds out. A name of
+            `tptt.surgery.LAYOUTS`, or a dictionary with ``projections``, ``output`` and ``split`` (`tptt.surgery.Layout`).
 
     Raises:
         ValueError: a value is not among the valid ones, which the message names.
@@ -78,6 +95,10 @@ class MemoryConfig:
     mag_weight: float = 0.5
     max_self_attn_length: int | None = None
     sink_tokens: int = 0
+    layers: str | int | tuple[int, ...] = "all"
+    memory_only_layers: str | tuple[int, ...] = ()
+    bidirectional: bool = False
+    attention_layout: str | dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _one_of("operator", self.operator, OPERATORS)
@@ -91,6 +112,13 @@ class MemoryConfig:
         _check_count("sink_tokens", self.sink_tokens, 0)
         if self.sink_tokens and self.max_self_attn_length is None:
             raise ValueError("sink_tokens has no meaning without a window: set max_self_attn_length as well")
+        if self.bidirectional and self.max_self_attn_length is not None:
+            raise ValueError("max_self_attn_length bounds causal attention: it has no meaning with bidirectional=True")
+        if isinstance(self.layers, int):
+            _check_count("layers", self.layers, 1)
+        else:
+            object.__setattr__(self, "layers", _numbers("layers", self.layers))
+        object.__setattr__(self, "memory_only_layers", _numbers("memory_only_layers", self.memory_only_layers))
 
 
 def jsonable(value: Any) -> Any:
@@ -153,6 +181,10 @@ class TpttConfig(PreTrainedConfig):
     mag_weight: float = MemoryConfig.mag_weight
     max_self_attn_length: int | None = None
     sink_tokens: int = 0
+    layers: str | int | list | tuple = "all"
+    memory_only_layers: str | list | tuple = ()
+    bidirectional: bool = False
+    attention_layout: str | dict | None = None
 
     def __post_init__(self, **kwargs):
         _check_version(self.tptt_version)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from tptt.checkpoint import CheckpointMixin
 from tptt.configuration import TpttConfig, base_error
 from tptt.surgery import attach_memory, calibrate
-from tptt.surgery.attach import NAME, decoder_body, prepare_cache
+from tptt.surgery.attach import NAME, base_of, prepare_cache
 
 _without_weights: contextvars.ContextVar[bool] = contextvars.ContextVar("tptt_without_weights", default=False)
 _adapter_follows: contextvars.ContextVar[bool] = contextvars.ContextVar("tptt_adapter_follows", default=False)
@@ -117,12 +117,12 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
     @property
     def inner(self) -> PreTrainedModel:
         """The base model itself, inside peft."""
-        return self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
+        return base_of(self.backbone)
 
     @property
     def base_model(self) -> torch.nn.Module:
         """The decoder body, as TRL expects it."""
-        return decoder_body(self.backbone)
+        return self.inner.base_model
 
     def get_input_embeddings(self):
         return self.inner.get_input_embeddings()

@@ -1,7 +1,7 @@
 """LinearMemory: the linear-attention branch of one attention layer and its Memory as Gate.
 
-Legend: B batch, T tokens, H query heads, Hk key/value heads, Hs states (H or Hk), D head width, K feature width,
-S state [B, Hs, K, D].
+Legend: B batch, T tokens, H query heads, Hk key/value heads, Hs states (H or Hk), D width of a head's queries and keys,
+V of its values (D but for multi-head latent attention), K feature width, S state [B, Hs, K, V].
 """
 
 from __future__ import annotations
@@ -49,29 +49,38 @@ class LinearMemory(nn.Module):
     """Linear attention beside softmax attention (LiZA), mixed with it by Memory as Gate.
 
     Reads the layer's projections before RoPE. Every query head has a state of its own, its keys and values shared within
-    a group under GQA; or every key/value head has one (``config.states``). The output is RMS-normalised per head and scaled by ``output_scale`` [H, D], which
-    calibration sets to the root mean square of the softmax branch.
+    a group under GQA; or every key/value head has one (``config.states``). The output is RMS-normalised per head and
+    scaled by ``output_scale`` [H, V], which calibration sets to the root mean square of the softmax branch.
 
     Args:
         config: what the memory is.
         hidden: width of the layer's input.
         heads, kv_heads, head_dim: of the attention.
+        value_dim: V; None is ``head_dim``.
+
+    Raises:
+        ValueError: the write gate is the product of keys and values, and their widths differ.
     """
 
-    def __init__(self, config: MemoryConfig, hidden: int, heads: int, kv_heads: int, head_dim: int) -> None:
+    def __init__(
+        self, config: MemoryConfig, hidden: int, heads: int, kv_heads: int, head_dim: int, value_dim: int | None = None
+    ) -> None:
         super().__init__()
-        self.config, self.heads, self.kv_heads, self.head_dim = config, heads, kv_heads, head_dim
+        value_dim = value_dim or head_dim
+        self.config, self.heads, self.kv_heads, self.widths = config, heads, kv_heads, (head_dim, value_dim)
         self.states = heads if config.states == "query_head" else kv_heads
         self.query_features = MAPS[config.feature_map](heads, head_dim)
         self.key_features = MAPS[config.feature_map](self.states, head_dim)
         self.recurrence = RECURRENCES[config.operator]
         gate, decay = self.recurrence.write_gate or config.write_gate, self.recurrence.decay
         self.averaged = gate if gate in AVERAGES else None
+        if gate == "kv" and head_dim != value_dim:
+            raise ValueError(f"write gate 'kv' multiplies keys and values: their widths are {head_dim} and {value_dim}")
         self.write_gate = None if self.averaged else WRITE[gate](hidden, self.states)
         self.taps = max(AVERAGED - 1 if self.averaged else 0, STEPS - 1 if self.recurrence.virtual else 0)
         self.decay_gate = DECAY[decay](hidden, self.states, self.key_features.width) if decay else None
         self.mix_gate = MIX[config.mix_gate](hidden, heads)
-        self.output_scale = nn.Parameter(torch.ones(heads, head_dim, dtype=torch.float32))
+        self.output_scale = nn.Parameter(torch.ones(heads, value_dim, dtype=torch.float32))
         self.register_buffer("mag_weight", torch.full((), config.mag_weight, dtype=torch.float32))
 
     def mu(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -82,9 +91,9 @@ class LinearMemory(nn.Module):
         self, hidden_states: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None,
         taps: torch.Tensor | None = None,
     ) -> Writes:  # fmt: skip
-        """What the tokens write; k, v [B, T, Hk, D]; where ``mask`` [B, T] is False nothing is written or forgotten.
+        """What the tokens write; k [B, T, Hk, D], v [B, T, Hk, V]; where ``mask`` [B, T] is False nothing is written or forgotten.
 
-        ``taps`` [B, taps, Hk, 2 D] are the raw keys and values of the tokens before, for a memory that looks at them.
+        ``taps`` [B, taps, Hk, D + V] are the raw keys and values of the tokens before, for a memory that looks at them.
         """
         k, v = k.float(), v.float()
         recent = None
@@ -100,7 +109,7 @@ class LinearMemory(nn.Module):
             g = None if g is None else g * (real if g.dim() == 3 else real[..., None])
         if self.recurrence.virtual and recent is not None:
             make = VIRTUAL[self.recurrence.virtual]
-            k, v = recent.each(lambda x: make(x, self.taps, STEPS)).chunk(2, -1)
+            k, v = recent.each(lambda x: make(x, self.taps, STEPS)).split(self.widths, -1)
             beta = beta.unsqueeze(2).expand(-1, -1, STEPS, -1)
         k, v = (x.repeat_interleave(self.states // self.kv_heads, -2) for x in (k, v))
         keys = self.key_features(k.flatten(1, -3)).view(*k.shape[:-1], -1)
@@ -112,16 +121,25 @@ class LinearMemory(nn.Module):
         if self.averaged is None or recent is None:
             return torch.sigmoid(self.write_gate(hidden_states))  # type: ignore[misc]
         source = self.averaged
-        beta = recent.each(lambda x: strength(x, self.taps, source))
+        beta = recent.each(lambda x: strength(x.split(self.widths, -1), self.taps, source))
         return beta.repeat_interleave(self.states // self.kv_heads, -1)
 
     def read(self, q: torch.Tensor, writes: Writes, state: torch.Tensor | None):
-        """Memory output [B, T, H, D] for q [B, T, H, D], and the state after the last token."""
+        """Memory output [B, T, H, V] for q [B, T, H, D], and the state after the last token."""
         o, state = writes.run(self.query_features(q), state)
         o = o * torch.rsqrt(o.pow(2).mean(-1, keepdim=True) + 1e-6) * self.output_scale.float()
         return o, state
 
+    def forward(self, hidden_states, q, k, v, mask: torch.Tensor | None) -> torch.Tensor:
+        """Memory output [B, T, H, V] of whole sequences, from an empty memory; in both directions where ``config`` says so."""
+        o, _ = self.read(q, self.writes(hidden_states, k, v, mask), None)
+        if not self.config.bidirectional:
+            return o
+        hidden_states, q, k, v = (x.flip(1) for x in (hidden_states, q, k, v))
+        back, _ = self.read(q, self.writes(hidden_states, k, v, None if mask is None else mask.flip(1)), None)
+        return (o + back.flip(1)) / 2
+
     def mix(self, softmax: torch.Tensor, memory: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(1 - mu) softmax + mu memory; softmax [B, T, H * D] in any precision, memory [B, T, H, D]. mu = 0 is exact."""
-        soft = softmax.float().unflatten(-1, (self.heads, self.head_dim))
+        """(1 - mu) softmax + mu memory; softmax [B, T, H * V] in any precision, memory [B, T, H, V]. mu = 0 is exact."""
+        soft = softmax.float().unflatten(-1, (self.heads, -1))
         return torch.lerp(soft, memory, self.mu(hidden_states)[..., None]).flatten(-2).to(softmax.dtype)

@@ -15,6 +15,7 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
+from .keyless import KeylessLayer
 from .window import WindowLayer
 from .writes import Writes
 
@@ -120,6 +121,10 @@ class MemoryWindow(MemoryState, WindowLayer):
     """The window of ``max_self_attn_length`` with its sinks, and the state."""
 
 
+class MemoryOnly(MemoryState, KeylessLayer):
+    """No keys and values: the state alone, for a layer whose mu is fixed at 1."""
+
+
 class MemoryStatic(MemoryState, StaticLayer):
     """Preallocated keys and values, and the state."""
 
@@ -128,8 +133,17 @@ class MemoryStaticSliding(MemoryState, StaticSlidingWindowLayer):
     """The base's own sliding window, preallocated, and the state."""
 
 
-def adopt_layer(cache: Cache, index: int, window: int | None = None, sinks: int = 0) -> MemoryState:
+def adopt_layer(
+    cache: Cache, index: int, window: int | None = None, sinks: int = 0, alone: bool = False, shares_mask: bool = False
+) -> MemoryState:
     """Layer ``index`` of ``cache`` as one that holds a memory; a stock layer is replaced by its counterpart.
+
+    Args:
+        cache: to take the layer from.
+        index: of the layer.
+        window, sinks: of the softmax branch.
+        alone: there is no softmax branch.
+        shares_mask: another layer, without memory, takes the mask whose size the cache says by this one.
 
     Raises:
         ValueError: the layer holds tokens that no memory has read, or that were read under another window; or a static
@@ -140,19 +154,20 @@ def adopt_layer(cache: Cache, index: int, window: int | None = None, sinks: int 
         cache.layers.append(lazy())
     layer = cache.layers[index]
     if isinstance(layer, MemoryState):
-        _check_window(layer, index, window, sinks)
+        _check_window(layer, index, window, sinks, alone)
         return layer
     if layer.is_initialized and int(layer.get_seq_length()) > 0:
         raise ValueError(
             f"cache layer {index} already holds {int(layer.get_seq_length())} tokens that this memory has not read: "
             "start from an empty cache, or from one that this model filled"
         )
-    cache.layers[index] = new = _counterpart(layer, window, sinks)
+    new = _counterpart(layer, window, sinks, alone, shares_mask)
     new.record_past = getattr(layer, "record_past", False)
+    cache.layers[index] = new
     return new
 
 
-def _check_window(layer: MemoryState, index: int, window: int | None, sinks: int) -> None:
+def _check_window(layer: MemoryState, index: int, window: int | None, sinks: int, alone: bool) -> None:
     kept = (layer.sliding_window, layer.sinks) if isinstance(layer, MemoryWindow) else (None, 0)
     if kept != (window, sinks):
         named = "max_self_attn_length={} and sink_tokens={}"
@@ -160,26 +175,34 @@ def _check_window(layer: MemoryState, index: int, window: int | None, sinks: int
             f"cache layer {index} was made under {named.format(*kept)}, the model now has {named.format(window, sinks)}: "
             "start from an empty cache"
         )
+    if isinstance(layer, MemoryOnly) is not alone:
+        has = "no keys and values (mu fixed at 1)" if not alone else "keys and values"
+        raise ValueError(f"cache layer {index} holds {has}, unlike the model: start from an empty cache")
 
 
-def _counterpart(layer, window: int | None, sinks: int) -> MemoryState:
+def _counterpart(layer, window: int | None, sinks: int, alone: bool, shares_mask: bool) -> MemoryState:
     kind = type(layer)
-    if kind in (StaticLayer, StaticSlidingWindowLayer) and window is not None:
+    if kind not in (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer):
         raise ValueError(
-            "a static cache cannot be bounded by max_self_attn_length: use the dynamic cache (the default), or set "
-            "max_self_attn_length=None"
+            f"a cache layer of type {kind.__name__} cannot carry a memory; supported are the layers of DynamicCache (also "
+            "offloaded) and StaticCache"
         )
+    static = kind in (StaticLayer, StaticSlidingWindowLayer)
+    if static and (window is not None or alone):
+        needs = "bounded by max_self_attn_length" if window is not None else "without keys and values (mu fixed at 1)"
+        raise ValueError(
+            f"a static cache cannot be {needs}: use the dynamic cache (the default), or set "
+            f"{'max_self_attn_length=None' if window is not None else 'memory_only_layers=()'}"
+        )
+    stock = layer if shares_mask else None
+    if alone:
+        return MemoryOnly(layer.is_sliding, stock)
+    if window is not None:
+        return MemoryWindow(window, sinks, layer.is_sliding, stock)
     if kind is DynamicSlidingWindowLayer:
-        if window is None:
-            return MemorySliding(sliding_window=layer.sliding_window)
-        return MemoryWindow(window, sinks)
+        return MemorySliding(sliding_window=layer.sliding_window)
     if kind is DynamicLayer:
-        return MemoryFull() if window is None else MemoryWindow(window, sinks)
+        return MemoryFull()
     if kind is StaticLayer:
         return MemoryStatic(layer.max_cache_len)
-    if kind is StaticSlidingWindowLayer:
-        return MemoryStaticSliding(layer.max_cache_len, layer.max_cache_len)
-    raise ValueError(
-        f"a cache layer of type {kind.__name__} cannot carry a memory; supported are the layers of DynamicCache (also "
-        "offloaded) and StaticCache"
-    )
+    return MemoryStaticSliding(layer.max_cache_len, layer.max_cache_len)

@@ -5,6 +5,7 @@ Legend: B batch, T tokens, H heads, Hk key/value heads, D head width, K feature 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -49,12 +50,15 @@ class LinearAttention(nn.Module):
             raise ValueError(
                 f"hidden_size must be a multiple of heads and heads one of kv_heads, got {hidden_size}, {heads}, {kv_heads}"
             )
-        self.head_dim, self.bidirectional = hidden_size // heads, bidirectional
+        config = config or MemoryConfig()
+        if bidirectional:
+            config = replace(config, bidirectional=True)
+        self.head_dim = hidden_size // heads
         self.query = nn.Linear(hidden_size, hidden_size, bias=False)
         self.key = nn.Linear(hidden_size, kv_heads * self.head_dim, bias=False)
         self.value = nn.Linear(hidden_size, kv_heads * self.head_dim, bias=False)
         self.output = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.memory = LinearMemory(config or MemoryConfig(), hidden_size, heads, kv_heads, self.head_dim)
+        self.memory = LinearMemory(config, hidden_size, heads, kv_heads, self.head_dim)
         self.memory.mix_gate = nn.Identity()  # nothing to mix with
 
     def forward(
@@ -70,17 +74,15 @@ class LinearAttention(nn.Module):
         Raises:
             ValueError: a ``state`` is given to a bidirectional layer, whose reading from the right has none.
         """
-        if not self.bidirectional:
-            return self._read(hidden_states, mask, state)
-        if state is not None:
-            raise ValueError("a bidirectional layer reads whole sequences: it takes no state and returns none")
-        back = None if mask is None else mask.flip(1)
-        right = self._read(hidden_states.flip(1), back, None)[0].flip(1)
-        return (self._read(hidden_states, mask, None)[0] + right) / 2, None
-
-    def _read(self, x, mask, state):
+        x, after = hidden_states, None
         q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.query, self.key, self.value))
-        before, taps = state or (None, None)
-        writes = self.memory.writes(x, k, v, mask, taps)
-        out, after = self.memory.read(q, writes, before)
-        return self.output(out.flatten(2).to(x.dtype)), LayerState(after, writes.taps)
+        if self.memory.config.bidirectional:
+            if state is not None:
+                raise ValueError("a bidirectional layer reads whole sequences: it takes no state and returns none")
+            out = self.memory(x, q, k, v, mask)
+        else:
+            before, taps = state or (None, None)
+            writes = self.memory.writes(x, k, v, mask, taps)
+            out, memory = self.memory.read(q, writes, before)
+            after = LayerState(memory, writes.taps)
+        return self.output(out.flatten(2).to(x.dtype)), after

@@ -6,7 +6,7 @@ Legend: B batch, M tokens that are remembered, T tokens, N virtual tokens of eac
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn import functional as F
@@ -19,8 +19,8 @@ class Recent:
     """Raw keys and values of a call behind the M real tokens before it.
 
     Args:
-        raw: [B, T, Hk, 2 D], keys beside values.
-        taps: [B, M, Hk, 2 D], the M tokens before; None is the start of a sequence.
+        raw: [B, T, Hk, D + V], keys beside values.
+        taps: [B, M, Hk, D + V], the M tokens before; None is the start of a sequence.
         real: [B, T] bool, False at padding, which is passed over; None is no padding.
         count: M.
     """
@@ -36,11 +36,11 @@ class Recent:
 
     @property
     def taps(self) -> torch.Tensor:
-        """[B, M, Hk, 2 D]: the last M real tokens, for the next call; a copy, or a cache would hold the whole call."""
+        """[B, M, Hk, D + V]: the last M real tokens, for the next call; a copy, or a cache would hold the whole call."""
         return self.sequence[:, -self.count :].clone()
 
     def each(self, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """``function`` takes [B, M + L, Hk, 2 D] to [B, L, ...], what each but the first M makes of those before it; for the
+        """``function`` takes [B, M + L, Hk, D + V] to [B, L, ...], what each but the first M makes of those before it; for the
         call's own tokens, [B, T, ...]."""
         out = function(F.pad(self.sequence, (0, 0, 0, 0, self.count, 0)))
         return (out if self.inverse is None else _gather(out, self.inverse))[:, self.count :]
@@ -86,9 +86,9 @@ VIRTUAL: dict[str, Callable[[torch.Tensor, int, int], torch.Tensor]] = {
 }  # fmt: skip
 
 
-def strength(raw: torch.Tensor, count: int, source: str) -> torch.Tensor:
-    """[B, M + L, Hk, 2 D] -> beta [B, L, Hk]: sigmoid of the averaged keys ("k"), values ("v") or their product ("kv"), the
-    mean over a head's channels."""
-    k, v = raw.chunk(2, -1)
-    x = {"k": k, "v": v, "kv": k * v}[source]
+def strength(raw: Sequence[torch.Tensor], count: int, source: str) -> torch.Tensor:
+    """Keys [B, M + L, Hk, D] and values [B, M + L, Hk, V] -> beta [B, L, Hk]: sigmoid of the averaged keys ("k"), values ("v")
+    or their product ("kv"), the mean over a head's channels."""
+    k, v = raw
+    x = k * v if source == "kv" else {"k": k, "v": v}[source]
     return torch.sigmoid(average(x.mean(-1), count))

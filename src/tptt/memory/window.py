@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicLayer
 
+from .keyless import mask_sizes
+
 
 def window_mask(valid: torch.Tensor, window: int, sinks: int, segments: torch.Tensor | None = None) -> torch.Tensor:
     """Band of a sequence without cache: [B, 1, T, T] bool, True where query t may see key j.
@@ -45,14 +47,21 @@ def _visible(queries, keys, valid, sink, window):
 class WindowLayer(DynamicLayer):
     """At most W - 1 + sinks entries between calls; the tokens of a call see each other and what was kept.
 
-    `expect` has to be called before `update`, with which tokens are real; it returns the mask for `update`'s result.
+    `expect` has to be called before `update`, with which tokens are real; it returns the mask for `update`'s result, whose
+    keys come from ``slots`` [B, s + r + n] of the sequence (-1: none).
+
+    Args:
+        window: W.
+        sinks: s.
+        is_sliding, stock: as `KeylessLayer`'s.
     """
 
-    is_sliding = True
     record_past = False
 
-    def __init__(self, window: int, sinks: int = 0) -> None:
+    def __init__(self, window: int, sinks: int = 0, is_sliding: bool = False, stock=None) -> None:
         super().__init__()
+        self.is_sliding, self.stock = is_sliding, stock
+        self.slots: Any = None
         self.sliding_window, self.sinks = window, sinks
         self.cumulative_length = 0
         self._valid: Any = None  # [B, r] bool
@@ -75,7 +84,7 @@ class WindowLayer(DynamicLayer):
         kept = self._valid.shape[1]
         slots = torch.arange(past - kept, past + n, device=valid.device)[None].expand(batch, -1)
         gone = (self._sink_slots >= 0) & (self._sink_slots < past - kept)  # the others are still among the recent
-        keys = torch.cat([self._sink_slots, slots], 1)
+        self.slots = keys = torch.cat([self._sink_slots, slots], 1)
         every = torch.cat([gone, self._valid, valid], 1)
         sinks = torch.cat([gone, self._is_sink, sink], 1)
         return _visible(slots[0, kept:], keys, every, sinks, self.sliding_window)
@@ -130,6 +139,8 @@ class WindowLayer(DynamicLayer):
         self._trim()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        if self.stock is not None:
+            return mask_sizes(self.stock, self.cumulative_length, query_length)
         kept = 0 if self._valid is None else self._valid.shape[1]
         return kept + query_length, self.cumulative_length - kept
 
@@ -142,7 +153,7 @@ class WindowLayer(DynamicLayer):
     def reset(self) -> None:
         super().reset()
         self._valid = self._is_sink = self._new = None
-        self._sink_keys = self._sink_values = self._sink_slots = None
+        self._sink_keys = self._sink_values = self._sink_slots = self.slots = None
 
     def _apply(self, function) -> None:
         """``function`` on every tensor of the layer: dimension 0 is the batch in all of them."""

@@ -36,8 +36,8 @@ class Measures:
 
 def lora_config(base) -> dict:
     """LoRA of rank 8 on the projections that the memory reads and writes to."""
-    layout = find_attention(base)[0][2].layout
-    targets = [*layout.projections, layout.output]
+    attention = find_attention(base)[0]
+    targets = [n for n in attention.sizes.layout.parts if getattr(attention.module, n).weight.ndim == 2]
     return LoraConfig(r=8, lora_alpha=16, bias="none", task_type="CAUSAL_LM", target_modules=targets).to_dict()
 
 

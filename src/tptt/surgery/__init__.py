@@ -2,10 +2,12 @@
 
 from .attach import attach_memory, detach_memory, memories, set_mag_weight
 from .calibrate import calibrate
-from .layouts import LAYOUTS, UnsupportedAttentionError, find_attention
+from .discovery import UnsupportedAttentionError, find_attention
+from .layouts import LAYOUTS, Layout
 
 __all__ = [
     "LAYOUTS",
+    "Layout",
     "UnsupportedAttentionError",
     "attach_memory",
     "calibrate",

@@ -1,70 +1,110 @@
 """Attach a linear memory to a model in place, and take it off again.
 
-Nothing is wrapped: the memory is a child called ``liza`` of each attention module. Hooks capture the projections'
-outputs once and mix the memory in before the output projection. Children are looked up by name at every call, because
-LoRA and its merge replace them.
+Nothing is wrapped: the memory is a child called ``liza`` of each attention module, and hooks (hooks.py) do the rest.
 """
 
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
-import torch
 from torch import nn
 
 from tptt.configuration import MemoryConfig, check_mag_weight
-from tptt.memory import LinearMemory, adopt_layer
-from tptt.memory.window import WindowLayer, window_mask
+from tptt.memory import LinearMemory
 
-from .layouts import Geometry, find_attention
-from .segments import Unpacked, segment_ids
+from .discovery import Found, UnsupportedAttentionError, choose, find_attention
+from .hooks import Site, after_attention, before_attention, cache_layer
+from .inputs import before_body
+from .softmax import restore_softmax, window_refusal, without_softmax
 
 NAME = "liza"
 
 
-@dataclass
-class _Site:
-    """What belongs to one attention module that carries a memory."""
-
-    geometry: Geometry
-    parameters: tuple[str, ...]  # of the module's forward
-    hooks: dict[str, tuple[nn.Module, Any]] = field(default_factory=dict)
-    handles: list[Any] = field(default_factory=list)
-    call: dict[str, Any] | None = None  # of the call that is running
-
-
 def attach_memory(model: nn.Module, config: MemoryConfig | None = None) -> nn.Module:
-    """Give every attention layer of ``model`` a linear memory, in place.
+    """Give the attention layers of ``model`` a linear memory, in place.
 
     Args:
-        model: any Hugging Face decoder (or a peft model of one) whose attention has a known layout.
+        model: a Hugging Face model (or a peft model of one), or any module with attention of a known layout; of a
+            multimodal model the language part gets the memory. Encoders need ``bidirectional=True``.
         config: what the memory is; the default is the recommended one.
 
     Returns:
         ``model`` itself.
 
     Raises:
-        UnsupportedAttentionError: an attention module has none of the known layouts; the model is left untouched.
-        ValueError: the model already carries a memory.
+        UnsupportedAttentionError: a chosen attention module has none of the known layouts, or cannot do what ``config``
+            asks; the model is left untouched.
+        ValueError: the model already carries a memory; ``config`` names a layer that is not there.
     """
     config = config or MemoryConfig()
     if memories(model):
         raise ValueError("this model already carries a memory: detach_memory(model) takes it off")
-    for _, module, sizes in find_attention(model):
-        memory = LinearMemory(config, sizes.hidden, sizes.heads, sizes.kv_heads, sizes.head_dim)
-        module.add_module(NAME, memory.to(next(module.parameters()).device))
-        module._tptt = _Site(sizes, tuple(inspect.signature(type(module).forward).parameters)[1:])
-        handles = [module.register_forward_pre_hook(_before_attention, with_kwargs=True)]
-        module._tptt.handles = [*handles, module.register_forward_hook(_after_attention)]
-    body = decoder_body(model)
-    names = tuple(inspect.signature(type(body).forward).parameters)[1:]
-    body._tptt_handle = body.register_forward_pre_hook(
-        partial(_before_body, names, config.max_self_attn_length is not None), with_kwargs=True
-    )
+    body = attention_body(model, config.bidirectional)
+    found = find_attention(body, config.attention_layout)
+    chosen = choose(found, config.layers)
+    alone = choose(chosen, config.memory_only_layers) if config.memory_only_layers else []
+    if config.mag_weight == 1.0 and config.mix_gate == "none":
+        alone = chosen
+    for x in chosen:
+        _check(x, body, config, x in alone)
+    others = {_kind(x) for x in found if x not in chosen}
+    fixed = replace(config, mag_weight=1.0, mix_gate="none")
+    for x in chosen:
+        _give(x, body, fixed if x in alone else config, x in alone, _kind(x) in others)
+    parameters = tuple(inspect.signature(type(body).forward).parameters)[1:]
+    if "attention_mask" in parameters:
+        hook = partial(before_body, parameters, config, all(x.module._tptt.told for x in chosen))
+        body._tptt_handle = body.register_forward_pre_hook(hook, with_kwargs=True)
     return model
+
+
+def _check(x: Found, body: nn.Module, config: MemoryConfig, alone: bool) -> None:
+    x.sizes  # noqa: B018 - raises where there is no layout
+    causal, who = getattr(x.module, "is_causal", None), f"{x.name} ({type(x.module).__name__})"
+    if causal is not None and bool(causal) is config.bidirectional:
+        does, needs = ("causal", False) if causal else ("not causal", True)
+        raise UnsupportedAttentionError(f"{who} is {does}: its memory needs bidirectional={needs}")
+    if config.max_self_attn_length is not None and not alone and (reason := window_refusal(x.module)):
+        raise UnsupportedAttentionError(f"max_self_attn_length cannot bound {who}: {reason}")
+    uses_interface = getattr(body, "_can_set_attn_implementation", lambda: False)
+    if alone and not (hasattr(x.module, "config") and uses_interface()):
+        raise UnsupportedAttentionError(
+            f"{who} does not take its softmax from transformers' attention interface, so that it cannot be left out: mu "
+            "cannot be fixed at 1 (mag_weight=1 with mix_gate='none', or memory_only_layers)"
+        )
+
+
+def _kind(x: Found) -> str | None:
+    """Which of the model's masks the layer takes ("sliding_attention", ...); None where all take one."""
+    kinds = getattr(getattr(x.module, "config", None), "layer_types", None)
+    return kinds[x.layer] if kinds and x.layer < len(kinds) else None
+
+
+def _give(x: Found, body: nn.Module, config: MemoryConfig, alone: bool, shares_mask: bool) -> None:
+    module, sizes = x.module, x.sizes
+    memory = LinearMemory(config, sizes.hidden, sizes.heads, sizes.kv_heads, sizes.head_dim, sizes.value_dim)
+    module.add_module(NAME, memory.to(next(module.parameters()).device))
+    parameters = tuple(inspect.signature(type(module).forward).parameters)[1:]
+    site = Site(sizes, parameters, x.layer, alone, shares_mask, _is_told(body, x.name))
+    module._tptt = site
+    site.handles = [
+        module.register_forward_pre_hook(before_attention, with_kwargs=True),
+        module.register_forward_hook(after_attention),
+    ]
+    if alone:
+        without_softmax(module)
+
+
+def _is_told(body: nn.Module, name: str) -> bool:
+    """Whether keywords given to ``body`` can reach its child ``name``: every module between takes any."""
+    between = [body.get_submodule(name[:i]) for i, c in enumerate(name) if c == "."]
+    return all(
+        any(p.kind is p.VAR_KEYWORD for p in inspect.signature(type(m).forward).parameters.values())
+        for m in (body, *between)
+        if not isinstance(m, nn.ModuleList | nn.ModuleDict)
+    )
 
 
 def detach_memory(model: nn.Module) -> nn.Module:
@@ -73,15 +113,24 @@ def detach_memory(model: nn.Module) -> nn.Module:
         if (site := module.__dict__.pop("_tptt", None)) is not None:
             for handle in [*site.handles, *(h for _, h in site.hooks.values())]:
                 handle.remove()
+            restore_softmax(module)
             delattr(module, NAME)
         if (handle := module.__dict__.pop("_tptt_handle", None)) is not None:
             handle.remove()
     return model
 
 
-def decoder_body(model: nn.Module) -> nn.Module:
-    """The module that turns token ids into hidden states (``LlamaModel`` in ``LlamaForCausalLM``, under peft too)."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+def base_of(model: nn.Module) -> nn.Module:
+    """``model`` without peft's wrapping."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def attention_body(model: nn.Module, bidirectional: bool = False) -> nn.Module:
+    """The module that turns token ids into hidden states: the language part of a multimodal model, the decoder of a
+    causal one, the whole encoder of an encoder."""
+    inner = base_of(model)
+    if hasattr(inner, "get_decoder") and not bidirectional:
+        return inner.get_decoder()
     return getattr(inner, "base_model", inner)
 
 
@@ -91,16 +140,18 @@ def memories(model: nn.Module) -> list[LinearMemory]:
 
 
 def set_mag_weight(model: nn.Module, weight: float) -> None:
-    """Set the Memory-as-Gate weight of every layer.
+    """Set the Memory-as-Gate weight of every layer that has a softmax beside its memory.
 
     Raises:
-        ValueError: ``weight`` lies outside [0, 1], or the model carries no memory.
+        ValueError: ``weight`` lies outside [0, 1], or the model carries no memory, or only such whose mu is fixed at 1.
     """
-    found = memories(model)
-    if not found:
-        raise ValueError(f"{type(model).__name__} carries no memory: attach_memory(model, config) gives it one")
     value = check_mag_weight(weight)
-    for memory in found:
+    if not memories(model):
+        raise ValueError(f"{type(model).__name__} carries no memory: attach_memory(model, config) gives it one")
+    mixed = [m.liza for m in model.modules() if "_tptt" in m.__dict__ and not m._tptt.alone]
+    if not mixed and value != 1.0:
+        raise ValueError(f"mu is fixed at 1 in every memory of {type(model).__name__}: there is no softmax to mix with")
+    for memory in mixed:
         memory.mag_weight.fill_(value)
 
 
@@ -108,148 +159,4 @@ def prepare_cache(model: nn.Module, cache) -> None:
     """Give every layer of ``cache`` that belongs to a memory a recurrent state."""
     for module in model.modules():
         if "_tptt" in module.__dict__:
-            _layer(module, cache)
-
-
-def _window(module: nn.Module) -> int | None:
-    """The softmax branch's window: max_self_attn_length, or the base's own sliding window if that is shorter."""
-    config, window = module.config, module.liza.config.max_self_attn_length
-    if window is None:
-        return None
-    own, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-    slides = kinds[module.layer_idx] == "sliding_attention" if kinds else True
-    return min(window, own) if own and slides else window
-
-
-def _layer(module: nn.Module, cache):
-    cache = getattr(cache, "self_attention_cache", cache)
-    return adopt_layer(cache, module.layer_idx, _window(module), module.liza.config.sink_tokens)
-
-
-def _named(names: tuple[str, ...], args: tuple, kwargs: dict) -> dict:
-    return dict(zip(names, args, strict=False)) | kwargs
-
-
-def _before_body(names, windowed, body, args, kwargs):
-    """Pass the 2-D mask and the packing down as keywords: attention modules get a 4-D mask at best."""
-    kwargs = _named(names, args, kwargs)
-    ids = kwargs.get("input_ids")
-    ids = kwargs.get("inputs_embeds") if ids is None else ids
-    mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
-    tokens = ids.shape[1]
-    if windowed and isinstance(mask, torch.Tensor) and mask.ndim > 2:
-        raise ValueError(f"with max_self_attn_length the attention mask must be 2-D, [B, T]; got {tuple(mask.shape)}")
-    if isinstance(mask, torch.Tensor) and mask.ndim == 2:
-        kwargs.setdefault("memory_mask", mask[:, -tokens:].bool())
-    elif mask is None and positions is not None and kwargs.get("past_key_values") is None:
-        caches = kwargs.get("use_cache")
-        caches = getattr(body.config, "use_cache", False) if caches is None else caches
-        if not caches and positions.ndim == 2 and positions.shape[1] == tokens > 1:
-            segments = segment_ids(positions).expand(ids.shape[0], -1)
-            if torch.compiler.is_compiling() or bool(segments.any()):
-                kwargs["memory_segments"] = segments
-    return (), kwargs
-
-
-def _before_attention(module, args, kwargs):
-    site, memory = module._tptt, module.liza
-    kwargs = _named(site.parameters, args, kwargs)
-    hidden, mask4d = kwargs["hidden_states"], kwargs.get("attention_mask")
-    mask, segments = kwargs.pop("memory_mask", None), kwargs.pop("memory_segments", None)
-    if kwargs.get("cache") is not None:
-        raise ValueError("a paged cache (continuous batching) cannot carry a memory: use generate()")
-    cache = kwargs.get("past_key_values")
-    layer = None if cache is None else _layer(module, cache)
-    if mask is None and isinstance(mask4d, torch.Tensor):
-        mask = _mask_of(mask4d, hidden.shape[1], layer)
-    if memory.config.max_self_attn_length is not None:
-        kwargs["attention_mask"] = _windowed(module, hidden, mask4d, mask, segments, layer)
-    site.call = {"hidden": hidden, "mask": mask, "segments": segments, "layer": layer, "outputs": {}}
-    _hook_children(module)
-    return (), kwargs
-
-
-def _mask_of(mask: torch.Tensor, tokens: int, layer) -> torch.Tensor | None:
-    """Which of the new tokens are real, [B, T] bool, where only a prepared mask arrives: the diagonal of a 4-D one."""
-    if mask.ndim == 2:
-        return mask[:, -tokens:].bool()
-    if tokens == 1:
-        return None
-    past = 0 if layer is None else layer.get_seq_length()
-    rows = torch.arange(tokens, device=mask.device)
-    columns = rows + (past if mask.shape[-1] >= int(past) + tokens else mask.shape[-1] - tokens)
-    diagonal = mask[:, 0, rows, columns]
-    return diagonal if diagonal.dtype == torch.bool else diagonal >= 0
-
-
-def _windowed(module, hidden, mask4d, mask, segments, layer):
-    """The softmax branch's mask with the window in it, in the form its implementation takes."""
-    kind = module.config._attn_implementation or "eager"
-    if kind not in ("eager", "sdpa"):
-        raise ValueError(f"max_self_attn_length needs attn_implementation 'sdpa' or 'eager', not {kind!r}")
-    config, (batch, tokens) = module.liza.config, hidden.shape[:2]
-    valid = hidden.new_ones(batch, tokens, dtype=torch.bool) if mask is None else mask.expand(batch, -1)
-    if isinstance(layer, WindowLayer):
-        band = layer.expect(valid)
-    elif tokens <= (window := _window(module)) and segments is None:
-        return mask4d
-    else:
-        band = window_mask(valid, window, config.sink_tokens, segments)
-    if kind == "sdpa":
-        return band
-    return torch.zeros(band.shape, dtype=hidden.dtype, device=band.device).masked_fill(
-        ~band, torch.finfo(hidden.dtype).min
-    )
-
-
-def _hook_children(module) -> None:
-    """Hooks on the projections and the output projection, set again where LoRA or a merge has replaced them."""
-    site = module._tptt
-    layout = site.geometry.layout
-    for name in (*layout.projections, layout.output):
-        child = getattr(module, name)
-        known = site.hooks.get(name)
-        if known is not None:
-            if known[0] is child:
-                continue
-            known[1].remove()
-        if name == layout.output:
-            handle = child.register_forward_pre_hook(partial(_before_output, (module,)))
-        else:
-            handle = child.register_forward_hook(partial(_capture, name, (module,)))
-        site.hooks[name] = (child, handle)
-
-
-def _capture(name, owner, child, args, output) -> None:
-    if (call := owner[0]._tptt.call) is not None:
-        call["outputs"][name] = output
-
-
-def _before_output(owner, child, args):
-    module = owner[0]
-    call = module._tptt.call
-    if call is None:
-        return None
-    memory = module.liza
-    with torch.autocast(args[0].device.type, enabled=False):
-        read = _read(memory, module._tptt.geometry.split(call["outputs"]), call)
-        return (memory.mix(args[0], read, call["hidden"]), *args[1:])
-
-
-def _read(memory: LinearMemory, qkv, call) -> torch.Tensor:
-    q, k, v = qkv
-    hidden, mask, layer = call["hidden"], call["mask"], call["layer"]
-    if call["segments"] is not None:
-        unpacked = Unpacked(call["segments"])
-        q, k, v, hidden = (unpacked.out(x) for x in (q, k, v, hidden))
-        o, _ = memory.read(q, memory.writes(hidden, k, v, unpacked.mask), None)
-        return unpacked.back(o)
-    writes = memory.writes(hidden, k, v, mask, None if layer is None else layer.taps)
-    o, state = memory.read(q, writes, None if layer is None else layer.state)
-    if layer is not None:
-        layer.write(state, writes)
-    return o
-
-
-def _after_attention(module, args, output) -> None:
-    module._tptt.call = None
+            cache_layer(module, cache)

@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import nn
 
-from .layouts import find_attention
+from .softmax import restore_softmax, without_softmax
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, input_ids: torch.Tensor) -> nn.Module:
-    """Set each memory's ``output_scale`` [H, D] to the root mean square of its softmax branch on ``input_ids`` [B, T].
+def calibrate(model: nn.Module, input_ids: torch.Tensor | None = None, **inputs) -> nn.Module:
+    """Set each memory's ``output_scale`` [H, V] to the root mean square of its softmax branch on ``input_ids`` [B, T].
 
-    The memory's output is normalised, so that both branches then have the same size. Returns ``model``.
+    The memory's output is normalised, so that both branches then have the same size. ``inputs`` go to the model as they
+    are (a vision model's ``pixel_values``). Returns ``model``.
     """
-    squares: dict[nn.Module, torch.Tensor] = {}
-    handles = []
-
-    def measure(memory, child, args):
-        squares[memory] = args[0].float().pow(2).mean((0, 1))
-
-    for _, module, sizes in find_attention(model):
-        output = getattr(module, sizes.layout.output)
-        # before the hook that mixes: the softmax branch alone is to be measured
-        handles.append(output.register_forward_pre_hook(partial(measure, module.liza), prepend=True))
+    modules = [m for m in model.modules() if "_tptt" in m.__dict__]
+    alone = [m for m in modules if m._tptt.alone]
+    for module in alone:
+        restore_softmax(module)
+    for module in modules:
+        module._tptt.softmax_squared = []
+    if input_ids is not None:
+        inputs["input_ids"] = input_ids
+    if not any(m.liza.config.bidirectional for m in modules):
+        inputs["use_cache"] = False
     training = model.training
     model.eval()
     try:
-        model(input_ids=input_ids, use_cache=False)
+        model(**inputs)
+        for module in modules:
+            scale, (square,) = module.liza.output_scale, module._tptt.softmax_squared
+            scale.copy_(square.sqrt().clamp_min(1e-3).view_as(scale))
     finally:
         model.train(training)
-        for handle in handles:
-            handle.remove()
-    for memory, square in squares.items():
-        memory.output_scale.copy_(square.sqrt().clamp_min(1e-3).view_as(memory.output_scale))
+        for module in modules:
+            module._tptt.softmax_squared = None
+        for module in alone:
+            without_softmax(module)
     return model

@@ -14,6 +14,21 @@ def segment_ids(position_ids: torch.Tensor) -> torch.Tensor:
     return starts.cumsum(1) - 1
 
 
+def packed_positions(cu_seqlens: torch.Tensor, rows: int, tokens: int) -> torch.Tensor:
+    """position_ids [1, T] of one row that holds sequences with the bounds ``cu_seqlens`` [N + 1] = 0, ..., T.
+
+    Raises:
+        ValueError: there are several rows, or the bounds do not rise from 0 to T.
+    """
+    bounds = cu_seqlens.flatten().tolist()
+    if rows != 1:
+        raise ValueError(f"cu_seqlens packs into one row, got a batch of {rows}")
+    if bounds[:1] != [0] or bounds[-1] != tokens or any(a > b for a, b in zip(bounds, bounds[1:], strict=False)):
+        raise ValueError(f"cu_seqlens must rise from 0 to the {tokens} tokens of the row, got {bounds}")
+    pairs = zip(bounds, bounds[1:], strict=False)
+    return torch.cat([torch.arange(b - a, device=cu_seqlens.device) for a, b in pairs])[None]
+
+
 class Unpacked:
     """Moves [B, T, ...] tensors of packed rows to one row per sequence [S, L, ...] and back.
 

@@ -1,0 +1,128 @@
+"""What happens at an attention module that carries a memory, call by call.
+
+The projections' outputs are captured once and the memory is mixed in before the output projection. Children are looked
+up by name at every call, because LoRA and its merge replace them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from tptt.memory import LinearMemory, adopt_layer
+
+from .inputs import named
+from .layouts import Geometry
+from .segments import Unpacked
+from .softmax import real_tokens, window_of, windowed
+
+
+@dataclass
+class Site:
+    """What belongs to one attention module that carries a memory."""
+
+    geometry: Geometry
+    parameters: tuple[str, ...]  # of the module's forward
+    layer: int
+    alone: bool  # no softmax, no keys and values
+    shares_mask: bool  # a layer without memory takes the same mask
+    told: bool  # the model passes the padding mask and the packing down as keywords
+    hooks: dict[str, tuple[nn.Module, Any]] = field(default_factory=dict)
+    handles: list[Any] = field(default_factory=list)
+    call: dict[str, Any] | None = None  # of the call that is running
+    softmax_squared: list[torch.Tensor] | None = None  # while calibrating: mean squares of the softmax branch, [H * V]
+
+
+def cache_layer(module: nn.Module, cache):
+    """The layer of ``cache`` that holds the state of ``module``'s memory."""
+    site, config = module._tptt, module.liza.config
+    cache = getattr(cache, "self_attention_cache", cache)
+    window = None if site.alone else window_of(module, site.layer)
+    return adopt_layer(cache, site.layer, window, config.sink_tokens if window else 0, site.alone, site.shares_mask)
+
+
+def before_attention(module, args, kwargs):
+    site, memory = module._tptt, module.liza
+    kwargs = named(site.parameters, args, kwargs)
+    hidden, mask4d = kwargs[site.parameters[0]], kwargs.get("attention_mask")
+    mask, segments = kwargs.pop("memory_mask", None), kwargs.pop("memory_segments", None)
+    if kwargs.get("cache") is not None:
+        raise ValueError("a paged cache (continuous batching) cannot carry a memory: use generate()")
+    cache = kwargs.get("past_key_values")
+    cache = kwargs.get("layer_past") if cache is None else cache
+    layer = None if cache is None or memory.config.bidirectional else cache_layer(module, cache)
+    if mask is None and isinstance(mask4d, torch.Tensor):
+        mask = real_tokens(mask4d, hidden.shape[1], layer)
+    if memory.config.max_self_attn_length is not None and not site.alone:
+        windowed(module, hidden, kwargs, mask, segments, layer, site.layer)
+    site.call = {"hidden": hidden, "mask": mask, "segments": segments, "layer": layer, "outputs": {}}
+    _hook_children(module)
+    return (), kwargs
+
+
+def _hook_children(module) -> None:
+    """Hooks on the projections and the output projection, set again where LoRA or a merge has replaced them."""
+    site = module._tptt
+    output = site.geometry.layout.output
+    for name in site.geometry.layout.parts:
+        child = getattr(module, name)
+        known = site.hooks.get(name)
+        if known is not None:
+            if known[0] is child:
+                continue
+            known[1].remove()
+        if name == output:
+            handle = child.register_forward_pre_hook(partial(_before_output, (module,)))
+        else:
+            handle = child.register_forward_hook(partial(_capture, name, (module,)))
+        site.hooks[name] = (child, handle)
+
+
+def _capture(name, owner, child, args, output) -> None:
+    if (call := owner[0]._tptt.call) is not None:
+        call["outputs"][name] = output
+
+
+def _before_output(owner, child, args):
+    module = owner[0]
+    if module._tptt.call is None:
+        return None
+    return (_mixed(module, args[0]), *args[1:])
+
+
+def after_attention(module, args, output):
+    """Where the module holds no output projection, the memory is mixed into its own output."""
+    site = module._tptt
+    if site.geometry.layout.output is None and site.call is not None:
+        many = isinstance(output, tuple | list)
+        mixed = _mixed(module, output[0] if many else output)
+        output = type(output)((mixed, *output[1:])) if many else mixed
+    site.call = None
+    return output
+
+
+def _mixed(module, softmax: torch.Tensor) -> torch.Tensor:
+    site, call, memory = module._tptt, module._tptt.call, module.liza
+    if site.softmax_squared is not None:
+        site.softmax_squared.append(softmax.float().pow(2).mean((0, 1)))
+    with torch.autocast(softmax.device.type, enabled=False):
+        q, k, v = site.geometry.split(module, call["outputs"])
+        return memory.mix(softmax, _read(memory, q, k, v, call), call["hidden"])
+
+
+def _read(memory: LinearMemory, q, k, v, call) -> torch.Tensor:
+    hidden, mask, layer = call["hidden"], call["mask"], call["layer"]
+    if call["segments"] is not None:
+        unpacked = Unpacked(call["segments"])
+        q, k, v, hidden = (unpacked.out(x) for x in (q, k, v, hidden))
+        return unpacked.back(memory(hidden, q, k, v, unpacked.mask))
+    if layer is None:
+        return memory(hidden, q, k, v, mask)
+    writes = memory.writes(hidden, k, v, mask, layer.taps)
+    o, state = memory.read(q, writes, layer.state)
+    layer.write(state, writes)
+    return o

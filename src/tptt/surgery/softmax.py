@@ -1,0 +1,104 @@
+"""The softmax branch beside a memory: its window, its masks, or that it is left out.
+
+Legend: B batch, H heads, T new tokens, n keys.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from transformers import AttentionInterface
+
+from tptt.memory.window import WindowLayer, window_mask
+
+_NO_SOFTMAX = "tptt_memory_only"
+
+
+def _nothing(module, query, key, value, attention_mask, *args, **kwargs):
+    """An attention function that leaves everything to the memory: zeros [B, T, H, V]."""
+    batch, heads, tokens, _ = query.shape
+    return query.new_zeros(batch, tokens, heads, value.shape[-1]), None
+
+
+AttentionInterface.register(_NO_SOFTMAX, _nothing)
+
+
+def without_softmax(module: nn.Module) -> None:
+    """Let ``module`` compute no softmax: a configuration of its own names an attention function that does nothing."""
+    module._tptt_config = module.config
+    module.config = copy.copy(module.config)
+    module.config._attn_implementation_internal = _NO_SOFTMAX
+
+
+def restore_softmax(module: nn.Module) -> None:
+    """Undo `without_softmax`."""
+    if (config := module.__dict__.pop("_tptt_config", None)) is not None:
+        module.config = config
+
+
+def window_refusal(module: nn.Module) -> str | None:
+    """Why the softmax of ``module`` cannot be bounded, or None."""
+    config = getattr(module, "config", None)
+    if config is None:
+        return "it has no config that names its attention implementation"
+    if getattr(config, "alibi", False):
+        return "its ALiBi biases lie in the mask"
+    return None
+
+
+def window_of(module: nn.Module, layer: int) -> int | None:
+    """The softmax branch's window: max_self_attn_length, or the base's own sliding window if that is shorter."""
+    config, window = getattr(module, "config", None), module.liza.config.max_self_attn_length
+    if window is None:
+        return None
+    own, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if hasattr(module, "sliding_window"):
+        own = module.sliding_window
+    elif kinds and kinds[layer] != "sliding_attention":
+        own = None
+    return min(window, own) if own else window
+
+
+def real_tokens(mask: torch.Tensor, tokens: int, layer) -> torch.Tensor | None:
+    """Which of the new tokens are real, [B, T] bool, where only a prepared mask arrives: the diagonal of a 4-D one."""
+    if mask.ndim == 2:
+        return mask[:, -tokens:].bool()
+    if tokens == 1:
+        return None
+    past = 0 if layer is None else layer.get_seq_length()
+    rows = torch.arange(tokens, device=mask.device)
+    columns = rows + (past if mask.shape[-1] >= int(past) + tokens else mask.shape[-1] - tokens)
+    diagonal = mask[:, 0, rows, columns]
+    return diagonal if diagonal.dtype == torch.bool else diagonal >= 0
+
+
+def windowed(module: nn.Module, hidden: torch.Tensor, kwargs: dict, mask, segments, layer, index: int) -> None:
+    """Put the window into ``kwargs``, the arguments of the attention module: the mask in the form its implementation takes,
+    and ALiBi biases of the keys that are left."""
+    kind = module.config._attn_implementation or "eager"
+    if kind not in ("eager", "sdpa"):
+        raise ValueError(f"max_self_attn_length needs attn_implementation 'sdpa' or 'eager', not {kind!r}")
+    config, (batch, tokens) = module.liza.config, hidden.shape[:2]
+    valid = hidden.new_ones(batch, tokens, dtype=torch.bool) if mask is None else mask.expand(batch, -1)
+    if isinstance(layer, WindowLayer):
+        band = layer.expect(valid)
+        if kwargs.get("alibi") is not None:
+            kwargs["alibi"] = _of_keys(kwargs["alibi"], layer.slots)
+    else:
+        window = window_of(module, index) or tokens
+        if tokens <= window and segments is None:
+            return
+        band = window_mask(valid, window, config.sink_tokens, segments)
+    if kind == "eager":
+        band = torch.zeros(band.shape, dtype=hidden.dtype, device=band.device).masked_fill(
+            ~band, torch.finfo(hidden.dtype).min
+        )
+    kwargs["attention_mask"] = band
+
+
+def _of_keys(alibi: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """The columns ``slots`` [B, n] of ALiBi biases [B * H, 1, tokens so far]."""
+    rows = alibi.shape[0] // slots.shape[0]
+    return alibi.gather(-1, slots.clamp_min(0).repeat_interleave(rows, 0)[:, None].expand(-1, alibi.shape[1], -1))
