@@ -9,8 +9,10 @@ from __future__ import annotations
 import torch
 from transformers.cache_utils import (
     Cache,
+    DynamicIndexedLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
     StaticLayer,
     StaticSlidingWindowLayer,
 )
@@ -125,6 +127,14 @@ class MemoryOnly(MemoryState, KeylessLayer):
     """No keys and values: the state alone, for a layer whose mu is fixed at 1."""
 
 
+class MemoryIndexed(MemoryState, DynamicIndexedLayer):
+    """Growing keys and values with those of an indexer (sparse attention), and the state."""
+
+
+class MemoryHybrid(MemoryState, LinearAttentionAndFullAttentionLayer):
+    """Growing keys and values, the states of the base's own linear attention in the same layer, and the memory's."""
+
+
 class MemoryStatic(MemoryState, StaticLayer):
     """Preallocated keys and values, and the state."""
 
@@ -180,29 +190,34 @@ def _check_window(layer: MemoryState, index: int, window: int | None, sinks: int
         raise ValueError(f"cache layer {index} holds {has}, unlike the model: start from an empty cache")
 
 
+# a stock layer's kind and what holds a memory beside it
+_COUNTERPARTS = {
+    DynamicLayer: lambda layer: MemoryFull(),
+    DynamicSlidingWindowLayer: lambda layer: MemorySliding(sliding_window=layer.sliding_window),
+    DynamicIndexedLayer: lambda layer: MemoryIndexed(),
+    LinearAttentionAndFullAttentionLayer: lambda layer: MemoryHybrid(layer.number_of_states),
+    StaticLayer: lambda layer: MemoryStatic(layer.max_cache_len),
+    StaticSlidingWindowLayer: lambda layer: MemoryStaticSliding(layer.max_cache_len, layer.max_cache_len),
+}
+_BOUNDABLE = (DynamicLayer, DynamicSlidingWindowLayer)
+
+
 def _counterpart(layer, window: int | None, sinks: int, alone: bool, shares_mask: bool) -> MemoryState:
     kind = type(layer)
-    if kind not in (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer):
+    if kind not in _COUNTERPARTS:
         raise ValueError(
-            f"a cache layer of type {kind.__name__} cannot carry a memory; supported are the layers of DynamicCache (also "
-            "offloaded) and StaticCache"
+            f"a cache layer of type {kind.__name__} cannot carry a memory; supported are {', '.join(k.__name__ for k in _COUNTERPARTS)}"
         )
-    static = kind in (StaticLayer, StaticSlidingWindowLayer)
-    if static and (window is not None or alone):
+    if window is None and not alone:
+        return _COUNTERPARTS[kind](layer)
+    if kind not in _BOUNDABLE:
+        what = "a static cache" if issubclass(kind, StaticLayer) else f"a cache layer of type {kind.__name__}"
         needs = "bounded by max_self_attn_length" if window is not None else "without keys and values (mu fixed at 1)"
         raise ValueError(
-            f"a static cache cannot be {needs}: use the dynamic cache (the default), or set "
+            f"{what} cannot be {needs}: use the dynamic cache (the default), or set "
             f"{'max_self_attn_length=None' if window is not None else 'memory_only_layers=()'}"
         )
     stock = layer if shares_mask else None
-    if alone:
+    if window is None:
         return MemoryOnly(layer.is_sliding, stock)
-    if window is not None:
-        return MemoryWindow(window, sinks, layer.is_sliding, stock)
-    if kind is DynamicSlidingWindowLayer:
-        return MemorySliding(sliding_window=layer.sliding_window)
-    if kind is DynamicLayer:
-        return MemoryFull()
-    if kind is StaticLayer:
-        return MemoryStatic(layer.max_cache_len)
-    return MemoryStaticSliding(layer.max_cache_len, layer.max_cache_len)
+    return MemoryWindow(window, sinks, layer.is_sliding, stock)

@@ -15,7 +15,7 @@ from tptt.configuration import MemoryConfig, check_mag_weight
 from tptt.memory import LinearMemory
 
 from .discovery import Found, UnsupportedAttentionError, choose, find_attention
-from .hooks import Site, after_attention, before_attention, cache_layer
+from .hooks import Site, after_attention, before_attention, before_layer, cache_layer
 from .inputs import before_body
 from .softmax import restore_softmax, window_refusal, without_softmax
 
@@ -55,18 +55,19 @@ def attach_memory(model: nn.Module, config: MemoryConfig | None = None) -> nn.Mo
         _give(x, body, fixed if x in alone else config, x in alone, _kind(x) in others)
     parameters = tuple(inspect.signature(type(body).forward).parameters)[1:]
     if "attention_mask" in parameters:
-        hook = partial(before_body, parameters, config, all(x.module._tptt.told for x in chosen))
+        hook = partial(before_body, parameters, config, [x.module._tptt for x in chosen])
         body._tptt_handle = body.register_forward_pre_hook(hook, with_kwargs=True)
     return model
 
 
 def _check(x: Found, body: nn.Module, config: MemoryConfig, alone: bool) -> None:
     x.sizes  # noqa: B018 - raises where there is no layout
-    causal, who = getattr(x.module, "is_causal", None), f"{x.name} ({type(x.module).__name__})"
+    who = f"{x.name} ({type(x.module).__name__})"
+    causal = getattr(x.module, "is_causal", None) or getattr(x.module, "is_decoder", None)  # None: it does not say
     if causal is not None and bool(causal) is config.bidirectional:
         does, needs = ("causal", False) if causal else ("not causal", True)
         raise UnsupportedAttentionError(f"{who} is {does}: its memory needs bidirectional={needs}")
-    if config.max_self_attn_length is not None and not alone and (reason := window_refusal(x.module)):
+    if config.max_self_attn_length is not None and not alone and (reason := window_refusal(x.module, _config(x, body))):
         raise UnsupportedAttentionError(f"max_self_attn_length cannot bound {who}: {reason}")
     uses_interface = getattr(body, "_can_set_attn_implementation", lambda: False)
     if alone and not (hasattr(x.module, "config") and uses_interface()):
@@ -87,9 +88,11 @@ def _give(x: Found, body: nn.Module, config: MemoryConfig, alone: bool, shares_m
     memory = LinearMemory(config, sizes.hidden, sizes.heads, sizes.kv_heads, sizes.head_dim, sizes.value_dim)
     module.add_module(NAME, memory.to(next(module.parameters()).device))
     parameters = tuple(inspect.signature(type(module).forward).parameters)[1:]
-    site = Site(sizes, parameters, x.layer, alone, shares_mask, _is_told(body, x.name))
+    shares_mask |= "alibi" in parameters  # whose width goes by the mask's
+    site = Site(sizes, parameters, x.layer, alone, shares_mask, _config(x, body))
     module._tptt = site
     site.handles = [
+        _layer(body, x.name).register_forward_pre_hook(partial(before_layer, site), with_kwargs=True),
         module.register_forward_pre_hook(before_attention, with_kwargs=True),
         module.register_forward_hook(after_attention),
     ]
@@ -97,14 +100,15 @@ def _give(x: Found, body: nn.Module, config: MemoryConfig, alone: bool, shares_m
         without_softmax(module)
 
 
-def _is_told(body: nn.Module, name: str) -> bool:
-    """Whether keywords given to ``body`` can reach its child ``name``: every module between takes any."""
-    between = [body.get_submodule(name[:i]) for i, c in enumerate(name) if c == "."]
-    return all(
-        any(p.kind is p.VAR_KEYWORD for p in inspect.signature(type(m).forward).parameters.values())
-        for m in (body, *between)
-        if not isinstance(m, nn.ModuleList | nn.ModuleDict)
-    )
+def _layer(body: nn.Module, name: str) -> nn.Module:
+    """The layer of ``body`` that holds its child ``name``: an entry of a list of modules, or the parent."""
+    parts = name.split(".")
+    above = [i for i in range(len(parts)) if isinstance(body.get_submodule(".".join(parts[:i])), nn.ModuleList)]
+    return body.get_submodule(".".join(parts[: above[-1] + 1] if above else parts[:-1]))
+
+
+def _config(x: Found, body: nn.Module):
+    return getattr(x.module, "config", None) or getattr(body, "config", None)
 
 
 def detach_memory(model: nn.Module) -> nn.Module:

@@ -30,7 +30,9 @@ class Site:
     layer: int
     alone: bool  # no softmax, no keys and values
     shares_mask: bool  # a layer without memory takes the same mask
-    told: bool  # the model passes the padding mask and the packing down as keywords
+    config: Any  # of the model's body, for a module that has none
+    packed: bool = False  # the call that is running has packed rows
+    told: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)  # real tokens and packing of this call, [B, T]
     hooks: dict[str, tuple[nn.Module, Any]] = field(default_factory=dict)
     handles: list[Any] = field(default_factory=list)
     call: dict[str, Any] | None = None  # of the call that is running
@@ -41,24 +43,34 @@ def cache_layer(module: nn.Module, cache):
     """The layer of ``cache`` that holds the state of ``module``'s memory."""
     site, config = module._tptt, module.liza.config
     cache = getattr(cache, "self_attention_cache", cache)
-    window = None if site.alone else window_of(module, site.layer)
+    window = None if site.alone else window_of(module)
     return adopt_layer(cache, site.layer, window, config.sink_tokens if window else 0, site.alone, site.shares_mask)
+
+
+def before_layer(site: Site, layer, args, kwargs):
+    """Take what `before_body` passed down: not every layer passes keywords on, or takes any."""
+    site.told = kwargs.pop("memory_mask", None), kwargs.pop("memory_segments", None)
+    if site.packed and site.told[1] is None:
+        raise ValueError(
+            f"the model passes no keywords on to {type(layer).__name__}: its memories cannot be told where packed rows begin"
+        )
+    return args, kwargs
 
 
 def before_attention(module, args, kwargs):
     site, memory = module._tptt, module.liza
     kwargs = named(site.parameters, args, kwargs)
     hidden, mask4d = kwargs[site.parameters[0]], kwargs.get("attention_mask")
-    mask, segments = kwargs.pop("memory_mask", None), kwargs.pop("memory_segments", None)
+    (mask, segments), site.told = site.told, (None, None)
     if kwargs.get("cache") is not None:
         raise ValueError("a paged cache (continuous batching) cannot carry a memory: use generate()")
     cache = kwargs.get("past_key_values")
     cache = kwargs.get("layer_past") if cache is None else cache
     layer = None if cache is None or memory.config.bidirectional else cache_layer(module, cache)
     if mask is None and isinstance(mask4d, torch.Tensor):
-        mask = real_tokens(mask4d, hidden.shape[1], layer)
+        mask = real_tokens(mask4d, hidden.shape[1], layer, "position_bias" in site.parameters)
     if memory.config.max_self_attn_length is not None and not site.alone:
-        windowed(module, hidden, kwargs, mask, segments, layer, site.layer)
+        windowed(module, hidden, kwargs, mask, segments, layer)
     site.call = {"hidden": hidden, "mask": mask, "segments": segments, "layer": layer, "outputs": {}}
     _hook_children(module)
     return (), kwargs

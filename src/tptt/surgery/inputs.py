@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import nn
 
@@ -15,7 +17,7 @@ def named(names: tuple[str, ...], args: tuple, kwargs: dict) -> dict:
     return dict(zip(names, args, strict=False)) | kwargs
 
 
-def before_body(names: tuple[str, ...], config: MemoryConfig, told: bool, body: nn.Module, args, kwargs):
+def before_body(names: tuple[str, ...], config: MemoryConfig, sites: list, body: nn.Module, args, kwargs):
     """Pass the 2-D mask and the packing down as keywords: attention modules get a 4-D mask at best."""
     kwargs = named(names, args, kwargs)
     ids = kwargs.get("input_ids")
@@ -26,11 +28,9 @@ def before_body(names: tuple[str, ...], config: MemoryConfig, told: bool, body: 
     if config.max_self_attn_length is not None and isinstance(mask, torch.Tensor) and mask.ndim > 2:
         raise ValueError(f"with max_self_attn_length the attention mask must be 2-D, [B, T]; got {tuple(mask.shape)}")
     segments = _segments(kwargs, ids, mask, body)
-    if not told:
-        if segments is not None:
-            raise ValueError(
-                f"{type(body).__name__} passes no keywords on to its attention: it cannot take packed rows"
-            )
+    for site in sites:
+        site.packed = segments is not None
+    if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(type(body).forward).parameters.values()):
         return (), kwargs
     if isinstance(mask, torch.Tensor) and mask.ndim == 2:
         kwargs.setdefault("memory_mask", mask[:, -tokens:].bool())

@@ -6,6 +6,7 @@ Legend: B batch, H heads, T new tokens, n keys.
 from __future__ import annotations
 
 import copy
+import inspect
 
 import torch
 from torch import nn
@@ -38,31 +39,35 @@ def restore_softmax(module: nn.Module) -> None:
         module.config = config
 
 
-def window_refusal(module: nn.Module) -> str | None:
-    """Why the softmax of ``module`` cannot be bounded, or None."""
-    config = getattr(module, "config", None)
+def window_refusal(module: nn.Module, config) -> str | None:
+    """Why the softmax of ``module`` in a model of ``config`` cannot be bounded, or None."""
     if config is None:
         return "it has no config that names its attention implementation"
     if getattr(config, "alibi", False):
         return "its ALiBi biases lie in the mask"
+    if "position_bias" in inspect.signature(type(module).forward).parameters:  # MPT
+        return "its ALiBi biases are those of the last keys"
     return None
 
 
-def window_of(module: nn.Module, layer: int) -> int | None:
+def window_of(module: nn.Module) -> int | None:
     """The softmax branch's window: max_self_attn_length, or the base's own sliding window if that is shorter."""
-    config, window = getattr(module, "config", None), module.liza.config.max_self_attn_length
+    site, window = module._tptt, module.liza.config.max_self_attn_length
     if window is None:
         return None
-    own, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    own, kinds = getattr(site.config, "sliding_window", None), getattr(site.config, "layer_types", None)
     if hasattr(module, "sliding_window"):
         own = module.sliding_window
-    elif kinds and kinds[layer] != "sliding_attention":
+    elif kinds and kinds[site.layer] != "sliding_attention":
         own = None
     return min(window, own) if own else window
 
 
-def real_tokens(mask: torch.Tensor, tokens: int, layer) -> torch.Tensor | None:
-    """Which of the new tokens are real, [B, T] bool, where only a prepared mask arrives: the diagonal of a 4-D one."""
+def real_tokens(mask: torch.Tensor, tokens: int, layer, says_hidden: bool) -> torch.Tensor | None:
+    """Which of the new tokens are real, [B, T] bool, where only a prepared mask arrives: the diagonal of a 4-D one.
+
+    A bool mask says who is seen, or, with ``says_hidden``, who is not.
+    """
     if mask.ndim == 2:
         return mask[:, -tokens:].bool()
     if tokens == 1:
@@ -71,13 +76,15 @@ def real_tokens(mask: torch.Tensor, tokens: int, layer) -> torch.Tensor | None:
     rows = torch.arange(tokens, device=mask.device)
     columns = rows + (past if mask.shape[-1] >= int(past) + tokens else mask.shape[-1] - tokens)
     diagonal = mask[:, 0, rows, columns]
-    return diagonal if diagonal.dtype == torch.bool else diagonal >= 0
+    if diagonal.dtype != torch.bool:
+        return diagonal >= 0
+    return ~diagonal if says_hidden else diagonal
 
 
-def windowed(module: nn.Module, hidden: torch.Tensor, kwargs: dict, mask, segments, layer, index: int) -> None:
+def windowed(module: nn.Module, hidden: torch.Tensor, kwargs: dict, mask, segments, layer) -> None:
     """Put the window into ``kwargs``, the arguments of the attention module: the mask in the form its implementation takes,
     and ALiBi biases of the keys that are left."""
-    kind = module.config._attn_implementation or "eager"
+    kind = module._tptt.config._attn_implementation or "eager"
     if kind not in ("eager", "sdpa"):
         raise ValueError(f"max_self_attn_length needs attn_implementation 'sdpa' or 'eager', not {kind!r}")
     config, (batch, tokens) = module.liza.config, hidden.shape[:2]
@@ -87,7 +94,7 @@ def windowed(module: nn.Module, hidden: torch.Tensor, kwargs: dict, mask, segmen
         if kwargs.get("alibi") is not None:
             kwargs["alibi"] = _of_keys(kwargs["alibi"], layer.slots)
     else:
-        window = window_of(module, index) or tokens
+        window = window_of(module) or tokens
         if tokens <= window and segments is None:
             return
         band = window_mask(valid, window, config.sink_tokens, segments)
