@@ -13,6 +13,7 @@ from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
     StaticLayer,
     StaticSlidingWindowLayer,
 )
@@ -33,6 +34,17 @@ class MemoryState:
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        self._begin()
+
+    @classmethod
+    def beside(cls, layer) -> MemoryState:
+        """A layer of this class in the place of the stock ``layer``, with what that one holds already."""
+        new = cls.__new__(cls)
+        vars(new).update(vars(layer))
+        new._begin()
+        return new
+
+    def _begin(self) -> None:
         self.record_past = False
         self.state: torch.Tensor | None = None
         self.taps: torch.Tensor | None = None  # raw tokens before, for a memory that looks at them
@@ -135,6 +147,10 @@ class MemoryHybrid(MemoryState, LinearAttentionAndFullAttentionLayer):
     """Growing keys and values, the states of the base's own linear attention in the same layer, and the memory's."""
 
 
+class MemoryHybridSliding(MemoryState, LinearAttentionAndSlidingWindowAttentionLayer):
+    """The same with the base's own sliding window."""
+
+
 class MemoryStatic(MemoryState, StaticLayer):
     """Preallocated keys and values, and the state."""
 
@@ -190,14 +206,15 @@ def _check_window(layer: MemoryState, index: int, window: int | None, sinks: int
         raise ValueError(f"cache layer {index} holds {has}, unlike the model: start from an empty cache")
 
 
-# a stock layer's kind and what holds a memory beside it
-_COUNTERPARTS = {
-    DynamicLayer: lambda layer: MemoryFull(),
-    DynamicSlidingWindowLayer: lambda layer: MemorySliding(sliding_window=layer.sliding_window),
-    DynamicIndexedLayer: lambda layer: MemoryIndexed(),
-    LinearAttentionAndFullAttentionLayer: lambda layer: MemoryHybrid(layer.number_of_states),
-    StaticLayer: lambda layer: MemoryStatic(layer.max_cache_len),
-    StaticSlidingWindowLayer: lambda layer: MemoryStaticSliding(layer.max_cache_len, layer.max_cache_len),
+# a stock layer's kind and the same with a memory beside it
+_COUNTERPARTS: dict[type, type[MemoryState]] = {
+    DynamicLayer: MemoryFull,
+    DynamicSlidingWindowLayer: MemorySliding,
+    DynamicIndexedLayer: MemoryIndexed,
+    LinearAttentionAndFullAttentionLayer: MemoryHybrid,
+    LinearAttentionAndSlidingWindowAttentionLayer: MemoryHybridSliding,
+    StaticLayer: MemoryStatic,
+    StaticSlidingWindowLayer: MemoryStaticSliding,
 }
 _BOUNDABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 
@@ -209,7 +226,7 @@ def _counterpart(layer, window: int | None, sinks: int, alone: bool, shares_mask
             f"a cache layer of type {kind.__name__} cannot carry a memory; supported are {', '.join(k.__name__ for k in _COUNTERPARTS)}"
         )
     if window is None and not alone:
-        return _COUNTERPARTS[kind](layer)
+        return _COUNTERPARTS[kind].beside(layer)
     if kind not in _BOUNDABLE:
         what = "a static cache" if issubclass(kind, StaticLayer) else f"a cache layer of type {kind.__name__}"
         needs = "bounded by max_self_attn_length" if window is not None else "without keys and values (mu fixed at 1)"

@@ -63,11 +63,21 @@ def attach_memory(model: nn.Module, config: MemoryConfig | None = None) -> nn.Mo
 def _check(x: Found, body: nn.Module, config: MemoryConfig, alone: bool) -> None:
     x.sizes  # noqa: B018 - raises where there is no layout
     who = f"{x.name} ({type(x.module).__name__})"
+    if "cycle_offset" in inspect.signature(type(x.module).forward).parameters:
+        raise UnsupportedAttentionError(f"{who} runs several times for each token: one memory cannot follow it")
+    if "BlockSparse" in type(x.module).__name__:
+        raise UnsupportedAttentionError(
+            f"{who} is replaced by the model as it runs: set attention_type='original_full'"
+        )
     causal = getattr(x.module, "is_causal", None) or getattr(x.module, "is_decoder", None)  # None: it does not say
     if causal is not None and bool(causal) is config.bidirectional:
         does, needs = ("causal", False) if causal else ("not causal", True)
         raise UnsupportedAttentionError(f"{who} is {does}: its memory needs bidirectional={needs}")
-    if config.max_self_attn_length is not None and not alone and (reason := window_refusal(x.module, _config(x, body))):
+    if (
+        config.max_self_attn_length is not None
+        and not alone
+        and (reason := window_refusal(x.module, _config(x, body), config.sink_tokens))
+    ):
         raise UnsupportedAttentionError(f"max_self_attn_length cannot bound {who}: {reason}")
     uses_interface = getattr(body, "_can_set_attn_implementation", lambda: False)
     if alone and not (hasattr(x.module, "config") and uses_interface()):
@@ -134,7 +144,9 @@ def attention_body(model: nn.Module, bidirectional: bool = False) -> nn.Module:
     causal one, the whole encoder of an encoder."""
     inner = base_of(model)
     if hasattr(inner, "get_decoder") and not bidirectional:
-        return inner.get_decoder()
+        decoder = inner.get_decoder()
+        if any("ttention" in type(m).__name__ for m in decoder.modules()):  # a head may be called decoder too
+            return decoder
     return getattr(inner, "base_model", inner)
 
 

@@ -85,7 +85,8 @@ def choose(found: Sequence[Found], layers: Any) -> list[Found]:
 
 
 def _is_attention(module: nn.Module) -> bool:
-    return "ttention" in type(module).__name__ and any(p.ndim == 2 for p in module.parameters())
+    weights = (p for child in module.children() for p in child.parameters())
+    return "ttention" in type(module).__name__ and any(p.ndim >= 2 for p in weights)
 
 
 def _wraps(module: nn.Module, layouts: Sequence[Layout]) -> bool:
@@ -98,7 +99,7 @@ def _passed_over(name: str, module: nn.Module) -> bool:
     kind, last = type(module).__name__.lower(), name.rpartition(".")[2].lower()
     if getattr(module, "is_cross_attention", False) or "cross" in kind or "cross" in last or last == "encoder_attn":
         return True
-    return any(word in kind for word in ("linearattention", "lightning", "deltaattention"))
+    return any(word in kind for word in ("lightning", "deltaattention", "deltanet"))
 
 
 def _layer_of(module: nn.Module, count: int) -> int:

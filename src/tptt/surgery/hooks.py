@@ -62,7 +62,7 @@ def before_attention(module, args, kwargs):
     kwargs = named(site.parameters, args, kwargs)
     hidden, mask4d = kwargs[site.parameters[0]], kwargs.get("attention_mask")
     (mask, segments), site.told = site.told, (None, None)
-    if kwargs.get("cache") is not None:
+    if "Paged" in type(kwargs.get("cache")).__name__:
         raise ValueError("a paged cache (continuous batching) cannot carry a memory: use generate()")
     cache = kwargs.get("past_key_values")
     cache = kwargs.get("layer_past") if cache is None else cache

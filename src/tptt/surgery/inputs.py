@@ -55,6 +55,8 @@ def _segments(kwargs: dict, ids: torch.Tensor, mask, body: nn.Module) -> torch.T
         if kwargs.get("position_ids") is None:
             kwargs["position_ids"] = packed_positions(bounds, ids.shape[0], tokens)
     positions = kwargs.get("position_ids")
+    if isinstance(mask, dict):  # masks by kind of layer that a multimodal model made, from position_ids as well
+        mask = None
     if mask is not None or positions is None or positions.ndim != 2 or positions.shape[1] != tokens or tokens == 1:
         return None
     if cache is not None:

@@ -93,7 +93,7 @@ def _heads(module: nn.Module) -> int:
 
 
 def _head_dim(module: nn.Module) -> int:
-    width = _config(module, "head_dim", "head_size", "attention_head_size", "dim_head")
+    width = _config(module, "head_dim", "head_size", "attention_head_size", "key_value_proj_dim")
     return width or (_config(module, "hidden_size", "embed_dim", "dim") or 0) // _heads(module)
 
 
@@ -145,7 +145,8 @@ def _split_separate(geometry: Geometry, module: nn.Module, parts: list[torch.Ten
 
 def _measure_fused(layout: Layout, module: nn.Module) -> Geometry:
     (name,) = layout.projections
-    head_dim, heads = _head_dim(module), _heads(module)
+    heads = _heads(module)
+    head_dim = _head_dim(module) or _width(module, name) // (3 * heads)
     twice = _divided(name, _width(module, name), head_dim) - heads
     if twice <= 0 or twice % 2:
         raise Misfit(f"{name} puts out {_width(module, name)}: not {heads} queries of {head_dim}, keys and values")
@@ -221,6 +222,7 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("values are keys", ("q_proj", "k_proj", "k_proj"), "o_proj", attributes={"v_proj": None}),  # Gemma 4
     Layout("query, key, value", ("query", "key", "value"), None),  # BERT and its kin
     Layout("lin", ("q_lin", "k_lin", "v_lin"), "out_lin"),  # DistilBERT
+    Layout("q, k, v, o", ("q", "k", "v"), "o"),  # T5
     Layout("project", ("project_q", "project_k", "project_v"), "attention_out"),  # CPM-Ant
     Layout("Wq, Wk, Wv", ("Wq", "Wk", "Wv"), "dense"),  # CTRL
     Layout("fused", ("c_attn",), "c_proj", "groups", {"multi_query": False}),  # GPT-BigCode without MQA

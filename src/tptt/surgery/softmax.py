@@ -39,7 +39,7 @@ def restore_softmax(module: nn.Module) -> None:
         module.config = config
 
 
-def window_refusal(module: nn.Module, config) -> str | None:
+def window_refusal(module: nn.Module, config, sinks: int) -> str | None:
     """Why the softmax of ``module`` in a model of ``config`` cannot be bounded, or None."""
     if config is None:
         return "it has no config that names its attention implementation"
@@ -47,6 +47,8 @@ def window_refusal(module: nn.Module, config) -> str | None:
         return "its ALiBi biases lie in the mask"
     if "position_bias" in inspect.signature(type(module).forward).parameters:  # MPT
         return "its ALiBi biases are those of the last keys"
+    if sinks and getattr(getattr(module, "bias", None), "ndim", 0) == 4:
+        return "it counts distances among the keys it is given, sinks included: set sink_tokens=0"
     return None
 
 
@@ -75,7 +77,7 @@ def real_tokens(mask: torch.Tensor, tokens: int, layer, says_hidden: bool) -> to
     past = 0 if layer is None else layer.get_seq_length()
     rows = torch.arange(tokens, device=mask.device)
     columns = rows + (past if mask.shape[-1] >= int(past) + tokens else mask.shape[-1] - tokens)
-    diagonal = mask[:, 0, rows, columns]
+    diagonal = mask[:, 0, rows.clamp(max=mask.shape[-2] - 1), columns]  # one row, if it says what is padding only
     if diagonal.dtype != torch.bool:
         return diagonal >= 0
     return ~diagonal if says_hidden else diagonal
