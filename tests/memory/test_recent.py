@@ -45,7 +45,7 @@ def test_strength(source):
     k, v = x.chunk(2, -1)
     y = {"k": k, "v": v, "kv": k * v}[source].mean(-1)
     want = torch.sigmoid((y + before(y, 1) + before(y, 2)) / 3)
-    torch.testing.assert_close(Recent(x, None, None, 2).each(lambda z: strength(z, 2, source)), want)
+    torch.testing.assert_close(Recent(x, None, None, 2).each(lambda z: strength(z.chunk(2, -1), 2, source)), want)
 
 
 @pytest.mark.parametrize("name", VIRTUAL)

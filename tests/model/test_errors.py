@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, OPTConfig
+from transformers import LlamaConfig
 
+from tests.families.models import build
 from tptt import MemoryConfig, TpttConfig, TpttModel, attach_memory, set_mag_weight
 from tptt.surgery import UnsupportedAttentionError
 
@@ -53,18 +54,69 @@ def test_base_model_not_causal(tmp_path):
         TpttModel(TpttConfig(base_model_name=tmp_path / "t5"))
 
 
-def test_unknown_attention_names_module_and_layouts():
-    config = OPTConfig(
-        vocab_size=30, hidden_size=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2, word_embed_proj_dim=16
-    )
-    model = AutoModelForCausalLM.from_config(config)
+class StrangeAttention(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.config = LlamaConfig(hidden_size=8, num_attention_heads=2)
+        self.asks, self.answers = torch.nn.Linear(8, 8), torch.nn.Linear(8, 4)
+
+
+def test_unknown_attention_names_what_was_found():
+    model = torch.nn.ModuleDict({"first": StrangeAttention()})
     with pytest.raises(
-        UnsupportedAttentionError, match=r"self_attn \(OPTAttention\).*out_proj.*known layouts: separate"
+        UnsupportedAttentionError,
+        match=r"first \(StrangeAttention\) has no layout.*asks \(Linear 8x8\), answers \(Linear 4x8\).*known layouts: 'separate'",
     ):
         attach_memory(model)
     assert not [n for n, _ in model.named_modules() if "liza" in n]
     with pytest.raises(UnsupportedAttentionError, match="no attention module"):
         attach_memory(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ("seperate", "unknown attention_layout 'seperate'; known are 'separate'"),
+        ({"projections": ["a"]}, "attention_layout: output unknown or missing"),
+        ({"projections": ["a"], "output": "b", "split": "x"}, "unknown split 'x'; valid are separate"),
+        ({"projections": ["a"], "output": "b", "colour": "x"}, "attention_layout: colour unknown"),
+        ("fused, qkv_proj", "no attention module with a known layout|has no layout known here"),
+    ],
+)
+def test_a_layout_that_does_not_fit(layout, message):
+    with pytest.raises(ValueError, match=message):
+        attach_memory(build("llama"), MemoryConfig(attention_layout=layout))
+
+
+def test_a_layout_given_in_the_configuration():
+    """The names, and projections whose widths do not fit the heads."""
+    given = {"projections": ["q_proj", "k_proj", "v_proj"], "output": "o_proj"}
+    for layout in ("separate", given):
+        model = attach_memory(build("llama"), MemoryConfig(attention_layout=layout))
+        assert model(input_ids=torch.ones(1, 3, dtype=torch.long)).logits.isfinite().all()
+    model = build("llama")
+    model.model.layers[1].self_attn.k_proj = torch.nn.Linear(32, 13)
+    with pytest.raises(UnsupportedAttentionError, match="layers.1.self_attn.*k_proj puts out 13, no multiple of"):
+        attach_memory(model)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layers": [0, 5]}, r"layers \[5\] have no attention here; valid are \[0, 1\]"),
+        ({"layers": 3}, "layers=3 chooses none of the 2 layers"),
+        ({"layers": 0}, "layers must be an integer of 1 or more"),
+        ({"layers": "some"}, "layers must be 'all', an integer n for every n-th, or a list"),
+        ({"layers": [0], "memory_only_layers": [1]}, r"layers \[1\] have no attention here; valid are \[0\]"),
+        ({"bidirectional": True}, "is causal: its memory needs bidirectional=False"),
+        ({"bidirectional": True, "max_self_attn_length": 4}, "bounds causal attention"),
+    ],
+)
+def test_settings_that_do_not_fit_the_model(settings, message):
+    model = build("llama")
+    with pytest.raises(ValueError, match=message):
+        attach_memory(model, MemoryConfig(**settings))
+    assert not [n for n, _ in model.named_modules() if "liza" in n]
 
 
 def test_mag_weight(config):

@@ -31,12 +31,14 @@ class KeylessLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self.keys, self.values = (  # of their own, or they would keep the whole tensors alive
+            x.new_empty(*x.shape[:2], 0, x.shape[-1]) for x in (key_states, value_states)
+        )
         self.is_initialized = True
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         if not self.is_initialized:
-            self.lazy_initialization(key_states.clone(), value_states.clone())
+            self.lazy_initialization(key_states, value_states)
         self.cumulative_length += key_states.shape[2]
         return key_states, value_states
 

@@ -16,7 +16,7 @@ from tptt.memory import LinearMemory
 
 from .discovery import Found, UnsupportedAttentionError, choose, find_attention
 from .hooks import Site, after_attention, before_attention, before_layer, cache_layer
-from .inputs import before_body
+from .inputs import before_body, takes_keywords
 from .softmax import restore_softmax, window_refusal, without_softmax
 
 NAME = "liza"
@@ -63,14 +63,18 @@ def attach_memory(model: nn.Module, config: MemoryConfig | None = None) -> nn.Mo
 def _check(x: Found, body: nn.Module, config: MemoryConfig, alone: bool) -> None:
     x.sizes  # noqa: B018 - raises where there is no layout
     who = f"{x.name} ({type(x.module).__name__})"
-    if "cycle_offset" in inspect.signature(type(x.module).forward).parameters:
+    parameters = inspect.signature(type(x.module).forward).parameters
+    if "attention_mask" not in parameters and not config.bidirectional:
+        raise UnsupportedAttentionError(f"{who} takes no attention_mask: padding would get into its memory")
+    if "cycle_offset" in parameters:
         raise UnsupportedAttentionError(f"{who} runs several times for each token: one memory cannot follow it")
     if "BlockSparse" in type(x.module).__name__:
         raise UnsupportedAttentionError(
             f"{who} is replaced by the model as it runs: set attention_type='original_full'"
         )
-    causal = getattr(x.module, "is_causal", None) or getattr(x.module, "is_decoder", None)  # None: it does not say
-    if causal is not None and bool(causal) is config.bidirectional:
+    says = [v for n in ("is_causal", "is_decoder") if (v := getattr(x.module, n, None)) is not None]
+    causal = any(says)
+    if says and causal is config.bidirectional:
         does, needs = ("causal", False) if causal else ("not causal", True)
         raise UnsupportedAttentionError(f"{who} is {does}: its memory needs bidirectional={needs}")
     if (
@@ -99,10 +103,11 @@ def _give(x: Found, body: nn.Module, config: MemoryConfig, alone: bool, shares_m
     module.add_module(NAME, memory.to(next(module.parameters()).device))
     parameters = tuple(inspect.signature(type(module).forward).parameters)[1:]
     shares_mask |= "alibi" in parameters  # whose width goes by the mask's
-    site = Site(sizes, parameters, x.layer, alone, shares_mask, _config(x, body))
+    layer = _layer(body, x.name)
+    site = Site(sizes, parameters, x.layer, alone, shares_mask, _config(x, body), takes_keywords(layer))
     module._tptt = site
     site.handles = [
-        _layer(body, x.name).register_forward_pre_hook(partial(before_layer, site), with_kwargs=True),
+        layer.register_forward_pre_hook(partial(before_layer, site), with_kwargs=True),
         module.register_forward_pre_hook(before_attention, with_kwargs=True),
         module.register_forward_hook(after_attention),
     ]

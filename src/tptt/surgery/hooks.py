@@ -20,6 +20,9 @@ from .layouts import Geometry
 from .segments import Unpacked
 from .softmax import real_tokens, window_of, windowed
 
+# what travels down beside the base's own arguments: which tokens are real and which sequence they belong to, [B, T]
+TOLD = ("memory_mask", "memory_segments")
+
 
 @dataclass
 class Site:
@@ -31,8 +34,9 @@ class Site:
     alone: bool  # no softmax, no keys and values
     shares_mask: bool  # a layer without memory takes the same mask
     config: Any  # of the model's body, for a module that has none
+    layer_takes_keywords: bool
     packed: bool = False  # the call that is running has packed rows
-    told: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)  # real tokens and packing of this call, [B, T]
+    told: dict[str, torch.Tensor | None] = field(default_factory=lambda: dict.fromkeys(TOLD))
     hooks: dict[str, tuple[nn.Module, Any]] = field(default_factory=dict)
     handles: list[Any] = field(default_factory=list)
     call: dict[str, Any] | None = None  # of the call that is running
@@ -48,9 +52,16 @@ def cache_layer(module: nn.Module, cache):
 
 
 def before_layer(site: Site, layer, args, kwargs):
-    """Take what `before_body` passed down: not every layer passes keywords on, or takes any."""
-    site.told = kwargs.pop("memory_mask", None), kwargs.pop("memory_segments", None)
-    if site.packed and site.told[1] is None:
+    """Note what `before_body` passed down, because not every layer passes keywords on, or takes any.
+
+    Where it does, the attention reads them off its own arguments: under gradient checkpointing the layer is computed
+    again without this hook, perhaps after another batch.
+    """
+    told = {k: kwargs.get(k) for k in TOLD}
+    if not site.layer_takes_keywords:
+        kwargs = {k: v for k, v in kwargs.items() if k not in TOLD}
+    site.told = told
+    if site.packed and told["memory_segments"] is None:
         raise ValueError(
             f"the model passes no keywords on to {type(layer).__name__}: its memories cannot be told where packed rows begin"
         )
@@ -61,7 +72,7 @@ def before_attention(module, args, kwargs):
     site, memory = module._tptt, module.liza
     kwargs = named(site.parameters, args, kwargs)
     hidden, mask4d = kwargs[site.parameters[0]], kwargs.get("attention_mask")
-    (mask, segments), site.told = site.told, (None, None)
+    mask, segments = (kwargs.pop(k) if k in kwargs else site.told[k] for k in TOLD)
     if "Paged" in type(kwargs.get("cache")).__name__:
         raise ValueError("a paged cache (continuous batching) cannot carry a memory: use generate()")
     cache = kwargs.get("past_key_values")

@@ -17,6 +17,11 @@ def named(names: tuple[str, ...], args: tuple, kwargs: dict) -> dict:
     return dict(zip(names, args, strict=False)) | kwargs
 
 
+def takes_keywords(module: nn.Module) -> bool:
+    """Whether ``module`` can be called with any keyword."""
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(type(module).forward).parameters.values())
+
+
 def before_body(names: tuple[str, ...], config: MemoryConfig, sites: list, body: nn.Module, args, kwargs):
     """Pass the 2-D mask and the packing down as keywords: attention modules get a 4-D mask at best."""
     kwargs = named(names, args, kwargs)
@@ -30,7 +35,7 @@ def before_body(names: tuple[str, ...], config: MemoryConfig, sites: list, body:
     segments = _segments(kwargs, ids, mask, body)
     for site in sites:
         site.packed = segments is not None
-    if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(type(body).forward).parameters.values()):
+    if not takes_keywords(body):
         return (), kwargs
     if isinstance(mask, torch.Tensor) and mask.ndim == 2:
         kwargs.setdefault("memory_mask", mask[:, -tokens:].bool())
