@@ -49,7 +49,8 @@ def attach_memory(model: nn.Module, config: MemoryConfig | None = None) -> nn.Mo
         alone = chosen
     for x in chosen:
         _check(x, body, config, x in alone)
-    others = {_kind(x) for x in found if x not in chosen}
+    own_mask = alone if config.max_self_attn_length is None else chosen
+    others = {_kind(x) for x in found if x not in own_mask}
     fixed = replace(config, mag_weight=1.0, mix_gate="none")
     for x in chosen:
         _give(x, body, fixed if x in alone else config, x in alone, _kind(x) in others)

@@ -32,7 +32,7 @@ class Site:
     parameters: tuple[str, ...]  # of the module's forward
     layer: int
     alone: bool  # no softmax, no keys and values
-    shares_mask: bool  # a layer without memory takes the same mask
+    shares_mask: bool  # a layer that takes the mask the model makes is of the same kind
     config: Any  # of the model's body, for a module that has none
     layer_takes_keywords: bool
     packed: bool = False  # the call that is running has packed rows
