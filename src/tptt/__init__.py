@@ -4,7 +4,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .configuration import MemoryConfig, TpttConfig, __version__
-from .inference import TpttPipeline
+from .inference import MemorySnapshot, Session, TpttPipeline, stream
 from .memory import LinearAttention
 from .modeling import TpttModel
 from .surgery import attach_memory, calibrate, detach_memory, set_mag_weight
@@ -20,6 +20,8 @@ __all__ = [
     "LiZACallback",
     "LinearAttention",
     "MemoryConfig",
+    "MemorySnapshot",
+    "Session",
     "TpttConfig",
     "TpttModel",
     "TpttPipeline",
@@ -29,4 +31,5 @@ __all__ = [
     "detach_memory",
     "parameter_groups",
     "set_mag_weight",
+    "stream",
 ]

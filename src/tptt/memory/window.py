@@ -98,6 +98,7 @@ class WindowLayer(DynamicLayer):
             self._sink_keys = key_states.new_zeros(*shape, key_states.shape[-1])
             self._sink_values = value_states.new_zeros(*shape, value_states.shape[-1])
         valid, sink = self._new
+        self._new = self.slots = None
         keys, values = torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
         seen = (torch.cat([self._sink_keys, keys], 2), torch.cat([self._sink_values, values], 2))
         self._keep_sinks(key_states, value_states, sink)
@@ -125,7 +126,7 @@ class WindowLayer(DynamicLayer):
     def _trim(self) -> None:
         cut = max(0, self.keys.shape[2] - (self.sliding_window - 1))
         self.keys, self.values = self.keys[:, :, cut:].clone(), self.values[:, :, cut:].clone()  # frees what is cut
-        self._valid, self._is_sink = self._valid[:, cut:], self._is_sink[:, cut:]
+        self._valid, self._is_sink = self._valid[:, cut:].clone(), self._is_sink[:, cut:].clone()
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last tokens and go back to the window; `MemoryState.crop` has checked that they were recorded."""

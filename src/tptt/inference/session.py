@@ -1,0 +1,212 @@
+"""A conversation whose past is a cache: text is read once, in constant memory where the cache is bounded, and asked often."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .snapshot import MemorySnapshot, new_cache
+from .source import in_chunks, token_pieces
+
+Progress = Callable[[int, float], None]
+"""Called after each chunk with the tokens read by this call and the seconds since it began."""
+
+
+class Session:
+    """Reads and generates, and knows how far it has come. One sequence; not for training.
+
+    Args:
+        model: a converted model (TpttModel, or any causal language model after `attach_memory`).
+        tokenizer: for text in and out; None: ids only.
+        chunk_size: tokens read at once. The memory needed grows with it, the time per token falls.
+    """
+
+    def __init__(self, model, tokenizer=None, chunk_size: int = 512) -> None:
+        if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
+            raise ValueError(f"chunk_size must be an integer of 1 or more, got {chunk_size!r}")
+        self.model, self.tokenizer, self.chunk_size = model, tokenizer, chunk_size
+        self.cache = new_cache(model)
+        self._pending: tuple[int, ...] = ()  # generated, not read yet
+        self._limit = position_limit(model)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the conversation so far, those that were generated included."""
+        return int(self.cache.get_seq_length()) + len(self._pending)
+
+    @torch.no_grad()
+    def read(self, source: Any, progress: Progress | bool = False) -> Session:
+        """Read text or token ids, however long, and return this session.
+
+        Args:
+            source: text, ids [n] or [1, n], or an iterable (a file, a generator) of text, ids or tensors of ids.
+            progress: True shows a line with tokens and tokens per second; or a function to call after each chunk.
+
+        Raises:
+            TypeError: the source is neither, or text comes without a tokenizer.
+            ValueError: the base has a table of positions, and the text runs over its end.
+        """
+        training = self.model.training
+        self.model.eval()
+        report, start, done = _reporter(progress), time.perf_counter(), 0
+        pieces = token_pieces(source, self.tokenizer, first=self.tokens == 0)
+        try:
+            for chunk in in_chunks(_after(self._pending, pieces), self.chunk_size):
+                self._check_room(len(chunk))
+                ids = chunk[None].to(self.model.device)
+                self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+                self._pending = self._pending[len(chunk) :]
+                done += len(chunk)
+                report(done, time.perf_counter() - start)
+        finally:
+            self.model.train(training)
+            report(-1, time.perf_counter() - start)
+        return self
+
+    def generate(self, prompt: Any = None, **options) -> torch.Tensor:
+        """Go on with ``prompt`` (text or ids) and return the new ids [n]; both become part of the conversation.
+
+        Args:
+            prompt: what is said; None: the text read so far is continued.
+            options: of transformers' ``generate``.
+
+        Raises:
+            ValueError: beams or several sequences are asked for, which no single conversation can go on from (`ask` can);
+                or there is nothing to go on from.
+        """
+        if options.get("num_beams", 1) != 1 or options.get("num_return_sequences", 1) != 1:
+            raise ValueError(
+                "several beams or sequences cannot all be gone on from: use ask(), which leaves the session as it is"
+            )
+        ids, before = self._prompt(prompt), int(self.cache.get_seq_length())
+        out = self._generate(self.cache, ids, options)[0, ids.shape[1] :]
+        unread = before + ids.shape[1] + len(out) - int(self.cache.get_seq_length())
+        self._pending = tuple(out[len(out) - unread :].tolist())
+        return out
+
+    def ask(self, prompt: Any, **options) -> str | torch.Tensor:
+        """The answer to ``prompt``; the session stays as it was.
+
+        Returns:
+            Text where there is a tokenizer, ids [n] where not; with ``num_return_sequences`` ids [N, n].
+        """
+        ids, cache = self._prompt(prompt), copy.deepcopy(self.cache)
+        many = max(options.get("num_beams", 1), options.get("num_return_sequences", 1))
+        if many > 1:
+            cache.batch_repeat_interleave(many)
+        out = self._generate(cache, ids, options)[:, ids.shape[1] :]
+        if options.get("num_return_sequences", 1) > 1:
+            return out
+        return out[0] if self.tokenizer is None else self.tokenizer.decode(out[0], skip_special_tokens=True)
+
+    def _prompt(self, prompt: Any) -> torch.Tensor:
+        """[1, n] ids still to be read: what waits, and the prompt. At least one, which `generate` has to be given."""
+        pieces = [] if prompt is None else list(token_pieces(prompt, self.tokenizer, first=self.tokens == 0))
+        ids = torch.cat([torch.tensor(self._pending, dtype=torch.long), *pieces])
+        if not len(ids):
+            raise ValueError("generate needs at least one token that has not been read yet: give a prompt")
+        return ids[None].to(self.model.device)
+
+    def _generate(self, cache, ids: torch.Tensor, options: dict) -> torch.Tensor:
+        past = int(cache.get_seq_length())
+        self._check_room(ids.shape[1])
+        mask = torch.ones(
+            1, past + ids.shape[1], dtype=torch.long, device=ids.device
+        )  # all of it: ids are the new ones only
+        options.setdefault("pad_token_id", self.model.generation_config.pad_token_id or 0)
+        return self.model.generate(ids, attention_mask=mask, past_key_values=cache, **options)
+
+    def _check_room(self, more: int) -> None:
+        read = int(self.cache.get_seq_length())
+        if self._limit is not None and read + more > self._limit:
+            raise ValueError(
+                f"{type(self.model).__name__} has a table of {self._limit} positions: after {read} tokens it cannot "
+                f"read {more} more. A base with rotary or ALiBi positions has no such end"
+            )
+
+    def snapshot(self) -> MemorySnapshot:
+        """What the session holds now, as data that can be saved."""
+        return MemorySnapshot.of(self.model, self.cache, self._pending)
+
+    def restore(self, snapshot: MemorySnapshot) -> Session:
+        """Go back (or on) to ``snapshot``; returns this session.
+
+        Raises:
+            ValueError: it was taken from another model.
+        """
+        self.cache, self._pending = snapshot.cache(self.model), snapshot.pending
+        return self
+
+    def fork(self) -> Session:
+        """A second session that goes on from here by itself."""
+        other = copy.copy(self)
+        other.cache = copy.deepcopy(self.cache)
+        return other
+
+    def save(self, path: str | Path) -> Path:
+        """Write a snapshot to ``path`` (safetensors); returns it."""
+        return self.snapshot().save(path)
+
+    @classmethod
+    def load(cls, path: str | Path, model, tokenizer=None, chunk_size: int = 512) -> Session:
+        """A session that goes on from what `save` wrote.
+
+        Raises:
+            OSError: there is no such file.
+            ValueError: it is no snapshot, or one of another model.
+        """
+        return cls(model, tokenizer, chunk_size).restore(MemorySnapshot.load(path))
+
+
+def stream(model, source: Any, tokenizer=None, chunk_size: int = 512, progress: Progress | bool = False) -> Session:
+    """Read text or tokens without end through ``model`` in memory that does not grow, and return the session to go on with.
+
+    The cache is bounded where the model has a window (``max_self_attn_length``) or no softmax at all; `Session.read`
+    explains the arguments.
+
+        session = tptt.stream(model, open("book.txt"), tokenizer, progress=True)
+        print(session.ask("Who is the murderer?", max_new_tokens=50))
+    """
+    return Session(model, tokenizer, chunk_size).read(source, progress)
+
+
+def position_limit(model: nn.Module) -> int | None:
+    """Positions in the base's learned table; None where positions are rotary, ALiBi or none."""
+    names = ("wpe", "embed_positions", "position_embeddings", "position_embedding", "embed_position")
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in names and isinstance(module, nn.Embedding):
+            limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+            return min(limit or module.num_embeddings, module.num_embeddings)
+    return None
+
+
+def _after(waiting: tuple[int, ...], pieces):
+    if waiting:
+        yield torch.tensor(waiting, dtype=torch.long)
+    yield from pieces
+
+
+def _reporter(progress: Progress | bool) -> Progress:
+    """A function to call after each chunk, and with -1 at the end."""
+    if callable(progress):
+        return lambda done, seconds: None if done < 0 else progress(done, seconds)
+    if not progress:
+        return lambda done, seconds: None
+    from rich.console import Console
+
+    status = Console(stderr=True).status("reading")
+    status.start()
+
+    def show(done: int, seconds: float) -> None:
+        if done < 0:
+            status.stop()
+        else:
+            status.update(f"{done:,} tokens read, {done / seconds:,.0f} tokens/s")
+
+    return show
