@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from tptt.checkpoint import CheckpointMixin
 from tptt.configuration import TpttConfig, base_error
 from tptt.surgery import attach_memory, calibrate
-from tptt.surgery.attach import NAME, base_of, prepare_cache
+from tptt.surgery.attach import NAME, base_of, prepare_generation
 
 _without_weights: contextvars.ContextVar[bool] = contextvars.ContextVar("tptt_without_weights", default=False)
 _adapter_follows: contextvars.ContextVar[bool] = contextvars.ContextVar("tptt_adapter_follows", default=False)
@@ -168,11 +168,16 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         result = super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        if (cache := model_kwargs.get("past_key_values")) is not None:
-            prepare_cache(self.backbone, cache)
-            if generation_config.is_assistant:
-                cache.activate_past_recording()
+        prepare_generation(self.backbone, generation_config, model_kwargs)
         return result
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """Refused: requests that share a paged cache cannot each carry a memory.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("continuous batching keeps a paged cache, which cannot carry a memory: use generate()")
 
     @classmethod
     def _from_config(cls, config, **kwargs):

@@ -81,3 +81,14 @@ def test_virtual_keys_have_unit_length_and_share_a_strength():
     torch.testing.assert_close(writes.k.norm(dim=-1), torch.ones(2, 7, 2, 4))
     assert torch.equal(writes.beta[:, :, 0], writes.beta[:, :, 1])
     assert torch.equal(writes.v[:, :, 0], v.repeat_interleave(2, 2))
+
+
+def test_repeated_tokens_leave_no_noise():
+    """Equal keys differ by rounding only: what they write must not depend on it."""
+    memory = LinearMemory(MemoryConfig(operator="delta_product"), 24, 4, 2, 6)
+    x, k, v = torch.randn(1, 1, 24), torch.randn(1, 1, 2, 6), torch.randn(1, 1, 2, 6)
+    x, k, v = x.expand(1, 5, -1), k.expand(1, 5, -1, -1), v.expand(1, 5, -1, -1)
+    noise = 1e-7 * torch.randn(2, 1, 5, 2, 6)
+    a, b = (memory.writes(x, k * (1 + n), v, None) for n in noise)
+    assert float((a.k - b.k).detach().abs().max()) < 1e-3
+    assert float(memory.writes(x, k, v, None).k[:, 1:, 1].detach().abs().max()) == 0.0

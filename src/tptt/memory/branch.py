@@ -16,7 +16,7 @@ from tptt.configuration import MemoryConfig
 
 from .features import MAPS
 from .gates import AVERAGES, DECAY, MIX, WRITE
-from .recent import AVERAGED, VIRTUAL, Recent, strength
+from .recent import AVERAGED, VIRTUAL, Recent, fade, strength
 from .writes import Writes
 
 
@@ -113,6 +113,8 @@ class LinearMemory(nn.Module):
             beta = beta.unsqueeze(2).expand(-1, -1, STEPS, -1)
         k, v = (x.repeat_interleave(self.states // self.kv_heads, -2) for x in (k, v))
         keys = self.key_features(k.flatten(1, -3)).view(*k.shape[:-1], -1)
+        if self.recurrence.virtual:
+            keys = keys * fade(k)
         looked_at = () if recent is None else (recent.raw, mask, recent.taps)
         return Writes(keys, v, beta, g, self.recurrence.delta, *looked_at)
 

@@ -1,7 +1,8 @@
 """Cache layers that hold the recurrent state beside the keys and values.
 
-Each class is a stock transformers layer with `MemoryState` on top, so that beam reordering, batch selection,
-offloading, reset and roll-back move both.
+Each class is a stock transformers layer with `MemoryState` on top, so that beam reordering, batch selection, reset and
+roll-back move both. Offloading moves keys and values that grow; the state, which does not, stays on its device, as
+transformers keeps the states of linear attention there.
 """
 
 from __future__ import annotations
@@ -112,15 +113,6 @@ class MemoryState:
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         super().batch_select_indices(indices)  # type: ignore[misc]
         self._each(lambda x: x[indices.to(x.device)])
-
-    def offload(self) -> None:
-        super().offload()  # type: ignore[misc]
-        self._each(lambda x: x.to("cpu", non_blocking=True))
-
-    def prefetch(self) -> None:
-        super().prefetch()  # type: ignore[misc]
-        if self.is_initialized:  # type: ignore[attr-defined]
-            self._each(lambda x: x.to(self.device, non_blocking=True))  # type: ignore[attr-defined]
 
 
 class MemoryFull(MemoryState, DynamicLayer):

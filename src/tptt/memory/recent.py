@@ -86,6 +86,17 @@ VIRTUAL: dict[str, Callable[[torch.Tensor, int, int], torch.Tensor]] = {
 }  # fmt: skip
 
 
+_FADES = 1e-3
+
+
+def fade(k: torch.Tensor) -> torch.Tensor:
+    """[B, T, N, Hk, D], the token's own key first -> [B, T, N, Hk, 1]: 1, but for virtual keys shorter than 1e-3 of the
+    token's own, where it falls to 0 with their length. A repeated token leaves rounding noise there, which the
+    normalisation would blow up to a key like any other."""
+    length = torch.linalg.vector_norm(k, dim=-1, keepdim=True)
+    return (length / (_FADES * length[:, :, :1]).clamp_min(1e-30)).clamp(max=1.0)
+
+
 def strength(raw: Sequence[torch.Tensor], count: int, source: str) -> torch.Tensor:
     """Keys [B, M + L, Hk, D] and values [B, M + L, Hk, V] -> beta [B, L, Hk]: sigmoid of the averaged keys ("k"), values ("v")
     or their product ("kv"), the mean over a head's channels."""

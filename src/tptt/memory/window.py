@@ -172,8 +172,7 @@ class WindowLayer(DynamicLayer):
         self._apply(lambda x: x[indices.to(x.device)])
 
     def offload(self) -> None:
-        self._apply(lambda x: x.to("cpu", non_blocking=True))
+        """It does not grow: it stays on its device."""
 
     def prefetch(self) -> None:
-        if self.is_initialized:
-            self._apply(lambda x: x.to(self.device, non_blocking=True))
+        """It never left."""

@@ -58,7 +58,28 @@ def attach_memory(model: nn.Module, config: MemoryConfig | None = None) -> nn.Mo
     if "attention_mask" in parameters:
         hook = partial(before_body, parameters, config, [x.module._tptt for x in chosen])
         body._tptt_handle = body.register_forward_pre_hook(hook, with_kwargs=True)
+    generator = base_of(model)
+    if hasattr(type(generator), _PREPARE) and not config.bidirectional:
+        setattr(generator, _PREPARE, partial(_prepare_generation, generator))
     return model
+
+
+_PREPARE = "_prepare_cache_for_generation"
+
+
+def _prepare_generation(model, generation_config, model_kwargs, *args, **kwargs):
+    """What ``generate`` calls: the cache it made is given states before anything is computed with it."""
+    result = getattr(type(model), _PREPARE)(model, generation_config, model_kwargs, *args, **kwargs)
+    prepare_generation(model, generation_config, model_kwargs)
+    return result
+
+
+def prepare_generation(model: nn.Module, generation_config, model_kwargs: dict) -> None:
+    """Give the cache in ``model_kwargs`` of ``generate`` states, and let an assistant's record what it may take back."""
+    if (cache := model_kwargs.get("past_key_values")) is not None:
+        prepare_cache(model, cache)
+        if generation_config.is_assistant:
+            cache.activate_past_recording()
 
 
 def _check(x: Found, body: nn.Module, config: MemoryConfig, alone: bool) -> None:
@@ -129,6 +150,7 @@ def _config(x: Found, body: nn.Module):
 
 def detach_memory(model: nn.Module) -> nn.Module:
     """Take the memory off again; the model computes what it did before, bit for bit. Returns ``model``."""
+    base_of(model).__dict__.pop(_PREPARE, None)
     for module in model.modules():
         if (site := module.__dict__.pop("_tptt", None)) is not None:
             for handle in [*site.handles, *(h for _, h in site.hooks.values())]:
