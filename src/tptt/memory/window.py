@@ -50,6 +50,9 @@ class WindowLayer(DynamicLayer):
     `expect` has to be called before `update`, with which tokens are real; it returns the mask for `update`'s result, whose
     keys come from ``slots`` [B, s + r + n] of the sequence (-1: none).
 
+    Once the window is full, a token alone takes the place of the one that falls out of it: keys and values lie in a ring
+    of W behind the sinks, every one of them is seen, and a step copies nothing.
+
     Args:
         window: W.
         sinks: s.
@@ -70,10 +73,24 @@ class WindowLayer(DynamicLayer):
         self._sink_keys: Any = None  # [B, Hk, s, D]
         self._sink_values: Any = None
         self._sink_slots: Any = None  # [B, s], -1 where not filled
+        self._ring: Any = None  # keys and values [B, Hk, s + W, D], while tokens come one by one
+        self._free = 0  # place in the ring of the token that has fallen out of the window
+        self._padded = False
 
-    def expect(self, valid: torch.Tensor) -> torch.Tensor:
-        """Mask [B, 1, n, s + r + n] for the next ``valid`` [B, n] tokens (bool, False at padding)."""
-        batch, n = valid.shape
+    def expect(self, valid: torch.Tensor | None, batch: int, n: int, device: torch.device) -> torch.Tensor | None:
+        """Mask [B, 1, n, s + r + n] for the next n tokens of a batch; None: all is seen.
+
+        Args:
+            valid: [B, n] bool, False at padding; None: all are real.
+            batch, n, device: shape of the call, and where it runs.
+        """
+        self._padded |= valid is not None
+        if self._is_steady(n):
+            self._new = None
+            return None
+        self.settle()
+        if valid is None:
+            valid = torch.ones(batch, n, dtype=torch.bool, device=device)
         past = self.cumulative_length
         if self._valid is None:
             self._valid = self._is_sink = valid.new_zeros(batch, 0)
@@ -89,6 +106,34 @@ class WindowLayer(DynamicLayer):
         sinks = torch.cat([gone, self._is_sink, sink], 1)
         return _visible(slots[0, kept:], keys, every, sinks, self.sliding_window)
 
+    def _is_steady(self, n: int) -> bool:
+        """Whether the next call can go through the ring: one token, a full window, sinks behind it, nothing to take back."""
+        if n != 1 or self._padded or self.record_past or self.stock is not None or torch.compiler.is_compiling():
+            return False
+        return self.cumulative_length >= self.sliding_window - 1 + self.sinks
+
+    def _turn(self, key_states: torch.Tensor, value_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put one token into the ring, which is made where there is none."""
+        if self._ring is None or (self._ring[0].is_inference() and not torch.is_inference_mode_enabled()):
+            self.settle()
+            parts = ((self._sink_keys, self.keys, key_states), (self._sink_values, self.values, value_states))
+            self._ring, self._free = tuple(torch.cat(x, 2) for x in parts), self.sliding_window - 1
+        for kept, new in zip(self._ring, (key_states, value_states), strict=True):
+            kept[:, :, self.sinks + self._free] = new.detach()[:, :, 0]
+        self._free = (self._free + 1) % self.sliding_window
+        self.keys, self.values = (x[:, :, self.sinks :] for x in self._ring)
+        self.cumulative_length += 1
+        return self._ring
+
+    def settle(self) -> None:
+        """Leave the ring: keys and values in the order of their tokens, as everything but a step needs them."""
+        if self._ring is None:
+            return
+        order = torch.arange(1, self.sliding_window, device=self._ring[0].device) + self._free
+        order = self.sinks + order % self.sliding_window
+        self.keys, self.values = (x.index_select(2, order) for x in self._ring)
+        self._ring = None
+
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """Keys and values [B, Hk, s + r + n, D]: sinks, recent, new."""
         if not self.is_initialized:
@@ -97,6 +142,8 @@ class WindowLayer(DynamicLayer):
             shape = (*key_states.shape[:2], self.sinks)
             self._sink_keys = key_states.new_zeros(*shape, key_states.shape[-1])
             self._sink_values = value_states.new_zeros(*shape, value_states.shape[-1])
+        if self._new is None:
+            return self._turn(key_states, value_states)
         valid, sink = self._new
         self._new = self.slots = None
         keys, values = torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
@@ -132,6 +179,7 @@ class WindowLayer(DynamicLayer):
         """Forget the last tokens and go back to the window; `MemoryState.crop` has checked that they were recorded."""
         if not self.is_initialized:
             return
+        self.settle()
         end = self.keys.shape[2] + tokens_to_remove
         self.cumulative_length += tokens_to_remove
         self.keys, self.values = self.keys[:, :, :end], self.values[:, :, :end]
@@ -154,10 +202,12 @@ class WindowLayer(DynamicLayer):
     def reset(self) -> None:
         super().reset()
         self._valid = self._is_sink = self._new = None
-        self._sink_keys = self._sink_values = self._sink_slots = self.slots = None
+        self._sink_keys = self._sink_values = self._sink_slots = self.slots = self._ring = None
+        self._padded = False
 
     def _apply(self, function) -> None:
         """``function`` on every tensor of the layer: dimension 0 is the batch in all of them."""
+        self.settle()
         for name in ("keys", "values", "_valid", "_is_sink", "_sink_keys", "_sink_values", "_sink_slots"):
             if (value := getattr(self, name)) is not None:
                 setattr(self, name, function(value))

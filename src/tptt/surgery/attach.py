@@ -56,7 +56,7 @@ def attach_memory(model: nn.Module, config: MemoryConfig | None = None) -> nn.Mo
         _give(x, body, fixed if x in alone else config, x in alone, _kind(x) in others)
     parameters = tuple(inspect.signature(type(body).forward).parameters)[1:]
     if "attention_mask" in parameters:
-        hook = partial(before_body, parameters, config, [x.module._tptt for x in chosen])
+        hook = partial(before_body, parameters, config, [x.module._tptt for x in chosen], takes_keywords(body))
         body._tptt_handle = body.register_forward_pre_hook(hook, with_kwargs=True)
     generator = base_of(model)
     if hasattr(type(generator), _PREPARE) and not config.bidirectional:

@@ -36,7 +36,7 @@ class Site:
     config: Any  # of the model's body, for a module that has none
     layer_takes_keywords: bool
     packed: bool = False  # the call that is running has packed rows
-    told: dict[str, torch.Tensor | None] = field(default_factory=lambda: dict.fromkeys(TOLD))
+    told: dict[str, torch.Tensor | None] = field(default_factory=dict)  # TOLD, where the model passes it down
     hooks: dict[str, tuple[nn.Module, Any]] = field(default_factory=dict)
     handles: list[Any] = field(default_factory=list)
     call: dict[str, Any] | None = None  # of the call that is running
@@ -57,11 +57,11 @@ def before_layer(site: Site, layer, args, kwargs):
     Where it does, the attention reads them off its own arguments: under gradient checkpointing the layer is computed
     again without this hook, perhaps after another batch.
     """
-    told = {k: kwargs.get(k) for k in TOLD}
+    told = {k: kwargs[k] for k in TOLD if k in kwargs}
     if not site.layer_takes_keywords:
         kwargs = {k: v for k, v in kwargs.items() if k not in TOLD}
     site.told = told
-    if site.packed and told["memory_segments"] is None:
+    if site.packed and told.get("memory_segments") is None:
         raise ValueError(
             f"the model passes no keywords on to {type(layer).__name__}: its memories cannot be told where packed rows begin"
         )
@@ -72,13 +72,14 @@ def before_attention(module, args, kwargs):
     site, memory = module._tptt, module.liza
     kwargs = named(site.parameters, args, kwargs)
     hidden, mask4d = kwargs[site.parameters[0]], kwargs.get("attention_mask")
-    mask, segments = (kwargs.pop(k) if k in kwargs else site.told[k] for k in TOLD)
+    told = {k: kwargs.pop(k) if k in kwargs else site.told[k] for k in TOLD if k in kwargs or k in site.told}
+    mask, segments = told.get("memory_mask"), told.get("memory_segments")
     if "Paged" in type(kwargs.get("cache")).__name__:
         raise ValueError("a paged cache (continuous batching) cannot carry a memory: use generate()")
     cache = kwargs.get("past_key_values")
     cache = kwargs.get("layer_past") if cache is None else cache
     layer = None if cache is None or memory.config.bidirectional else cache_layer(module, cache)
-    if mask is None and isinstance(mask4d, torch.Tensor):
+    if not told and isinstance(mask4d, torch.Tensor):
         mask = real_tokens(mask4d, hidden.shape[1], layer, "position_bias" in site.parameters)
     if memory.config.max_self_attn_length is not None and not site.alone:
         windowed(module, hidden, kwargs, mask, segments, layer)

@@ -22,7 +22,7 @@ def takes_keywords(module: nn.Module) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(type(module).forward).parameters.values())
 
 
-def before_body(names: tuple[str, ...], config: MemoryConfig, sites: list, body: nn.Module, args, kwargs):
+def before_body(names: tuple[str, ...], config: MemoryConfig, sites: list, told: bool, body: nn.Module, args, kwargs):
     """Pass the 2-D mask and the packing down as keywords: attention modules get a 4-D mask at best."""
     kwargs = named(names, args, kwargs)
     ids = kwargs.get("input_ids")
@@ -35,13 +35,22 @@ def before_body(names: tuple[str, ...], config: MemoryConfig, sites: list, body:
     segments = _segments(kwargs, ids, mask, body)
     for site in sites:
         site.packed = segments is not None
-    if not takes_keywords(body):
+    if not told:
         return (), kwargs
-    if isinstance(mask, torch.Tensor) and mask.ndim == 2:
-        kwargs.setdefault("memory_mask", mask[:, -tokens:].bool())
-    elif segments is not None:
+    if segments is not None:
         kwargs["memory_segments"] = segments
+        return (), kwargs
+    real = kwargs.pop("memory_mask", None)
+    if real is None and isinstance(mask, torch.Tensor) and mask.ndim == 2:
+        real = mask[:, -tokens:].bool()
+    if real is not None or mask is None:  # else a prepared mask says it
+        # nothing is padded in most calls, and masks have their price at every layer
+        kwargs["memory_mask"] = None if real is None or _all(real) else real
     return (), kwargs
+
+
+def _all(real: torch.Tensor) -> bool:
+    return not torch.compiler.is_compiling() and bool(real.all())
 
 
 def _segments(kwargs: dict, ids: torch.Tensor, mask, body: nn.Module) -> torch.Tensor | None:

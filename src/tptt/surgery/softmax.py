@@ -89,18 +89,19 @@ def windowed(module: nn.Module, hidden: torch.Tensor, kwargs: dict, mask, segmen
     kind = module._tptt.config._attn_implementation or "eager"
     if kind not in ("eager", "sdpa"):
         raise ValueError(f"max_self_attn_length needs attn_implementation 'sdpa' or 'eager', not {kind!r}")
-    config, (batch, tokens) = module.liza.config, hidden.shape[:2]
-    valid = hidden.new_ones(batch, tokens, dtype=torch.bool) if mask is None else mask.expand(batch, -1)
+    (batch, tokens), window = hidden.shape[:2], window_of(module) or hidden.shape[1]
+    if mask is not None:
+        mask = mask.expand(batch, -1)
     if isinstance(layer, WindowLayer):
-        band = layer.expect(valid)
+        band = layer.expect(mask, batch, tokens, hidden.device)
         if kwargs.get("alibi") is not None:
             kwargs["alibi"] = _of_keys(kwargs["alibi"], layer.slots)
+    elif tokens <= window and segments is None:
+        return
     else:
-        window = window_of(module) or tokens
-        if tokens <= window and segments is None:
-            return
-        band = window_mask(valid, window, config.sink_tokens, segments)
-    if kind == "eager":
+        valid = hidden.new_ones(batch, tokens, dtype=torch.bool) if mask is None else mask
+        band = window_mask(valid, window, module.liza.config.sink_tokens, segments)
+    if band is not None and kind == "eager":
         band = torch.zeros(band.shape, dtype=hidden.dtype, device=band.device).masked_fill(
             ~band, torch.finfo(hidden.dtype).min
         )
