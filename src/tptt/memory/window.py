@@ -73,19 +73,24 @@ class WindowLayer(DynamicLayer):
         self._sink_keys: Any = None  # [B, Hk, s, D]
         self._sink_values: Any = None
         self._sink_slots: Any = None  # [B, s], -1 where not filled
+        self.keys: Any = None
+        self.values: Any = None
         self._ring: Any = None  # keys and values [B, Hk, s + W, D], while tokens come one by one
         self._free = 0  # place in the ring of the token that has fallen out of the window
         self._padded = False
 
-    def expect(self, valid: torch.Tensor | None, batch: int, n: int, device: torch.device) -> torch.Tensor | None:
+    def expect(
+        self, valid: torch.Tensor | None, batch: int, n: int, device: torch.device, ordered: bool = False
+    ) -> torch.Tensor | None:
         """Mask [B, 1, n, s + r + n] for the next n tokens of a batch; None: all is seen.
 
         Args:
             valid: [B, n] bool, False at padding; None: all are real.
             batch, n, device: shape of the call, and where it runs.
+            ordered: the keys have to come in the order of ``slots``.
         """
         self._padded |= valid is not None
-        if self._is_steady(n):
+        if not ordered and self._is_steady(n):
             self._new = None
             return None
         self.settle()
@@ -108,7 +113,7 @@ class WindowLayer(DynamicLayer):
 
     def _is_steady(self, n: int) -> bool:
         """Whether the next call can go through the ring: one token, a full window, sinks behind it, nothing to take back."""
-        if n != 1 or self._padded or self.record_past or self.stock is not None or torch.compiler.is_compiling():
+        if n != 1 or self._padded or self.record_past or torch.compiler.is_compiling():
             return False
         return self.cumulative_length >= self.sliding_window - 1 + self.sinks
 

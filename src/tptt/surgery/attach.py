@@ -17,7 +17,7 @@ from tptt.memory import LinearMemory
 from .discovery import Found, UnsupportedAttentionError, choose, find_attention
 from .hooks import Site, after_attention, before_attention, before_layer, cache_layer
 from .inputs import before_body, takes_keywords
-from .softmax import restore_softmax, window_refusal, without_softmax
+from .softmax import restore_softmax, window_of, window_refusal, without_softmax
 
 NAME = "liza"
 
@@ -126,7 +126,10 @@ def _give(x: Found, body: nn.Module, config: MemoryConfig, alone: bool, shares_m
     parameters = tuple(inspect.signature(type(module).forward).parameters)[1:]
     shares_mask |= "alibi" in parameters  # whose width goes by the mask's
     layer = _layer(body, x.name)
-    site = Site(sizes, parameters, x.layer, alone, shares_mask, _config(x, body), takes_keywords(layer))
+    base = _config(x, body)
+    window = None if alone else window_of(module, base, x.layer, config.max_self_attn_length)
+    sinks = config.sink_tokens if window else 0
+    site = Site(sizes, parameters, x.layer, alone, shares_mask, base, window, sinks, takes_keywords(layer))
     module._tptt = site
     site.handles = [
         layer.register_forward_pre_hook(partial(before_layer, site), with_kwargs=True),

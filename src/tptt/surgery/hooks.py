@@ -6,6 +6,7 @@ up by name at every call, because LoRA and its merge replace them.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from tptt.memory import LinearMemory, adopt_layer
 from .inputs import named
 from .layouts import Geometry
 from .segments import Unpacked
-from .softmax import real_tokens, window_of, windowed
+from .softmax import real_tokens, windowed
 
 # what travels down beside the base's own arguments: which tokens are real and which sequence they belong to, [B, T]
 TOLD = ("memory_mask", "memory_segments")
@@ -33,7 +34,9 @@ class Site:
     layer: int
     alone: bool  # no softmax, no keys and values
     shares_mask: bool  # a layer that takes the mask the model makes is of the same kind
-    config: Any  # of the model's body, for a module that has none
+    config: Any  # of the module, or of the model's body where it has none
+    window: int | None  # of the softmax branch; None: all, or there is none
+    sinks: int
     layer_takes_keywords: bool
     packed: bool = False  # the call that is running has packed rows
     told: dict[str, torch.Tensor | None] = field(default_factory=dict)  # TOLD, where the model passes it down
@@ -45,10 +48,9 @@ class Site:
 
 def cache_layer(module: nn.Module, cache):
     """The layer of ``cache`` that holds the state of ``module``'s memory."""
-    site, config = module._tptt, module.liza.config
+    site = module._tptt
     cache = getattr(cache, "self_attention_cache", cache)
-    window = None if site.alone else window_of(module)
-    return adopt_layer(cache, site.layer, window, config.sink_tokens if window else 0, site.alone, site.shares_mask)
+    return adopt_layer(cache, site.layer, site.window, site.sinks, site.alone, site.shares_mask)
 
 
 def before_layer(site: Site, layer, args, kwargs):
@@ -81,7 +83,7 @@ def before_attention(module, args, kwargs):
     layer = None if cache is None or memory.config.bidirectional else cache_layer(module, cache)
     if not told and isinstance(mask4d, torch.Tensor):
         mask = real_tokens(mask4d, hidden.shape[1], layer, "position_bias" in site.parameters)
-    if memory.config.max_self_attn_length is not None and not site.alone:
+    if site.window is not None:
         windowed(module, hidden, kwargs, mask, segments, layer)
     site.call = {"hidden": hidden, "mask": mask, "segments": segments, "layer": layer, "outputs": {}}
     _hook_children(module)
@@ -133,7 +135,8 @@ def _mixed(module, softmax: torch.Tensor) -> torch.Tensor:
     site, call, memory = module._tptt, module._tptt.call, module.liza
     if site.softmax_squared is not None:
         site.softmax_squared.append(softmax.float().pow(2).mean((0, 1)))
-    with torch.autocast(softmax.device.type, enabled=False):
+    device = softmax.device.type
+    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
         q, k, v = site.geometry.split(module, call["outputs"])
         return memory.mix(softmax, _read(memory, q, k, v, call), call["hidden"])
 

@@ -52,15 +52,14 @@ def window_refusal(module: nn.Module, config, sinks: int) -> str | None:
     return None
 
 
-def window_of(module: nn.Module) -> int | None:
-    """The softmax branch's window: max_self_attn_length, or the base's own sliding window if that is shorter."""
-    site, window = module._tptt, module.liza.config.max_self_attn_length
+def window_of(module: nn.Module, config, layer: int, window: int | None) -> int | None:
+    """The softmax branch's window: ``window``, or the base's own sliding one where that is shorter."""
     if window is None:
         return None
-    own, kinds = getattr(site.config, "sliding_window", None), getattr(site.config, "layer_types", None)
+    own, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
     if hasattr(module, "sliding_window"):
         own = module.sliding_window
-    elif kinds and kinds[site.layer] != "sliding_attention":
+    elif kinds and kinds[layer] != "sliding_attention":
         own = None
     return min(window, own) if own else window
 
@@ -86,21 +85,23 @@ def real_tokens(mask: torch.Tensor, tokens: int, layer, says_hidden: bool) -> to
 def windowed(module: nn.Module, hidden: torch.Tensor, kwargs: dict, mask, segments, layer) -> None:
     """Put the window into ``kwargs``, the arguments of the attention module: the mask in the form its implementation takes,
     and ALiBi biases of the keys that are left."""
-    kind = module._tptt.config._attn_implementation or "eager"
+    site = module._tptt
+    kind = site.config._attn_implementation or "eager"
     if kind not in ("eager", "sdpa"):
         raise ValueError(f"max_self_attn_length needs attn_implementation 'sdpa' or 'eager', not {kind!r}")
-    (batch, tokens), window = hidden.shape[:2], window_of(module) or hidden.shape[1]
+    batch, tokens = hidden.shape[:2]
     if mask is not None:
         mask = mask.expand(batch, -1)
     if isinstance(layer, WindowLayer):
-        band = layer.expect(mask, batch, tokens, hidden.device)
-        if kwargs.get("alibi") is not None:
+        has_alibi = kwargs.get("alibi") is not None
+        band = layer.expect(mask, batch, tokens, hidden.device, ordered=has_alibi)
+        if has_alibi:
             kwargs["alibi"] = _of_keys(kwargs["alibi"], layer.slots)
-    elif tokens <= window and segments is None:
+    elif tokens <= site.window and segments is None:
         return
     else:
         valid = hidden.new_ones(batch, tokens, dtype=torch.bool) if mask is None else mask
-        band = window_mask(valid, window, module.liza.config.sink_tokens, segments)
+        band = window_mask(valid, site.window, site.sinks, segments)
     if band is not None and kind == "eager":
         band = torch.zeros(band.shape, dtype=hidden.dtype, device=band.device).masked_fill(
             ~band, torch.finfo(hidden.dtype).min
