@@ -6,16 +6,17 @@ V of its values (D but for multi-head latent attention), K feature width, S stat
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from tptt.configuration import MemoryConfig
+from tptt.ops.native import Parameters, memory_step, unavailable
 
 from .features import MAPS
-from .gates import AVERAGES, DECAY, MIX, WRITE
+from .gates import AVERAGES, DECAY, MIX, WRITE, ChannelGate
 from .recent import AVERAGED, VIRTUAL, Recent, fade, strength
 from .writes import Writes
 
@@ -27,6 +28,13 @@ class Recurrence(NamedTuple):
     decay: str | None = None  # see gates.DECAY
     virtual: str | None = None  # STEPS virtual tokens for each, see recent.VIRTUAL
     write_gate: str | None = None  # instead of the configuration's
+
+
+def _weights(gate: nn.Module | None) -> Any:
+    """Weight and bias of a gate with one number per head, for the native step; None: it is no such gate."""
+    if isinstance(gate, ChannelGate):
+        return None
+    return getattr(gate, "weight", None), getattr(gate, "bias", None)
 
 
 STEPS = 2
@@ -140,6 +148,32 @@ class LinearMemory(nn.Module):
         hidden_states, q, k, v = (x.flip(1) for x in (hidden_states, q, k, v))
         back, _ = self.read(q, self.writes(hidden_states, k, v, None if mask is None else mask.flip(1)), None)
         return (o + back.flip(1)) / 2
+
+    def step(
+        self, softmax: torch.Tensor, hidden_states: torch.Tensor, q, k, v, state: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """One real token of every row through the whole branch in one native call: what `writes`, `read` and `mix` give,
+        [B, 1, H * V], and the state, which is overwritten. None: not here (see the conditions), take those.
+        """
+        if (
+            q.shape[1] != 1 or torch.is_grad_enabled() or torch.compiler.is_compiling() or not q.is_cpu or unavailable()
+            or self.taps or softmax.dtype not in (torch.float32, torch.bfloat16) or self.output_scale.dtype != torch.float32
+            or not q.dtype == k.dtype == v.dtype == hidden_states.dtype == softmax.dtype
+        ):  # fmt: skip
+            return None
+        decay = _weights(self.decay_gate)
+        if decay is None:
+            return None
+        if state is None:
+            shape = (len(q), self.states, self.key_features.width, v.shape[-1])
+            state = torch.zeros(shape, dtype=torch.float32, device=q.device)
+        query_map, key_map = (getattr(x, "weight", None) for x in (self.query_features, self.key_features))
+        learned = Parameters(
+            query_map, key_map, _weights(self.write_gate), decay, _weights(self.mix_gate), self.output_scale
+        )
+        logit = float(torch.logit(self.mag_weight))
+        state = state.contiguous()
+        return memory_step(q, k, v, hidden_states, softmax, state, learned, logit, self.recurrence.delta), state
 
     def mix(self, softmax: torch.Tensor, memory: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         """(1 - mu) softmax + mu memory; softmax [B, T, H * V] in any precision, memory [B, T, H, V]. mu = 0 is exact."""

@@ -138,6 +138,13 @@ def _mixed(module, softmax: torch.Tensor) -> torch.Tensor:
     device = softmax.device.type
     with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
         q, k, v = site.geometry.split(module, call["outputs"])
+        layer = call["layer"]
+        one = None
+        if layer is not None and call["mask"] is None and not layer.record_past:
+            one = memory.step(softmax, call["hidden"], q, k, v, layer.state)
+        if one is not None:
+            mixed, layer.state = one
+            return mixed
         return memory.mix(softmax, _read(memory, q, k, v, call), call["hidden"])
 
 

@@ -18,13 +18,14 @@ INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 
 
 class Library:
-    """The loaded kernels. `forward`, `backward` (a Problem) and `step` (a Step) run on `instructions`."""
+    """The loaded kernels. `forward`, `backward` (a Problem), `step` (a Step) and `memory_step` (a MemoryStep) run on
+    `instructions`."""
 
     def __init__(self, file: Path, wanted: str | None = None) -> None:
         loaded = _load(file)
-        sizes = (ctypes.c_int64 * 2)()
+        sizes = (ctypes.c_int64 * 3)()
         loaded.tptt_sizes(sizes)
-        if tuple(sizes) != (ctypes.sizeof(structs.Problem), ctypes.sizeof(structs.Step)):
+        if tuple(sizes) != tuple(map(ctypes.sizeof, (structs.Problem, structs.Step, structs.MemoryStep))):
             raise OSError(f"{file.name} was built from other sources; install tptt again")
         best = loaded.tptt_best()
         number = INSTRUCTION_SETS.index(wanted) if wanted in INSTRUCTION_SETS else best
@@ -35,6 +36,7 @@ class Library:
         self.forward = _bound(loaded.tptt_forward, number)
         self.backward = _bound(loaded.tptt_backward, number)
         self.step = _bound(loaded.tptt_step, number)
+        self.memory_step = _bound(loaded.tptt_memory_step, number)
 
 
 def _bound(function, number):

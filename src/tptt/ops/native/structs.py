@@ -56,3 +56,24 @@ class Step(ctypes.Structure):
         + [("scale", ctypes.c_float), ("delta", ctypes.c_int32), ("bfloat16", ctypes.c_int32)]
         + [(name, ctypes.c_void_p) for name in ("q", "k", "v", "beta", "g", "state", "o")]
     )
+
+
+class MemoryStep(ctypes.Structure):
+    """TpttMemoryStep."""
+
+    _fields_: ClassVar[list] = (
+        [
+            (name, ctypes.c_int64)
+            for name in (
+                "batch", "states", "groups", "copies", "head_width", "value_width", "hidden_width", "threads",
+            )
+        ]
+        + [("mu_logit", ctypes.c_float), ("delta", ctypes.c_int32), ("bfloat16", ctypes.c_int32)]
+        + [
+            (name, ctypes.c_void_p)
+            for name in (
+                "q", "k", "v", "hidden", "softmax", "query_map", "key_map", "write_weight", "write_bias", "decay_weight",
+                "decay_bias", "mix_weight", "mix_bias", "output_scale", "state", "out",
+            )
+        ]
+    )  # fmt: skip

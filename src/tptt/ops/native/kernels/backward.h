@@ -28,12 +28,6 @@ struct BackwardScratch {
   }
 };
 
-inline float dot(const float* a, const float* b, int width) {
-  Vec total{};
-  for (int i = 0; i < width; i += LANES) total += load(a + i) * load(b + i);
-  return sum(total);
-}
-
 // E [W, V] = T^T (P^T dO + k^ dS').
 inline void through_updates(const TpttProblem& p, const Sizes& z, const Chunk& c, const Kept& kept, BackwardScratch& s) {
   const int width = z.values, row = z.columns;

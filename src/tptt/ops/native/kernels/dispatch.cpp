@@ -4,7 +4,8 @@
 #define TPTT_DECLARE(name)                          \
   void tptt_forward_##name(const TpttProblem* p);   \
   void tptt_backward_##name(const TpttProblem* p);  \
-  void tptt_step_##name(const TpttStep* p);
+  void tptt_step_##name(const TpttStep* p);         \
+  void tptt_memory_step_##name(const TpttMemoryStep* p);
 
 extern "C" {
 TPTT_DECLARE(portable)
@@ -29,6 +30,7 @@ int tptt_best() {
 void tptt_sizes(int64_t* sizes) {
   sizes[0] = sizeof(TpttProblem);
   sizes[1] = sizeof(TpttStep);
+  sizes[2] = sizeof(TpttMemoryStep);
 }
 
 #ifdef TPTT_X86
@@ -47,4 +49,5 @@ void tptt_sizes(int64_t* sizes) {
 void tptt_forward(int set, const TpttProblem* p) { TPTT_CHOOSE(forward, p) }
 void tptt_backward(int set, const TpttProblem* p) { TPTT_CHOOSE(backward, p) }
 void tptt_step(int set, const TpttStep* p) { TPTT_CHOOSE(step, p) }
+void tptt_memory_step(int set, const TpttMemoryStep* p) { TPTT_CHOOSE(memory_step, p) }
 }

@@ -34,6 +34,15 @@ template <int S = LANES / 2> inline float sum(Vec x) {
     return x[0];
 }
 
+inline float dot(const float* a, const float* b, int width) {
+  Vec total{};
+  int i = 0;
+  for (; i + LANES <= width; i += LANES) total += load(a + i) * load(b + i);
+  float result = sum(total);
+  for (; i < width; i++) result += a[i] * b[i];
+  return result;
+}
+
 // exp to 2 units in the last place; below -150 zero.
 inline Vec exp(Vec x) {
   x = x < splat(-150.f) ? splat(-150.f) : x;

@@ -1,0 +1,61 @@
+"""One token through a whole memory branch, in one call."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import structs
+from .library import library
+
+
+class Parameters(NamedTuple):
+    """What a branch has learned, float32 and contiguous: feature maps [H, D, D] and [S, D, D] (None: SiLU alone), weights
+    [., E] and biases [.] of the gates for writing [S], decay [S] and mixing [H] (None: zero, no decay), scale [H, V]."""
+
+    query_map: Tensor | None
+    key_map: Tensor | None
+    write: tuple[Tensor | None, Tensor | None]
+    decay: tuple[Tensor | None, Tensor | None]
+    mix: tuple[Tensor | None, Tensor | None]
+    output_scale: Tensor
+
+
+def memory_step(
+    q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, softmax: Tensor, state: Tensor, parameters: Parameters,
+    mu_logit: float, delta: bool,
+) -> Tensor:  # fmt: skip
+    """The mixed output [B, 1, H * V], like ``softmax``; ``state`` [B, S, K, V], float32 and contiguous, is overwritten.
+
+    Args: q [B, 1, H, D], k [B, 1, Hk, D], v [B, 1, Hk, V], hidden [B, 1, E] and softmax [B, 1, H * V] of one dtype, float32
+    or bfloat16. Arguments are taken as valid.
+    """
+    batch, _, heads, width = q.shape
+    states, kv_heads = state.shape[1], k.shape[2]
+    inputs = [x.contiguous() for x in (q, k, v, hidden, softmax)]
+    out = torch.empty_like(inputs[4])
+    pointers = [x.data_ptr() for x in inputs]
+    for x in (parameters.query_map, parameters.key_map, *parameters.write, *parameters.decay, *parameters.mix):
+        pointers.append(0 if x is None else x.data_ptr())
+    library().memory_step(
+        structs.MemoryStep(
+            batch,
+            states,
+            heads // states,
+            states // kv_heads,
+            width,
+            v.shape[3],
+            hidden.shape[2],
+            torch.get_num_threads(),
+            mu_logit,
+            delta,
+            q.dtype == torch.bfloat16,
+            *pointers,
+            parameters.output_scale.data_ptr(),
+            state.data_ptr(),
+            out.data_ptr(),
+        )  # fmt: skip
+    )
+    return out

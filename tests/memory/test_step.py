@@ -1,0 +1,102 @@
+"""One token in one native call is what writes, read and mix give."""
+
+import pytest
+import torch
+
+from tptt import MemoryConfig
+from tptt.memory import LinearMemory
+from tptt.ops.native import library as native
+from tptt.ops.native import unavailable
+
+pytestmark = pytest.mark.skipif(bool(unavailable()), reason="no native kernels here")
+# heads, key/value heads, width of keys and of values, of the input
+SHAPES = [(4, 2, 8, 8, 24), (3, 1, 5, 7, 13), (2, 2, 64, 64, 100), (8, 4, 24, 16, 33)]
+SETTINGS = [
+    {}, {"operator": "gated_delta_rule"}, {"operator": "linear_attention"}, {"feature_map": "silu"},
+    {"write_gate": "constant", "mix_gate": "head"}, {"mix_gate": "none", "mag_weight": 0.3}, {"states": "kv_head"},
+    {"states": "kv_head", "operator": "gated_delta_rule", "feature_map": "silu"}, {"mag_weight": 1.0},
+]  # fmt: skip
+
+
+def made(settings, shape, dtype=torch.float32, batch=2):
+    heads, kv_heads, width, value, hidden = shape
+    torch.manual_seed(0)
+    memory = LinearMemory(MemoryConfig(**settings), hidden, heads, kv_heads, width, value)
+    with torch.no_grad():
+        for p in memory.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    sizes = [(heads, width), (kv_heads, width), (kv_heads, value)]
+    q, k, v = (torch.randn(batch, 1, *s).to(dtype) for s in sizes)
+    return memory, torch.randn(batch, 1, heads * value).to(dtype), torch.randn(batch, 1, hidden).to(dtype), q, k, v
+
+
+def by_parts(memory, softmax, hidden, q, k, v, state):
+    o, state = memory.read(q, memory.writes(hidden, k, v, None), state)
+    return memory.mix(softmax, o, hidden), state
+
+
+@pytest.fixture(params=native.INSTRUCTION_SETS)
+def instructions(request, monkeypatch):
+    try:
+        library = native.Library(native.FILE, request.param)
+    except OSError as error:
+        pytest.skip(str(error))
+    monkeypatch.setattr("tptt.ops.native.memory_step.library", lambda: library)
+
+
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_it_is_what_the_parts_give(settings, shape):
+    memory, *inputs = made(settings, shape)
+    with torch.no_grad():
+        want, state = by_parts(memory, *inputs, None)
+        for _ in range(3):
+            ours = memory.step(*inputs, None if want is None else state.clone())
+            want, state = by_parts(memory, *inputs, state)
+            torch.testing.assert_close(ours[0], want, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(ours[1], state, rtol=1e-5, atol=1e-5)
+        first = memory.step(*inputs, None)
+        torch.testing.assert_close(first[0], by_parts(memory, *inputs, None)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_the_state_is_overwritten():
+    memory, *inputs = made({}, SHAPES[0])
+    with torch.no_grad():
+        state = torch.randn(2, 4, 16, 8)
+        assert memory.step(*inputs, state)[1] is state
+
+
+def test_mu_zero_is_exact():
+    memory, *inputs = made({"mag_weight": 0.0}, SHAPES[0])
+    with torch.no_grad():
+        assert torch.equal(memory.step(*inputs, torch.randn(2, 4, 16, 8))[0], inputs[0])
+
+
+def test_bfloat16():
+    memory, *inputs = made({"operator": "gated_delta_rule"}, SHAPES[2], torch.bfloat16)
+    with torch.no_grad():
+        state = torch.randn(2, 2, 128, 64)
+        want, after = by_parts(memory, *inputs, state.clone())
+        ours = memory.step(*inputs, state)
+    assert ours[0].dtype == torch.bfloat16
+    torch.testing.assert_close(ours[0], want, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(ours[1], after, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"operator": "kda"}, {"operator": "delta_product"}, {"write_gate": "kv"}], ids=str
+)
+def test_what_it_cannot_do_it_leaves(settings):
+    memory, *inputs = made(settings, SHAPES[0])
+    with torch.no_grad():
+        assert memory.step(*inputs, None) is None
+
+
+def test_it_leaves_what_needs_gradients_or_has_several_tokens():
+    memory, *inputs = made({}, SHAPES[0])
+    assert memory.step(*inputs, None) is None
+    with torch.no_grad():
+        assert memory.step(*(torch.cat([x, x], 1) for x in inputs), None) is None
+        assert memory.step(inputs[0].half(), *inputs[1:], None) is None
+        assert memory.bfloat16().step(*inputs, None) is None
