@@ -41,7 +41,7 @@ def instructions(request, monkeypatch):
         library = native.Library(native.FILE, request.param)
     except OSError as error:
         pytest.skip(str(error))
-    monkeypatch.setattr("tptt.ops.native.memory_step.library", lambda: library)
+    monkeypatch.setattr("tptt.ops.native.one_token.library", lambda: library)
 
 
 @pytest.mark.usefixtures("instructions")

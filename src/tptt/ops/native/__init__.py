@@ -1,7 +1,7 @@
 """The recurrences as C++ kernels for CPUs: optional, built by `pip install` where it finds a compiler."""
 
 from .library import unavailable
-from .memory_step import Parameters, memory_step
+from .one_token import Parameters, memory_step
 from .recurrence import native_recurrence
 
 __all__ = ["Parameters", "memory_step", "native_recurrence", "unavailable"]
