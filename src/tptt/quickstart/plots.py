@@ -12,13 +12,15 @@ from .results import Results
 COLORS = {"base": "#4c72b0", "window alone": "#dd8452", "converted": "#55a868"}
 
 
-def _figure(panels: int) -> tuple[Figure, list]:
+def new_figure(panels: int) -> tuple[Figure, list]:
+    """A figure with panels side by side."""
     figure = Figure(figsize=(5 * panels, 3.6), layout="constrained")
     FigureCanvasAgg(figure)  # no display, no global state
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 
 
-def _finish(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Write ``figure`` as PNG; returns ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return path
@@ -26,7 +28,7 @@ def _finish(figure: Figure, path: Path) -> Path:
 
 def plot_training(results: Results, path: Path) -> Path:
     """Training loss in nats of the trained arms and mu, over steps."""
-    figure, (loss, mu) = _figure(2)
+    figure, (loss, mu) = new_figure(2)
     for arm, history in results.histories.items():
         values = [x["loss"] for x in history]
         mean = [sum(values[max(0, i - 7) : i + 1]) / len(values[max(0, i - 7) : i + 1]) for i in range(len(values))]
@@ -36,12 +38,12 @@ def plot_training(results: Results, path: Path) -> Path:
     history = [x for x in results.histories["converted"] if "mag_weight" in x]
     mu.plot([x["step"] for x in history], [x["mag_weight"] for x in history], color=COLORS["converted"])
     mu.set(xlabel="step", ylabel="mu", ylim=(0, 1), title="Memory-as-Gate weight")
-    return _finish(figure, path)
+    return save(figure, path)
 
 
 def plot_quality(results: Results, path: Path) -> Path:
     """Perplexity, and recall beyond the window, against length."""
-    figure, (text, recall) = _figure(2)
+    figure, (text, recall) = new_figure(2)
     for arm, measures in results.measures.items():
         lengths = list(measures.perplexity)
         text.plot(lengths, list(measures.perplexity.values()), marker="o", label=arm, color=COLORS[arm])
@@ -58,12 +60,12 @@ def plot_quality(results: Results, path: Path) -> Path:
         panel.set_xscale("log", base=2)
         panel.set_xticks(list(results.measures["base"].perplexity), results.measures["base"].perplexity)
         panel.legend()
-    return _finish(figure, path)
+    return save(figure, path)
 
 
 def plot_memory(results: Results, path: Path) -> Path:
     """Bytes that the cache of one sequence holds, against how much it has read."""
-    figure, (panel,) = _figure(1)
+    figure, (panel,) = new_figure(1)
     for arm, held in results.held.items():
         label = f"{arm} (keys kept: {held[-1].entries})"
         panel.plot(
@@ -71,4 +73,4 @@ def plot_memory(results: Results, path: Path) -> Path:
         )
     panel.set(xlabel="tokens read", ylabel="MiB held", ylim=(0, None), title="memory held, measured on the cache")
     panel.legend()
-    return _finish(figure, path)
+    return save(figure, path)
