@@ -13,7 +13,7 @@ __version__ = "1.0.0.dev0"
 
 OPERATORS = (
     "delta_rule", "gated_delta_rule", "kda", "linear_attention", "gated_linear_attention", "delta_rule_v",
-    "delta_rule_kv", "delta_product", "gated_delta_product", "delta_product_r", "delta_product_c",
+    "delta_rule_kv", "delta_rule_gelu", "delta_product", "gated_delta_product", "delta_product_r", "delta_product_c",
 )  # fmt: skip
 FEATURE_MAPS = ("sign_split", "silu")
 WRITE_GATES = ("learned", "constant", "k", "v", "kv")
@@ -60,7 +60,8 @@ class MemoryConfig:
         operator: recurrence: ``delta_rule`` (arXiv 2406.06484), with a learned decay per head ``gated_delta_rule``
             (2412.06464) or per channel ``kda`` (2510.26692); ``linear_attention`` (2006.16236), with a learned decay per
             channel ``gated_linear_attention`` (2312.06635). Of TPTT (2506.17671): ``delta_rule_v`` and ``delta_rule_kv``, the
-            delta rule with write gate ``v`` or ``kv``; ``delta_product``, ``gated_delta_product``, ``delta_product_r`` and
+            delta rule with write gate ``v`` or ``kv``; ``delta_rule_gelu``, the delta rule with sign(S) GELU(|S|) of the state
+            S at every ``state_activation_every``-th token of a sequence; ``delta_product``, ``gated_delta_product``, ``delta_product_r`` and
             ``delta_product_c``, two writes per token (2502.10297): itself and a virtual one made by its difference from
             the token before (gated: with a decay per head), by a rotation, or by the mean of both.
         feature_map: of queries and keys before the L2 norm: ``sign_split`` SiLU([Wx, -Wx]) with W learned from the
@@ -68,6 +69,7 @@ class MemoryConfig:
         write_gate: beta: ``learned`` sigmoid of a linear map of the layer's input, ``constant`` 1/2, or without parameters
             the sigmoid of the keys (``k``), values (``v``) or their product (``kv``), averaged over three tokens and the
             head's channels.
+        state_activation_every: tokens between two activations of the state, for ``delta_rule_gelu``.
         states: one state per ``query_head``, or under grouped-query attention one per ``kv_head``, written once and read by
             every query head of its group: a smaller cache.
         mix_gate: what moves mu beside ``mag_weight``: ``token`` a linear map of the layer's input per head, ``head`` a
@@ -78,7 +80,7 @@ class MemoryConfig:
         layers: which attention layers get a memory: "all", an integer n for every n-th (n - 1, 2 n - 1, ...), or their
             numbers. The others stay softmax, window and all.
         memory_only_layers: those of ``layers`` whose mu is fixed at 1, "all" or their numbers: they compute no softmax and
-            hold no keys and values.
+            hold no keys and values. The same holds while ``mag_weight`` is 1 and there is no ``mix_gate``.
         bidirectional: for encoders: the mean of a reading from the left and one from the right.
         attention_layout: how the attention modules keep their projections; None finds out. A name of
             `tptt.surgery.LAYOUTS`, or a dictionary with ``projections``, ``output`` and ``split`` (`tptt.surgery.Layout`).
@@ -90,6 +92,7 @@ class MemoryConfig:
     operator: str = "delta_rule"
     feature_map: str = "sign_split"
     write_gate: str = "learned"
+    state_activation_every: int = 256
     states: str = "query_head"
     mix_gate: str = "token"
     mag_weight: float = 0.5
@@ -109,6 +112,7 @@ class MemoryConfig:
         check_mag_weight(self.mag_weight)
         if self.max_self_attn_length is not None:
             _check_count("max_self_attn_length", self.max_self_attn_length, 1)
+        _check_count("state_activation_every", self.state_activation_every, 1)
         _check_count("sink_tokens", self.sink_tokens, 0)
         if self.sink_tokens and self.max_self_attn_length is None:
             raise ValueError("sink_tokens has no meaning without a window: set max_self_attn_length as well")
@@ -176,6 +180,7 @@ class TpttConfig(PreTrainedConfig):
     operator: str = MemoryConfig.operator
     feature_map: str = MemoryConfig.feature_map
     write_gate: str = MemoryConfig.write_gate
+    state_activation_every: int = MemoryConfig.state_activation_every
     states: str = MemoryConfig.states
     mix_gate: str = MemoryConfig.mix_gate
     mag_weight: float = MemoryConfig.mag_weight

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from tptt.checkpoint import CheckpointMixin
 from tptt.configuration import TpttConfig, base_error
 from tptt.surgery import attach_memory, calibrate
-from tptt.surgery.attach import NAME, base_of, prepare_generation
+from tptt.surgery.attach import NAME, base_of, prepare_generation, weights_loaded
 
 _without_weights: contextvars.ContextVar[bool] = contextvars.ContextVar("tptt_without_weights", default=False)
 _adapter_follows: contextvars.ContextVar[bool] = contextvars.ContextVar("tptt_adapter_follows", default=False)
@@ -187,7 +187,9 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
     @classmethod
     def _load_full(cls, path, *args, **kwargs):
         with _set(_without_weights):
-            return super(CheckpointMixin, cls).from_pretrained(path, *args, **kwargs)
+            result = super(CheckpointMixin, cls).from_pretrained(path, *args, **kwargs)
+        weights_loaded(result[0] if isinstance(result, tuple) else result)
+        return result
 
     @classmethod
     def _for_adapter(cls, config: TpttConfig, **options) -> TpttModel:

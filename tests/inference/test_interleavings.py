@@ -19,6 +19,7 @@ MODELS = {
     "taps": ("qwen2", WINDOW | {"operator": "gated_delta_product", "write_gate": "kv", "states": "kv_head"}),
     "partial": ("gemma2", WINDOW | {"layers": [1]}),
     "memory only": ("llama", {"memory_only_layers": [0], "operator": "kda"}),
+    "activated": ("llama", WINDOW | {"operator": "delta_rule_gelu", "state_activation_every": 3}),
     "latent": ("deepseek_v3", WINDOW),
 }
 MOST_ROWS = 4

@@ -104,6 +104,36 @@ def test_a_fixed_mu_stays():
         set_mag_weight(alone, 0.5)
 
 
+def test_without_a_gate_the_softmax_goes_and_comes_with_the_weight(tmp_path):
+    """As a schedule moves it, and as a checkpoint has it."""
+    ids, base = tokens(2, 12), four_layers()
+    with torch.no_grad():
+        want = base(input_ids=ids).logits
+    base.save_pretrained(tmp_path / "base")
+    model = TpttModel(TpttConfig(base_model_name=tmp_path / "base", mag_weight=1.0, mix_gate="none")).eval()
+
+    def entries(model):
+        with torch.no_grad():
+            return kv_entries(model(input_ids=ids, use_cache=True).past_key_values)
+
+    assert entries(model) == 0
+    set_mag_weight(model, 0.0)
+    assert entries(model) == 12
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, want)
+    set_mag_weight(model, 1.0)
+    assert entries(model) == 0
+    for weight, kept in ((0.5, 12), (1.0, 0)):
+        set_mag_weight(model, weight)
+        model.save_pretrained(tmp_path / "out")
+        assert entries(TpttModel.from_pretrained(tmp_path / "out").eval()) == kept
+        fresh = TpttModel(TpttConfig(base_model_name=tmp_path / "base", mag_weight=0.3, mix_gate="none")).eval()
+        fresh.load_state_dict(model.state_dict())
+        assert entries(fresh) == kept
+    bloom = attach_memory(tiny_model("bloom"), MemoryConfig(mag_weight=1.0, mix_gate="none"))
+    assert entries(bloom) == 12  # whose softmax cannot be left out: it counts for nothing
+
+
 def test_calibration_measures_the_softmax_that_is_left_out():
     both, alone = (
         calibrate(attach_memory(four_layers(), MemoryConfig(memory_only_layers=only)), tokens(2, 32))

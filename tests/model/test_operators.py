@@ -12,7 +12,7 @@ from tptt.surgery import memories
 
 @pytest.fixture(params=OPERATORS)
 def model(request):
-    config = MemoryConfig(operator=request.param, max_self_attn_length=6, sink_tokens=1)
+    config = MemoryConfig(operator=request.param, max_self_attn_length=6, sink_tokens=1, state_activation_every=4)
     return randomize(attach_memory(build("llama"), config))
 
 

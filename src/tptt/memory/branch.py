@@ -28,6 +28,7 @@ class Recurrence(NamedTuple):
     decay: str | None = None  # see gates.DECAY
     virtual: str | None = None  # STEPS virtual tokens for each, see recent.VIRTUAL
     write_gate: str | None = None  # instead of the configuration's
+    activation: bool = False  # of the state, see writes.activated
 
 
 def _weights(gate: nn.Module | None) -> Any:
@@ -46,6 +47,7 @@ RECURRENCES = {
     "gated_linear_attention": Recurrence(delta=False, decay="channel"),
     "delta_rule_v": Recurrence(write_gate="v"),
     "delta_rule_kv": Recurrence(write_gate="kv"),
+    "delta_rule_gelu": Recurrence(activation=True),
     "delta_product": Recurrence(virtual="derivative"),
     "gated_delta_product": Recurrence(virtual="derivative", decay="head"),
     "delta_product_r": Recurrence(virtual="rotary"),
@@ -97,11 +99,12 @@ class LinearMemory(nn.Module):
 
     def writes(
         self, hidden_states: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None,
-        taps: torch.Tensor | None = None,
+        taps: torch.Tensor | None = None, seen: torch.Tensor | None = None,
     ) -> Writes:  # fmt: skip
         """What the tokens write; k [B, T, Hk, D], v [B, T, Hk, V]; where ``mask`` [B, T] is False nothing is written or forgotten.
 
-        ``taps`` [B, taps, Hk, D + V] are the raw keys and values of the tokens before, for a memory that looks at them.
+        ``taps`` [B, taps, Hk, D + V] are the raw keys and values of the tokens before, for a memory that looks at them;
+        ``seen`` [B] how many there were, for one that counts.
         """
         k, v = k.float(), v.float()
         recent = None
@@ -123,8 +126,11 @@ class LinearMemory(nn.Module):
         keys = self.key_features(k.flatten(1, -3)).view(*k.shape[:-1], -1)
         if self.recurrence.virtual:
             keys = keys * fade(k)
-        looked_at = () if recent is None else (recent.raw, mask, recent.taps)
-        return Writes(keys, v, beta, g, self.recurrence.delta, *looked_at)
+        raw, after = (None, None) if recent is None else (recent.raw, recent.taps)
+        every = self.config.state_activation_every if self.recurrence.activation else 0
+        if every and seen is None:
+            seen = torch.zeros(len(k), dtype=torch.long, device=k.device)
+        return Writes(keys, v, beta, g, self.recurrence.delta, raw, mask, after, every, seen)
 
     def _beta(self, hidden_states: torch.Tensor, recent: Recent | None) -> torch.Tensor:
         """Write strength [B, T, Hs]."""
@@ -157,7 +163,7 @@ class LinearMemory(nn.Module):
         """
         if (
             q.shape[1] != 1 or torch.is_grad_enabled() or torch.compiler.is_compiling() or not q.is_cpu or unavailable()
-            or self.taps or softmax.dtype not in (torch.float32, torch.bfloat16) or self.output_scale.dtype != torch.float32
+            or self.taps or self.recurrence.activation or softmax.dtype not in (torch.float32, torch.bfloat16) or self.output_scale.dtype != torch.float32
             or not q.dtype == k.dtype == v.dtype == hidden_states.dtype == softmax.dtype
         ):  # fmt: skip
             return None

@@ -7,6 +7,8 @@ transformers keeps the states of linear attention there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from transformers.cache_utils import (
     Cache,
@@ -49,8 +51,8 @@ class MemoryState:
         self.record_past = False
         self.state: torch.Tensor | None = None
         self.taps: torch.Tensor | None = None  # raw tokens before, for a memory that looks at them
-        self._taps_before: torch.Tensor | None = None
-        self._before: torch.Tensor | None = None
+        self.seen: torch.Tensor | None = None  # how many there were, [B], for one that counts
+        self._before: tuple = (None, None, None)  # the three, before what is recorded
         self._history: list[Writes] = []
 
     @property
@@ -64,14 +66,16 @@ class MemoryState:
         """Take the ``state`` after ``writes``, and what the next call sees of their raw tokens."""
         if self.record_past:
             if not self._history:
-                self._before, self._taps_before = self.state, self.taps
+                self._before = (self.state, self.taps, self.seen)
             self._history.append(writes.map(torch.Tensor.detach))
         self.state, self.taps = state.detach(), None if writes.taps is None else writes.taps.detach()
+        self.seen = writes.seen_after
 
     def _each(self, function) -> None:
-        for name in ("state", "taps", "_before", "_taps_before"):
+        for name in ("state", "taps", "seen"):
             if getattr(self, name) is not None:
                 setattr(self, name, function(getattr(self, name)))
+        self._before = tuple(None if x is None else function(x) for x in self._before)
         self._history = [w.map(function) for w in self._history]
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -92,15 +96,15 @@ class MemoryState:
         super().crop(tokens_to_remove)  # type: ignore[misc]
         if tokens_to_remove < 0:
             kept = recorded + tokens_to_remove
-            self.state, self.taps = self._before, self._taps_before
+            self.state, self.taps, self.seen = self._before
             if kept:
                 writes = Writes.joined(self._history, kept, self.taps)
-                self.state, self.taps = writes.state_after(self.state), writes.taps
-        self._history, self._before, self._taps_before = [], None, None
+                self.state, self.taps, self.seen = writes.state_after(self.state), writes.taps, writes.seen_after
+        self._history, self._before = [], (None, None, None)
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
-        self.state, self.taps, self._before, self._taps_before, self._history = None, None, None, None, []
+        self.state, self.taps, self.seen, self._before, self._history = None, None, None, (None, None, None), []
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
@@ -152,7 +156,7 @@ class MemoryStaticSliding(MemoryState, StaticSlidingWindowLayer):
 
 
 def adopt_layer(
-    cache: Cache, index: int, window: int | None = None, sinks: int = 0, alone: bool = False, shares_mask: bool = False
+    cache: Cache, index: int, window: int | None, sinks: int, alone: bool, shares_mask: Callable[[], bool]
 ) -> MemoryState:
     """Layer ``index`` of ``cache`` as one that holds a memory; a stock layer is replaced by its counterpart.
 
@@ -161,7 +165,7 @@ def adopt_layer(
         index: of the layer.
         window, sinks: of the softmax branch.
         alone: there is no softmax branch.
-        shares_mask: another layer, without memory, takes the mask whose size the cache says by this one.
+        shares_mask: whether another layer takes the mask whose size the cache says by this one; asked once.
 
     Raises:
         ValueError: the layer holds tokens that no memory has read, or that were read under another window; or a static
@@ -179,7 +183,7 @@ def adopt_layer(
             f"cache layer {index} already holds {int(layer.get_seq_length())} tokens that this memory has not read: "
             "start from an empty cache, or from one that this model filled"
         )
-    new = _counterpart(layer, window, sinks, alone, shares_mask)
+    new = _counterpart(layer, window, sinks, alone, shares_mask())
     new.record_past = getattr(layer, "record_past", False)
     cache.layers[index] = new
     return new

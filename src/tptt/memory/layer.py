@@ -17,11 +17,12 @@ from .branch import LinearMemory
 
 
 class LayerState(NamedTuple):
-    """What a layer carries from call to call: the state [B, H, K, V], float32, and the raw tokens before, where the
-    operator looks at them."""
+    """What a layer carries from call to call: the state [B, H, K, V], float32, and the raw tokens before or their number,
+    where the operator looks at them."""
 
     memory: torch.Tensor
     taps: torch.Tensor | None
+    seen: torch.Tensor | None = None
 
 
 class LinearAttention(nn.Module):
@@ -81,8 +82,8 @@ class LinearAttention(nn.Module):
                 raise ValueError("a bidirectional layer reads whole sequences: it takes no state and returns none")
             out = self.memory(x, q, k, v, mask)
         else:
-            before, taps = state or (None, None)
-            writes = self.memory.writes(x, k, v, mask, taps)
+            before, taps, seen = state or (None, None, None)
+            writes = self.memory.writes(x, k, v, mask, taps, seen)
             out, memory = self.memory.read(q, writes, before)
-            after = LayerState(memory, writes.taps)
+            after = LayerState(memory, writes.taps, writes.seen_after)
         return self.output(out.flatten(2).to(x.dtype)), after

@@ -17,7 +17,7 @@ from tptt.memory import LinearMemory
 from .discovery import Found, UnsupportedAttentionError, choose, find_attention
 from .hooks import Site, after_attention, before_attention, before_layer, cache_layer
 from .inputs import before_body, takes_keywords
-from .softmax import restore_softmax, window_of, window_refusal, without_softmax
+from .softmax import follow_weight, window_of, window_refusal, with_softmax, without_softmax
 
 NAME = "liza"
 
@@ -44,19 +44,16 @@ def attach_memory(model: nn.Module, config: MemoryConfig | None = None) -> nn.Mo
     body = attention_body(model, config.bidirectional)
     found = find_attention(body, config.attention_layout)
     chosen = choose(found, config.layers)
-    alone = choose(chosen, config.memory_only_layers) if config.memory_only_layers else []
-    if config.mag_weight == 1.0 and config.mix_gate == "none":
-        alone = chosen
+    fixed = choose(chosen, config.memory_only_layers) if config.memory_only_layers else []
     for x in chosen:
-        _check(x, body, config, x in alone)
-    own_mask = alone if config.max_self_attn_length is None else chosen
-    others = {_kind(x) for x in found if x not in own_mask}
-    fixed = replace(config, mag_weight=1.0, mix_gate="none")
+        _check(x, body, config, x in fixed)
+    plain = frozenset(_kind(x) for x in found if x not in chosen)
+    sites: list[Site] = []
     for x in chosen:
-        _give(x, body, fixed if x in alone else config, x in alone, _kind(x) in others)
+        _give(x, body, config, x in fixed, plain, sites)
     parameters = tuple(inspect.signature(type(body).forward).parameters)[1:]
     if "attention_mask" in parameters:
-        hook = partial(before_body, parameters, config, [x.module._tptt for x in chosen], takes_keywords(body))
+        hook = partial(before_body, parameters, config, sites, takes_keywords(body))
         body._tptt_handle = body.register_forward_pre_hook(hook, with_kwargs=True)
     generator = base_of(model)
     if hasattr(type(generator), _PREPARE) and not config.bidirectional:
@@ -105,12 +102,15 @@ def _check(x: Found, body: nn.Module, config: MemoryConfig, alone: bool) -> None
         and (reason := window_refusal(x.module, _config(x, body), config.sink_tokens))
     ):
         raise UnsupportedAttentionError(f"max_self_attn_length cannot bound {who}: {reason}")
-    uses_interface = getattr(body, "_can_set_attn_implementation", lambda: False)
-    if alone and not (hasattr(x.module, "config") and uses_interface()):
+    if alone and not _can_leave_softmax_out(x, body):
         raise UnsupportedAttentionError(
             f"{who} does not take its softmax from transformers' attention interface, so that it cannot be left out: mu "
-            "cannot be fixed at 1 (mag_weight=1 with mix_gate='none', or memory_only_layers)"
+            "cannot be fixed at 1 (memory_only_layers)"
         )
+
+
+def _can_leave_softmax_out(x: Found, body: nn.Module) -> bool:
+    return hasattr(x.module, "config") and getattr(body, "_can_set_attn_implementation", lambda: False)()
 
 
 def _kind(x: Found) -> str | None:
@@ -119,25 +119,32 @@ def _kind(x: Found) -> str | None:
     return kinds[x.layer] if kinds and x.layer < len(kinds) else None
 
 
-def _give(x: Found, body: nn.Module, config: MemoryConfig, alone: bool, shares_mask: bool) -> None:
+def _give(
+    x: Found, body: nn.Module, config: MemoryConfig, fixed: bool, plain: frozenset[str | None], sites: list[Site]
+) -> None:
     module, sizes = x.module, x.sizes
+    if fixed:
+        config = replace(config, mag_weight=1.0, mix_gate="none")
     memory = LinearMemory(config, sizes.hidden, sizes.heads, sizes.kv_heads, sizes.head_dim, sizes.value_dim)
     module.add_module(NAME, memory.to(next(module.parameters()).device))
     parameters = tuple(inspect.signature(type(module).forward).parameters)[1:]
-    shares_mask |= "alibi" in parameters  # whose width goes by the mask's
-    layer = _layer(body, x.name)
-    base = _config(x, body)
-    window = None if alone else window_of(module, base, x.layer, config.max_self_attn_length)
-    sinks = config.sink_tokens if window else 0
-    site = Site(sizes, parameters, x.layer, alone, shares_mask, base, window, sinks, takes_keywords(layer))
+    layer, base = _layer(body, x.name), _config(x, body)
+    window = window_of(module, base, x.layer, config.max_self_attn_length)
+    follows = config.mix_gate == "none" and not fixed and _can_leave_softmax_out(x, body)
+    site = Site(
+        sizes, parameters, x.layer, _kind(x), base, window, config.sink_tokens, takes_keywords(layer), sites, plain, fixed, follows
+    )  # fmt: skip
     module._tptt = site
+    sites.append(site)
     site.handles = [
         layer.register_forward_pre_hook(partial(before_layer, site), with_kwargs=True),
         module.register_forward_pre_hook(before_attention, with_kwargs=True),
         module.register_forward_hook(after_attention),
+        module.register_load_state_dict_post_hook(lambda module, _: follow_weight(module)),
     ]
-    if alone:
+    if fixed:
         without_softmax(module)
+    follow_weight(module)
 
 
 def _layer(body: nn.Module, name: str) -> nn.Module:
@@ -155,10 +162,11 @@ def detach_memory(model: nn.Module) -> nn.Module:
     """Take the memory off again; the model computes what it did before, bit for bit. Returns ``model``."""
     base_of(model).__dict__.pop(_PREPARE, None)
     for module in model.modules():
-        if (site := module.__dict__.pop("_tptt", None)) is not None:
+        if (site := module.__dict__.get("_tptt")) is not None:
+            with_softmax(module)
+            del module._tptt
             for handle in [*site.handles, *(h for _, h in site.hooks.values())]:
                 handle.remove()
-            restore_softmax(module)
             delattr(module, NAME)
         if (handle := module.__dict__.pop("_tptt_handle", None)) is not None:
             handle.remove()
@@ -195,11 +203,19 @@ def set_mag_weight(model: nn.Module, weight: float) -> None:
     value = check_mag_weight(weight)
     if not memories(model):
         raise ValueError(f"{type(model).__name__} carries no memory: attach_memory(model, config) gives it one")
-    mixed = [m.liza for m in model.modules() if "_tptt" in m.__dict__ and not m._tptt.alone]
-    if not mixed and value != 1.0:
+    carriers = [m for m in model.modules() if "_tptt" in m.__dict__ and not m._tptt.fixed]
+    if not carriers and value != 1.0:
         raise ValueError(f"mu is fixed at 1 in every memory of {type(model).__name__}: there is no softmax to mix with")
-    for memory in mixed:
-        memory.mag_weight.fill_(value)
+    for module in carriers:
+        module.liza.mag_weight.fill_(value)
+        follow_weight(module)
+
+
+def weights_loaded(model: nn.Module) -> None:
+    """To be called when weights were loaded by other ways than ``load_state_dict``."""
+    for module in model.modules():
+        if "_tptt" in module.__dict__:
+            follow_weight(module)
 
 
 def prepare_cache(model: nn.Module, cache) -> None:

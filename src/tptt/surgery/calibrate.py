@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .softmax import restore_softmax, without_softmax
+from .softmax import with_softmax, without_softmax
 
 
 @torch.no_grad()
@@ -18,7 +18,7 @@ def calibrate(model: nn.Module, input_ids: torch.Tensor | None = None, **inputs)
     modules = [m for m in model.modules() if "_tptt" in m.__dict__]
     alone = [m for m in modules if m._tptt.alone]
     for module in alone:
-        restore_softmax(module)
+        with_softmax(module)
     for module in modules:
         module._tptt.softmax_squared = []
     if input_ids is not None:

@@ -32,12 +32,16 @@ class Site:
     geometry: Geometry
     parameters: tuple[str, ...]  # of the module's forward
     layer: int
-    alone: bool  # no softmax, no keys and values
-    shares_mask: bool  # a layer that takes the mask the model makes is of the same kind
+    kind: str | None  # which of the model's masks it takes ("sliding_attention", ...); None: there is one
     config: Any  # of the module, or of the model's body where it has none
-    window: int | None  # of the softmax branch; None: all, or there is none
+    own_window: int | None  # of the softmax branch, where there is one; None: it sees all
     sinks: int
     layer_takes_keywords: bool
+    neighbours: list[Site]  # all of the model, this one included
+    plain_kinds: frozenset[str | None]  # of the layers without a memory
+    fixed: bool  # mu is 1 for good
+    follows: bool  # there is no softmax whenever mag_weight is 1
+    alone: bool = False  # no softmax, no keys and values
     packed: bool = False  # the call that is running has packed rows
     told: dict[str, torch.Tensor | None] = field(default_factory=dict)  # TOLD, where the model passes it down
     hooks: dict[str, tuple[nn.Module, Any]] = field(default_factory=dict)
@@ -45,12 +49,23 @@ class Site:
     call: dict[str, Any] | None = None  # of the call that is running
     softmax_squared: list[torch.Tensor] | None = None  # while calibrating: mean squares of the softmax branch, [H * V]
 
+    @property
+    def window(self) -> int | None:
+        """Of the softmax branch; None: it sees all, or there is none."""
+        return None if self.alone else self.own_window
+
+    def shares_mask(self) -> bool:
+        """Whether some layer of this kind takes the mask that the model makes (ALiBi's width goes by it as well)."""
+        takes = (s.kind == self.kind and not s.alone and s.own_window is None for s in self.neighbours)
+        return self.kind in self.plain_kinds or "alibi" in self.parameters or any(takes)
+
 
 def cache_layer(module: nn.Module, cache):
     """The layer of ``cache`` that holds the state of ``module``'s memory."""
     site = module._tptt
     cache = getattr(cache, "self_attention_cache", cache)
-    return adopt_layer(cache, site.layer, site.window, site.sinks, site.alone, site.shares_mask)
+    sinks = site.sinks if site.window else 0
+    return adopt_layer(cache, site.layer, site.window, sinks, site.alone, site.shares_mask)
 
 
 def before_layer(site: Site, layer, args, kwargs):
@@ -156,7 +171,7 @@ def _read(memory: LinearMemory, q, k, v, call) -> torch.Tensor:
         return unpacked.back(memory(hidden, q, k, v, unpacked.mask))
     if layer is None:
         return memory(hidden, q, k, v, mask)
-    writes = memory.writes(hidden, k, v, mask, layer.taps)
+    writes = memory.writes(hidden, k, v, mask, layer.taps, layer.seen)
     o, state = memory.read(q, writes, layer.state)
     layer.write(state, writes)
     return o

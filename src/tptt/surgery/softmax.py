@@ -31,12 +31,24 @@ def without_softmax(module: nn.Module) -> None:
     module._tptt_config = module.config
     module.config = copy.copy(module.config)
     module.config._attn_implementation_internal = _NO_SOFTMAX
+    module._tptt.alone = True
 
 
-def restore_softmax(module: nn.Module) -> None:
+def with_softmax(module: nn.Module) -> None:
     """Undo `without_softmax`."""
     if (config := module.__dict__.pop("_tptt_config", None)) is not None:
         module.config = config
+        module._tptt.alone = False
+
+
+def follow_weight(module: nn.Module) -> None:
+    """Leave the softmax of ``module`` out while mu can only be 1, and take it in again when it no longer is."""
+    site, weight = module._tptt, module.liza.mag_weight
+    if not site.follows or weight.is_meta:
+        return
+    wanted = float(weight) == 1.0
+    if wanted is not site.alone:
+        (without_softmax if wanted else with_softmax)(module)
 
 
 def window_refusal(module: nn.Module, config, sinks: int) -> str | None:
