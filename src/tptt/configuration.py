@@ -74,6 +74,8 @@ class MemoryConfig:
             every query head of its group: a smaller cache.
         mix_gate: what moves mu beside ``mag_weight``: ``token`` a linear map of the layer's input per head, ``head`` a
             learned constant per head, ``none``.
+        cross_gate: beside (1 - mu) softmax + mu memory also the product of the two, taken behind the output projection, which
+            is then computed twice (TPTT).
         mag_weight: mu in [0, 1] where the gate is 0: 0 is the base model, 1 the memory alone.
         max_self_attn_length: window W of the softmax branch in tokens, the token itself included; None is all.
         sink_tokens: first tokens of a sequence that stay visible beyond the window.
@@ -95,6 +97,7 @@ class MemoryConfig:
     state_activation_every: int = 256
     states: str = "query_head"
     mix_gate: str = "token"
+    cross_gate: bool = False
     mag_weight: float = 0.5
     max_self_attn_length: int | None = None
     sink_tokens: int = 0
@@ -183,6 +186,7 @@ class TpttConfig(PreTrainedConfig):
     state_activation_every: int = MemoryConfig.state_activation_every
     states: str = MemoryConfig.states
     mix_gate: str = MemoryConfig.mix_gate
+    cross_gate: bool = MemoryConfig.cross_gate
     mag_weight: float = MemoryConfig.mag_weight
     max_self_attn_length: int | None = None
     sink_tokens: int = 0

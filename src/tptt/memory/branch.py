@@ -181,6 +181,11 @@ class LinearMemory(nn.Module):
         state = state.contiguous()
         return memory_step(q, k, v, hidden_states, softmax, state, learned, logit, self.recurrence.delta), state
 
+    def softmax_share(self, softmax: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(1 - mu) softmax, [B, T, H * V]."""
+        soft = softmax.float().unflatten(-1, (self.heads, -1))
+        return (soft * (1 - self.mu(hidden_states)[..., None])).flatten(-2).to(softmax.dtype)
+
     def mix(self, softmax: torch.Tensor, memory: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         """(1 - mu) softmax + mu memory; softmax [B, T, H * V] in any precision, memory [B, T, H, V]. mu = 0 is exact."""
         soft = softmax.float().unflatten(-1, (self.heads, -1))

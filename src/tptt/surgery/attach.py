@@ -85,6 +85,8 @@ def _check(x: Found, body: nn.Module, config: MemoryConfig, alone: bool) -> None
     parameters = inspect.signature(type(x.module).forward).parameters
     if "attention_mask" not in parameters and not config.bidirectional:
         raise UnsupportedAttentionError(f"{who} takes no attention_mask: padding would get into its memory")
+    if config.cross_gate and x.sizes.layout.output is None:
+        raise UnsupportedAttentionError(f"{who} holds no output projection, which cross_gate multiplies behind")
     if "cycle_offset" in parameters:
         raise UnsupportedAttentionError(f"{who} runs several times for each token: one memory cannot follow it")
     if "BlockSparse" in type(x.module).__name__:
@@ -165,7 +167,7 @@ def detach_memory(model: nn.Module) -> nn.Module:
         if (site := module.__dict__.get("_tptt")) is not None:
             with_softmax(module)
             del module._tptt
-            for handle in [*site.handles, *(h for _, h in site.hooks.values())]:
+            for handle in [*site.handles, *(h for _, handles in site.hooks.values() for h in handles)]:
                 handle.remove()
             delattr(module, NAME)
         if (handle := module.__dict__.pop("_tptt_handle", None)) is not None:

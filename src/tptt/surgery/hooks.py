@@ -44,7 +44,7 @@ class Site:
     alone: bool = False  # no softmax, no keys and values
     packed: bool = False  # the call that is running has packed rows
     told: dict[str, torch.Tensor | None] = field(default_factory=dict)  # TOLD, where the model passes it down
-    hooks: dict[str, tuple[nn.Module, Any]] = field(default_factory=dict)
+    hooks: dict[str, tuple[nn.Module, list[Any]]] = field(default_factory=dict)
     handles: list[Any] = field(default_factory=list)
     call: dict[str, Any] | None = None  # of the call that is running
     softmax_squared: list[torch.Tensor] | None = None  # while calibrating: mean squares of the softmax branch, [H * V]
@@ -115,12 +115,15 @@ def _hook_children(module) -> None:
         if known is not None:
             if known[0] is child:
                 continue
-            known[1].remove()
-        if name == output:
-            handle = child.register_forward_pre_hook(partial(_before_output, (module,)))
+            for handle in known[1]:
+                handle.remove()
+        if name != output:
+            handles = [child.register_forward_hook(partial(_capture, name, (module,)))]
         else:
-            handle = child.register_forward_hook(partial(_capture, name, (module,)))
-        site.hooks[name] = (child, handle)
+            handles = [child.register_forward_pre_hook(partial(_before_output, (module,)))]
+            if module.liza.config.cross_gate:
+                handles.append(child.register_forward_hook(partial(_after_output, (module,))))
+        site.hooks[name] = (child, handles)
 
 
 def _capture(name, owner, child, args, output) -> None:
@@ -130,9 +133,23 @@ def _capture(name, owner, child, args, output) -> None:
 
 def _before_output(owner, child, args):
     module = owner[0]
-    if module._tptt.call is None:
+    if (call := module._tptt.call) is None:
         return None
+    if module.liza.config.cross_gate:
+        call["softmax"] = module.liza.softmax_share(args[0], call["hidden"])
     return (_mixed(module, args[0]), *args[1:])
+
+
+def _after_output(owner, child, args, output):
+    """Cross gate: W is linear but for its bias c, so that with a = W (1 - mu) softmax and b = W mu memory, ``output`` is
+    a + b + c; the product a b comes on top."""
+    call = owner[0]._tptt.call
+    if call is None or not isinstance(output, torch.Tensor):
+        return None
+    first = call["softmax"]
+    bias = child.forward(torch.zeros_like(first[:1, :1]))
+    with_bias = child.forward(first)  # not the module itself: its hooks would mix again
+    return output + (with_bias - bias) * (output - with_bias)
 
 
 def after_attention(module, args, output):
