@@ -23,8 +23,8 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import tptt
-from benchmarks.timing import interleaved, machine, table, write_section
-from tptt.evaluation import cache_bytes, kv_entries
+from benchmarks.timing import interleaved, machine, write_section
+from tptt.evaluation import cache_bytes, kv_entries, markdown_table
 from tptt.evaluation.verify import TOLERANCE, verify
 from tptt.inference import Session
 from tptt.quickstart.plots import new_figure, save
@@ -173,7 +173,7 @@ def step_profile(arms: dict, held: dict, context: int) -> str:
             finally:
                 hooks._mixed = original
         rows.append([name, f"{1e3 * median(times):.2f}", f"{median(memory):.0%}", f"{calls:,}"])
-    return table([f"one step after {context} tokens", "ms", "of it the memory", "Python calls"], rows)
+    return markdown_table([f"one step after {context} tokens", "ms", "of it the memory", "Python calls"], rows)
 
 
 def median(values: list[float]) -> float:
@@ -244,12 +244,12 @@ def tables(arms: dict, held: dict, sizes: dict, contexts, decode: dict, prefill:
     against = [f"{name} / base, measured / by bytes" for name in names[1:]]
     return [
         f"### KiB held by the cache (keys kept per layer at the end: {entries})",
-        table(["context", *names], kept),
+        markdown_table(["context", *names], kept),
         f"### Prefill, tokens/s of a chunk of {CHUNK} behind the context",
-        table(["context", *names], reading),
+        markdown_table(["context", *names], reading),
         '### Decode, tokens/s\n\ntransformers\' dynamic cache, which the base has by default, copies all keys and values at every step; "by bytes" is '
         "what moving weights, keys, values and states once would give, so that the measured ratio can exceed it.",
-        table(["context", *names, *against], writing),
+        markdown_table(["context", *names, *against], writing),
     ]
 
 

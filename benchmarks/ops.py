@@ -22,10 +22,11 @@ from pathlib import Path
 import torch
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
+from tptt.evaluation import markdown_table
 from tptt.ops import available_backends, delta_rule, delta_rule_step
 
 from .memory import peak_units
-from .timing import interleaved, machine, table, write_section
+from .timing import interleaved, machine, write_section
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 SHAPES = ((16, 64), (8, 128))  # H, D
@@ -145,7 +146,7 @@ def against_peers(device: str, dtype: torch.dtype, lengths, original: Original |
                 rows += _rows(
                     f"T {tokens}, H {heads}, D {width}, {'forward + backward' if backward else 'forward'}", times
                 )
-    return table(["", "ms", "times transformers", "times SDPA", "times the original", "times fla alone"], rows)
+    return markdown_table(["", "ms", "times transformers", "times SDPA", "times the original", "times fla alone"], rows)
 
 
 def _rows(title: str, times: dict[str, float]) -> list[list[str]]:
@@ -164,7 +165,7 @@ def crossover(device: str, dtype: torch.dtype) -> str:
         chosen = {n: c for n, c in contenders(device).items() if n not in ("transformers", "fla alone")}
         times = interleaved({n: call(f, inputs, True, count) for n, (f, count) in chosen.items()}, 9, device)
         rows.append([str(tokens), *(f"{times['SDPA'] / times[n]:.2f}" for n in chosen if n != "SDPA")])
-    return table(["T", *(f"{n}, times SDPA" for n in chosen if n != "SDPA")], rows)
+    return markdown_table(["T", *(f"{n}, times SDPA" for n in chosen if n != "SDPA")], rows)
 
 
 def operations(tokens: int, heads: int, width: int, backward: bool, chunk: int = 32) -> float:
@@ -192,7 +193,7 @@ def share_of_peak() -> str:
             done = operations(4096, heads, width, backward)
             shares = (f"{done / t / peak:.0%} ({done / t / 1e9:.0f})" for t in times.values())
             rows.append([f"D {width}, {'forward + backward' if backward else 'forward'}", f"{peak / 1e9:.0f}", *shares])
-    return table(["", "sgemm, GFLOP/s", *(f"{n}: share (GFLOP/s)" for n in chosen)], rows)
+    return markdown_table(["", "sgemm, GFLOP/s", *(f"{n}: share (GFLOP/s)" for n in chosen)], rows)
 
 
 def one_token(tokens: int, batch: int) -> dict[str, float]:
@@ -229,13 +230,13 @@ def decoding() -> str:
             [f"batch {batch}, after {tokens}: {n}", f"{1e6 * t:.0f}", f"{copy / t:.0%}", f"{hf / t:.1f}"]
             for n, t in times.items()
         ]
-    return table(["", "us", "speed of the copy", "times transformers"], rows)
+    return markdown_table(["", "us", "speed of the copy", "times transformers"], rows)
 
 
 def memory() -> str:
     names = [n for n in ("native", "PyTorch") if n in contenders("cpu")]
     rows = [[n, f"{peak_units(n):.2f}"] for n in names] + [["PyTorch, kda", f"{peak_units('kda'):.2f}"]]
-    return table(["T 32768, H 4, D 64", "H T D floats"], [*rows, ["SDPA", f"{peak_units('SDPA'):.2f}"]])
+    return markdown_table(["T 32768, H 4, D 64", "H T D floats"], [*rows, ["SDPA", f"{peak_units('SDPA'):.2f}"]])
 
 
 class Original:

@@ -59,12 +59,6 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def table(heads: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, all columns but the first to the right."""
-    lines = [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1)]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
-
-
 def write_section(file: Path, title: str, text: str) -> None:
     """Put ``text`` under the heading ``## title`` of a Markdown file, in the place of what stood there."""
     old = file.read_text(encoding="utf-8") if file.exists() else "# Results\n"

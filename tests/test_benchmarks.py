@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.timing import interleaved, table, write_section
+from benchmarks.timing import interleaved, write_section
+from tptt.evaluation import markdown_table
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,7 +30,7 @@ def test_contenders_take_turns():
 
 
 def test_table():
-    assert table(["", "ms"], [["x", "1"]]) == "|  | ms |\n| --- | ---: |\n| x | 1 |"
+    assert markdown_table(["", "ms"], [["x", "1"]]) == "|  | ms |\n| --- | ---: |\n| x | 1 |"
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ def test_the_whole_job(base, tmp_path):
     report = (out / "report.md").read_text()
     for part in ("| base |", "| window alone |", "| converted |", "perplexity at 256", "a TpttModel", "torch "):
         assert part in report
-    assert "7 keys per layer (window 8)" in " ".join(report.split())
+    assert "8 keys per layer (window 8)" in " ".join(report.split())
     assert "bit for bit" in run.output
     for name in ("training", "quality", "memory"):
         assert (out / "plots" / f"{name}.png").stat().st_size > 5000

@@ -63,7 +63,7 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model
 
 
-def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = TOLERANCE) -> None:
+def assert_near(a: torch.Tensor, b: torch.Tensor, tolerance: float = TOLERANCE) -> None:
     """Assert equality up to ``tolerance`` of the larger one's largest entry."""
     assert a.shape == b.shape, f"{a.shape} is not {b.shape}"
     scale = max(1.0, float(b.abs().max()))

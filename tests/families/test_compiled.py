@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 from benchmarks.tiny import tiny_model
-from tests.families.models import close, randomize, tokens
+from tests.families.models import assert_near, randomize, tokens
 from tptt import MemoryConfig, attach_memory
 from tptt.surgery.attach import prepare_cache
 
@@ -35,7 +35,7 @@ def test_decoding_with_a_static_cache(family, settings):
     step = torch.compile(model, fullgraph=True, backend="aot_eager")
     got = decoded(model, ids, step)
     with torch.no_grad():
-        close(got, model(input_ids=ids, use_cache=False).logits)
+        assert_near(got, model(input_ids=ids, use_cache=False).logits)
 
 
 @pytest.mark.parametrize("settings", [{}, {"max_self_attn_length": 6, "sink_tokens": 2}], ids=str)
@@ -44,7 +44,7 @@ def test_one_pass(settings):
     with torch.no_grad():
         want = model(input_ids=ids, use_cache=False).logits
         got = torch.compile(model, fullgraph=True, backend="aot_eager")(input_ids=ids, use_cache=False).logits
-    close(got, want)
+    assert_near(got, want)
 
 
 def test_decoding_within_a_window():
@@ -59,7 +59,7 @@ def test_decoding_within_a_window():
             step(input_ids=ids[:, i : i + 1], past_key_values=cache, use_cache=True).logits.clone()
             for i in range(12, 24)
         ]
-        close(torch.cat(out, 1), model(input_ids=ids, use_cache=False).logits)
+        assert_near(torch.cat(out, 1), model(input_ids=ids, use_cache=False).logits)
 
 
 def test_generate_compiles_by_itself():

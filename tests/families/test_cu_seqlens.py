@@ -5,7 +5,7 @@ import torch
 from transformers import DataCollatorWithFlattening
 
 from benchmarks.tiny import tiny_model
-from tests.families.models import close, randomize, tokens
+from tests.families.models import assert_near, randomize, tokens
 from tptt import MemoryConfig, attach_memory
 
 SETTINGS = [{}, {"max_self_attn_length": 6, "sink_tokens": 2}, {"operator": "delta_product", "memory_only_layers": [0]}]
@@ -31,7 +31,7 @@ def test_packed_equals_separate(model, name):
     with torch.no_grad():
         want = torch.cat([model(input_ids=x).logits for x in rows()], 1)
         out = model(input_ids=torch.cat(rows(), 1), **{name: bounds()})
-    close(out.logits, want)
+    assert_near(out.logits, want)
     assert out.past_key_values is None
 
 
@@ -46,7 +46,7 @@ def test_gradients(model):
     want = gradients(*({"input_ids": x} for x in rows()))
     assert any(".liza." in n for n in got)
     for name, gradient in want.items():
-        close(got[name], gradient, 2e-4)
+        assert_near(got[name], gradient, 2e-4)
 
 
 def test_the_flattening_collator(model):
@@ -57,14 +57,14 @@ def test_the_flattening_collator(model):
         labels = batch.pop("labels")
         assert labels.shape == batch["input_ids"].shape
         with torch.no_grad():
-            close(model(**batch).logits, torch.cat([model(input_ids=x).logits for x in rows()], 1))
+            assert_near(model(**batch).logits, torch.cat([model(input_ids=x).logits for x in rows()], 1))
 
 
 def test_positions_alone_in_a_call_that_keeps_a_cache(model):
     positions = torch.cat([torch.arange(n) for n in LENGTHS])[None]
     with torch.no_grad():
         got = model(input_ids=torch.cat(rows(), 1), position_ids=positions, use_cache=True)
-        close(got.logits, torch.cat([model(input_ids=x).logits for x in rows()], 1))
+        assert_near(got.logits, torch.cat([model(input_ids=x).logits for x in rows()], 1))
 
 
 def test_refusals(model):

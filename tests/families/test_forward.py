@@ -5,7 +5,7 @@ import torch
 
 from tptt import MemoryConfig, attach_memory, detach_memory, set_mag_weight
 
-from .models import build, close, randomize, tokens
+from .models import assert_near, build, randomize, tokens
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -39,7 +39,7 @@ def test_the_future_is_never_seen(attached, attention, settings, padded):
     with torch.no_grad():
         a, b = (model(input_ids=x, **arguments).logits[:, :25] for x in (ids, other))
     real = mask[:, :25].bool()  # at a padded place eager attention itself averages over everything
-    close(a[real], b[real], 1e-6)
+    assert_near(a[real], b[real], 1e-6)
     with torch.no_grad():
         assert not torch.allclose(model(input_ids=ids, **arguments).logits[1, 30], model(input_ids=other).logits[1, 30])
 
@@ -51,7 +51,7 @@ def test_eager_equals_sdpa(family, settings):
         model = randomize(attach_memory(build(family, attention), MemoryConfig(**settings)))
         with torch.no_grad():
             out.append(model(input_ids=ids).logits)
-    close(*out)
+    assert_near(*out)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -66,7 +66,7 @@ def test_padding_changes_nothing(attached, side):
     with torch.no_grad():
         plain = model(input_ids=ids).logits
         got = model(input_ids=padded, attention_mask=mask, position_ids=positions).logits
-    close(got[:, 6:] if side == "left" else got[:, :30], plain)
+    assert_near(got[:, 6:] if side == "left" else got[:, :30], plain)
 
 
 def test_memory_sees_beyond_the_window(attached):

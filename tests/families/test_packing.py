@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from .models import close, tokens
+from .models import assert_near, tokens
 
 SETTINGS = [
     {},
@@ -22,7 +22,7 @@ def test_packed_equals_separate(attached, settings):
     with torch.no_grad():
         got = model(input_ids=packed, position_ids=positions, use_cache=False).logits
         want = torch.cat([torch.cat([model(input_ids=x).logits for x in row], 1) for row in rows])
-    close(got, want)
+    assert_near(got, want)
 
 
 def test_packed_gradients_equal_separate(attached):
@@ -37,5 +37,5 @@ def test_packed_gradients_equal_separate(attached):
         return weight.grad.clone()
 
     packed = gradient((torch.cat([a, b], 1), {"position_ids": positions}))
-    close(packed, gradient((a, {}), (b, {})), 1e-4)
+    assert_near(packed, gradient((a, {}), (b, {})), 1e-4)
     assert packed.abs().max() > 0

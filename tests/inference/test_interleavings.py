@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.tiny import tiny_model
-from tests.families.models import close, randomize, tokens
+from tests.families.models import assert_near, randomize, tokens
 from tptt import MemoryConfig, MemorySnapshot, attach_memory
 from tptt.inference.snapshot import new_cache
 
@@ -125,7 +125,7 @@ class Conversation:
 
     def check(self):
         got = self.read(3)[:, -3:]
-        close(got, self.forward(self.ids, None)[:, -3:], 5e-5)
+        assert_near(got, self.forward(self.ids, None)[:, -3:], 5e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)

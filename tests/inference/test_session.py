@@ -5,7 +5,7 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks.tiny import tiny_model
-from tests.families.models import build, close, randomize, tokens
+from tests.families.models import assert_near, build, randomize, tokens
 from tptt import MemoryConfig, MemorySnapshot, Session, attach_memory, stream
 from tptt.assets import BASE
 from tptt.evaluation import cache_bytes
@@ -50,7 +50,7 @@ def test_reading_in_chunks(model, chunk, form):
     ids = tokens(1, 40)
     session = stream(model, form(ids), chunk_size=chunk)
     assert session.tokens == 40
-    close(after(model, session), from_scratch(model, ids))
+    assert_near(after(model, session), from_scratch(model, ids))
 
 
 def test_generating_and_going_on(model):
@@ -67,7 +67,7 @@ def test_generating_and_going_on(model):
     session.read(tokens(1, 6, seed=6))
     so_far = torch.cat([so_far, tokens(1, 6, seed=6)], 1)
     assert session.tokens == so_far.shape[1]
-    close(after(model, session), from_scratch(model, so_far))
+    assert_near(after(model, session), from_scratch(model, so_far))
 
 
 def test_asking_leaves_the_session_as_it_is(model):
@@ -79,7 +79,7 @@ def test_asking_leaves_the_session_as_it_is(model):
         want = model.generate(both, attention_mask=torch.ones_like(both), use_cache=False, **NEW, **options)
         assert torch.equal(got.reshape(-1, 8), want[:, both.shape[1] :])
     assert session.tokens == 20
-    close(after(model, session), from_scratch(model, ids))
+    assert_near(after(model, session), from_scratch(model, ids))
 
 
 def test_sampling_with_a_seed(model):
@@ -96,12 +96,12 @@ def test_snapshot_fork_and_roll_back(model, tmp_path):
     session = stream(model, ids[:, :20])
     snapshot, fork = session.snapshot(), session.fork()
     session.read(ids[:, 20:])
-    close(after(model, session), from_scratch(model, ids))
-    close(after(model, fork), from_scratch(model, ids[:, :20]))
+    assert_near(after(model, session), from_scratch(model, ids))
+    assert_near(after(model, fork), from_scratch(model, ids[:, :20]))
     fork.read(tokens(1, 9, seed=8))
-    close(after(model, session.restore(snapshot)), from_scratch(model, ids[:, :20]))
+    assert_near(after(model, session.restore(snapshot)), from_scratch(model, ids[:, :20]))
     session.read(ids[:, 20:])
-    close(after(model, session), from_scratch(model, ids))
+    assert_near(after(model, session), from_scratch(model, ids))
     file = session.save(tmp_path / "deep" / "memory.safetensors")
     again = Session.load(file, model)
     assert torch.equal(after(model, again), after(model, session)) and again.tokens == 30
@@ -115,7 +115,7 @@ def test_what_waits_is_kept_in_a_snapshot(model, tmp_path):
     assert again.tokens == session.tokens == 20
     everything = torch.cat([tokens(1, 10), tokens(1, 2, seed=1), new[None]], 1)
     for each in (session, again):
-        close(after(model, each.read([5])), from_scratch(model, torch.cat([everything, torch.tensor([[5]])], 1)))
+        assert_near(after(model, each.read([5])), from_scratch(model, torch.cat([everything, torch.tensor([[5]])], 1)))
 
 
 @pytest.mark.parametrize("family", ["jamba", "deepseek_v3", "gemma2", "falcon_h1", "gpt2"])
@@ -124,7 +124,7 @@ def test_other_caches(family, tmp_path):
     model = randomize(attach_memory(tiny_model(family), MemoryConfig(operator="gated_delta_rule")))
     ids = tokens(1, 26)
     session = Session.load(stream(model, ids[:, :18], chunk_size=18).save(tmp_path / "s.safetensors"), model)
-    close(
+    assert_near(
         after(model, session.read(ids[:, 18:])),
         after(model, stream(model, ids[:, :18], chunk_size=18).read(ids[:, 18:])),
     )

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, pipeline
 
-from tests.families.models import close, randomize, tokens
+from tests.families.models import assert_near, randomize, tokens
 from tptt import TpttConfig, TpttModel, TpttPipeline
 
 FRESH = """
@@ -51,7 +51,7 @@ def test_fresh_process_and_double_round_trip(config, tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
         result = torch.load(tmp_path / "result")
-        close(result["logits"], logits(model, ids), 1e-6)
+        assert_near(result["logits"], logits(model, ids), 1e-6)
         assert torch.equal(result["new"], want)
         saved = json.loads((tmp_path / str(i + 1) / "config.json").read_text())
         assert saved["auto_map"]["AutoModelForCausalLM"] == "modeling_tptt.TpttModel"
@@ -62,11 +62,11 @@ def test_merge_and_full_save(config, base, tmp_path):
     want = logits(model, ids)
     tied = model.config.text_config.tie_word_embeddings
     model.merge_and_unload()
-    close(logits(model, ids), want)
+    assert_near(logits(model, ids), want)
     model.save_pretrained(tmp_path / "full")
     base.rename(tmp_path / "gone")  # self-contained: the base is not needed
     again = TpttModel.from_pretrained(tmp_path / "full")
-    close(logits(again, ids), want)
+    assert_near(logits(again, ids), want)
     shared = again.get_input_embeddings().weight is again.get_output_embeddings().weight
     assert shared is bool(tied)
 
@@ -93,7 +93,7 @@ def test_lora_before_or_after_attaching(config, tmp_path):
     other = get_peft_model(other, PeftConfig.from_peft_type(**settings.lora_config))
     result = other.load_state_dict(model.backbone.state_dict(), strict=False)
     assert not result.missing_keys and not result.unexpected_keys
-    close(logits(other, ids), logits(model, ids), 1e-6)
+    assert_near(logits(other, ids), logits(model, ids), 1e-6)
 
 
 def test_a_checkpoint_that_does_not_fit(config, tmp_path):

@@ -12,7 +12,7 @@ from transformers import (
 )
 
 import tptt
-from tests.families.models import close, randomize, tokens
+from tests.families.models import assert_near, randomize, tokens
 from tptt import TpttModel
 
 
@@ -75,7 +75,7 @@ def test_accumulation_equals_one_batch(config, tokenizer, tmp_path):
         results.append((state(model), losses(trainer)))
     assert results[0][1] == pytest.approx(results[1][1], rel=1e-4)
     for name, value in results[0][0].items():
-        close(results[1][0][name], value, 1e-5)
+        assert_near(results[1][0][name], value, 1e-5)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(config):
@@ -91,7 +91,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(config):
         out.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
     assert out[0].keys() == out[1].keys()
     for name in out[0]:
-        close(out[1][name], out[0][name], 1e-6)
+        assert_near(out[1][name], out[0][name], 1e-6)
 
 
 def test_resuming_gives_the_same_model_and_mu(config, tokenizer, tmp_path):
@@ -105,7 +105,7 @@ def test_resuming_gives_the_same_model_and_mu(config, tokenizer, tmp_path):
     part = TpttModel(config())
     resumed = train(part, tokenizer, tmp_path / "b", [callback(part)], resume=str(tmp_path / "a" / "checkpoint-3"))
     for name, value in state(whole).items():
-        close(state(part)[name], value, 1e-6)
+        assert_near(state(part)[name], value, 1e-6)
 
     def schedule(trainer):
         return [(x["step"], x["mag_weight"]) for x in trainer.state.log_history if "loss" in x]
@@ -130,7 +130,7 @@ def test_packed_rows_through_trainer_equal_padded_ones(config, tokenizer, tmp_pa
         results.append((state(model), losses(trainer)))
     assert results[0][1] == pytest.approx(results[1][1], rel=1e-4)
     for name, value in results[0][0].items():
-        close(results[1][0][name], value, 1e-5)
+        assert_near(results[1][0][name], value, 1e-5)
 
 
 def test_label_smoothing_shifts(config, tokenizer, tmp_path):

@@ -3,6 +3,7 @@
 from .memory_held import Held, cache_bytes, kv_entries, memory_held
 from .perplexity import perplexity
 from .recall import RecallScore, recall_accuracy
+from .tables import markdown_table
 from .verify import CHECKS, NotApplicable, verify
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "RecallScore",
     "cache_bytes",
     "kv_entries",
+    "markdown_table",
     "memory_held",
     "perplexity",
     "recall_accuracy",

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from tptt.evaluation import markdown_table
+
 from .options import QuickstartOptions
 from .results import Results
 
@@ -19,12 +21,12 @@ def quality_table(results: Results) -> str:
     lengths = list(results.measures["base"].perplexity)
     heads = [f"perplexity at {n}" for n in lengths]
     heads += [f"recall {side} W at {n}" for side in ("inside", "beyond") for n in lengths]
-    lines = [f"| arm | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
+    rows = []
     for arm, m in results.measures.items():
         cells = [f"{m.perplexity[n]:.2f}" for n in lengths]
         cells += [_percent(m.recall[n].inside) for n in lengths] + [_percent(m.recall[n].beyond) for n in lengths]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([arm, *cells])
+    return markdown_table(["arm", *heads], rows)
 
 
 def distance_table(results: Results) -> str:
@@ -32,22 +34,20 @@ def distance_table(results: Results) -> str:
     length = max(results.measures["base"].recall)
     scores = {arm: m.recall[length] for arm, m in results.measures.items()}
     bins = list(scores["base"].by_distance)
-    lines = [f"| arm | {' | '.join(f'<= {b}' for b in bins)} |", "| --- |" + " ---: |" * len(bins)]
-    for arm, score in scores.items():
-        cells = ["{}/{}".format(*score.by_distance[b]) for b in bins]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return f"By distance in tokens, rows of {length} (right / asked):\n\n" + "\n".join(lines)
+    rows = [[arm, *("{}/{}".format(*score.by_distance[b]) for b in bins)] for arm, score in scores.items()]
+    table = markdown_table(["arm", *(f"<= {b}" for b in bins)], rows)
+    return f"By distance in tokens, rows of {length} (right / asked):\n\n{table}"
 
 
 def held_table(results: Results) -> str:
     """Bytes and keys held by each cache, as a Markdown table."""
     arms = list(results.held)
     heads = [f"{arm}: {what}" for arm in arms for what in ("KiB", "keys per layer")]
-    lines = [f"| tokens read | {' | '.join(heads)} |", "| ---: |" + " ---: |" * len(heads)]
-    for row in zip(*results.held.values(), strict=True):
-        cells = [x for h in row for x in (f"{h.bytes / 1024:.0f}", str(h.entries))]
-        lines.append(f"| {row[0].tokens} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = [
+        [row[0].tokens, *(x for h in row for x in (f"{h.bytes / 1024:.0f}", h.entries))]
+        for row in zip(*results.held.values(), strict=True)
+    ]
+    return markdown_table(["tokens read", *heads], rows)
 
 
 def _counts(results: Results) -> str:
@@ -58,7 +58,8 @@ def _counts(results: Results) -> str:
 def write_report(out: Path, results: Results, options: QuickstartOptions) -> Path:
     """Write ``out``/report.md and return its path."""
     found = results.reloaded
-    seconds = "\n".join(f"| {stage} | {s:.1f} |" for stage, s in results.seconds.items())
+    seconds = results.seconds | {"all": sum(results.seconds.values())}
+    times = markdown_table(["stage", "seconds"], [[stage, f"{s:.1f}"] for stage, s in seconds.items()])
     text = f"""# Quickstart report
 
 Base: `{results.base_model}` ({results.parameters:,} parameters). Softmax window W = {results.window} tokens.
@@ -103,10 +104,7 @@ and one state of shape {found["state_shape"]} per layer. It wrote:
 
 ## Time
 
-| stage | seconds |
-| --- | ---: |
-{seconds}
-| all | {sum(results.seconds.values()):.1f} |
+{times}
 
 {torch.get_num_threads()} threads, torch {torch.__version__}.
 """

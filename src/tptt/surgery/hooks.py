@@ -135,7 +135,7 @@ def _before_output(owner, child, args):
     module = owner[0]
     if (call := module._tptt.call) is None:
         return None
-    if module.liza.config.cross_gate:
+    if isinstance(module.liza, LinearMemory) and module.liza.config.cross_gate:
         call["softmax"] = module.liza.softmax_share(args[0], call["hidden"])
     return (_mixed(module, args[0]), *args[1:])
 
@@ -146,7 +146,8 @@ def _after_output(owner, child, args, output):
     call = owner[0]._tptt.call
     if call is None or not isinstance(output, torch.Tensor):
         return None
-    first = call["softmax"]
+    if (first := call.get("softmax")) is None:
+        return None
     bias = child.forward(torch.zeros_like(first[:1, :1]))
     with_bias = child.forward(first)  # not the module itself: its hooks would mix again
     return output + (with_bias - bias) * (output - with_bias)
@@ -165,6 +166,8 @@ def after_attention(module, args, output):
 
 def _mixed(module, softmax: torch.Tensor) -> torch.Tensor:
     site, call, memory = module._tptt, module._tptt.call, module.liza
+    if not isinstance(memory, LinearMemory):  # taken out, its window left: see training.window_alone
+        return softmax
     if site.softmax_squared is not None:
         site.softmax_squared.append(softmax.float().pow(2).mean((0, 1)))
     device = softmax.device.type

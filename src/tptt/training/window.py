@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from tptt.configuration import MemoryConfig
 from tptt.memory import LinearMemory
-from tptt.memory.writes import Writes
 from tptt.surgery import memories
 from tptt.surgery.attach import NAME
 
@@ -18,16 +16,6 @@ class _NoMemory(nn.Module):
     def __init__(self, config: MemoryConfig) -> None:
         super().__init__()
         self.config = config
-
-    def writes(self, hidden_states, k, v, mask, taps=None):
-        nothing = k.new_zeros(0)
-        return Writes(nothing, nothing, nothing, None)
-
-    def read(self, q, writes, state):
-        return None, q.new_zeros(0)
-
-    def mix(self, softmax: torch.Tensor, memory, hidden_states) -> torch.Tensor:
-        return softmax
 
 
 def window_alone(model: nn.Module) -> nn.Module:
