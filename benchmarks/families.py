@@ -20,8 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from benchmarks.tiny import tiny_model
 from tptt import MemoryConfig, attach_memory, detach_memory, set_mag_weight
 from tptt.evaluation.verify import CHECKS, TOLERANCE, NotApplicable, verify
-from tptt.surgery import UnsupportedAttentionError, find_attention
-from tptt.surgery.attach import attention_body
+from tptt.surgery import UnsupportedAttentionError
 
 FILE = Path(__file__).parents[1] / "docs" / "families.md"
 WINDOW = {"max_self_attn_length": 6, "sink_tokens": 2}
@@ -86,7 +85,7 @@ def examine(name: str) -> Family:
         return family
     try:
         model = _with_memory(base)
-        family.layout = find_attention(attention_body(base))[0].sizes.layout.name
+        family.layout = next(m._tptt.geometry.layout.name for m in model.modules() if "_tptt" in vars(m))
     except (UnsupportedAttentionError, ValueError) as error:
         family.verdict, family.reason = "refused", _short(error)
         return family

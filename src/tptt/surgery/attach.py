@@ -43,6 +43,8 @@ def attach_memory(model: nn.Module, config: MemoryConfig | None = None) -> nn.Mo
         raise ValueError("this model already carries a memory: detach_memory(model) takes it off")
     body = attention_body(model, config.bidirectional)
     found = find_attention(body, config.attention_layout)
+    if not config.bidirectional:  # a picture's encoder may lie beside the text's decoder
+        found = [x for x in found if _is_causal(x) is not False] or found
     chosen = choose(found, config.layers)
     fixed = choose(chosen, config.memory_only_layers) if config.memory_only_layers else []
     for x in chosen:
@@ -82,6 +84,10 @@ def prepare_generation(model: nn.Module, generation_config, model_kwargs: dict) 
 def _check(x: Found, body: nn.Module, config: MemoryConfig, alone: bool) -> None:
     x.sizes  # noqa: B018 - raises where there is no layout
     who = f"{x.name} ({type(x.module).__name__})"
+    if "BlockSparse" in type(x.module).__name__:
+        raise UnsupportedAttentionError(
+            f"{who} is replaced by the model as it runs: set attention_type='original_full'"
+        )
     parameters = inspect.signature(type(x.module).forward).parameters
     if "attention_mask" not in parameters and not config.bidirectional:
         raise UnsupportedAttentionError(f"{who} takes no attention_mask: padding would get into its memory")
@@ -89,13 +95,8 @@ def _check(x: Found, body: nn.Module, config: MemoryConfig, alone: bool) -> None
         raise UnsupportedAttentionError(f"{who} holds no output projection, which cross_gate multiplies behind")
     if "cycle_offset" in parameters:
         raise UnsupportedAttentionError(f"{who} runs several times for each token: one memory cannot follow it")
-    if "BlockSparse" in type(x.module).__name__:
-        raise UnsupportedAttentionError(
-            f"{who} is replaced by the model as it runs: set attention_type='original_full'"
-        )
-    says = [v for n in ("is_causal", "is_decoder") if (v := getattr(x.module, n, None)) is not None]
-    causal = any(says)
-    if says and causal is config.bidirectional:
+    causal = _is_causal(x)
+    if causal is config.bidirectional:
         does, needs = ("causal", False) if causal else ("not causal", True)
         raise UnsupportedAttentionError(f"{who} is {does}: its memory needs bidirectional={needs}")
     if (
@@ -109,6 +110,12 @@ def _check(x: Found, body: nn.Module, config: MemoryConfig, alone: bool) -> None
             f"{who} does not take its softmax from transformers' attention interface, so that it cannot be left out: mu "
             "cannot be fixed at 1 (memory_only_layers)"
         )
+
+
+def _is_causal(x: Found) -> bool | None:
+    """What the module says of itself; None: nothing."""
+    says = [v for n in ("is_causal", "is_decoder") if (v := getattr(x.module, n, None)) is not None]
+    return any(says) if says else None
 
 
 def _can_leave_softmax_out(x: Found, body: nn.Module) -> bool:
