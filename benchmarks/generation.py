@@ -90,14 +90,15 @@ def random_ids(tokens: int) -> torch.Tensor:
 
 
 def decode_seconds(arms: dict, held: dict) -> dict:
-    """Seconds of one token at each context, arms and contexts taking turns; the base behind LONG tokens by itself, because
-    whoever comes after its gigabyte finds cold caches."""
+    """Seconds of one token at each context, arms and contexts taking turns. Whoever comes after a big cache finds the
+    processor's own cold: the base goes first, its longest context before the others, and behind LONG tokens by itself."""
     token = torch.tensor([[5]])
 
     def step(name, cache):
         return lambda: arms[name](input_ids=token, past_key_values=cache, use_cache=True)
 
-    steps = {key: step(key[0], cache) for key, cache in held.items()}
+    order = sorted(held, key=lambda key: (key[0] != BASE, -key[1] if key[0] == BASE else 0))
+    steps = {key: step(key[0], held[key]) for key in order}
     big = {key: run for key, run in steps.items() if key[0] == BASE and key[1] > LONG}
     with torch.no_grad():
         together = interleaved({k: run for k, run in steps.items() if k not in big}, repeats=25, seconds=40)

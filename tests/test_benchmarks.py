@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.families import examine, report
+from benchmarks.generation import build, step_bytes
 from benchmarks.timing import interleaved, write_section
 from tptt.evaluation import markdown_table
 
@@ -38,3 +40,27 @@ def test_operators_quick():
     done = subprocess.run([sys.executable, "-m", "benchmarks.ops", "--quick"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "times transformers" in done.stdout
+
+
+@pytest.mark.slow
+def test_generation_quick(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.generation", "--quick", "--plots", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "constant to the byte" in done.stdout and "8,192 tokens through `stream`" in done.stdout
+    assert {f.name for f in tmp_path.iterdir()} == {"generation-speed.png", "generation-million.png"}
+
+
+def test_a_family_is_judged():
+    """One that works, one without attention, one that cannot be built small."""
+    assert [examine(name).verdict for name in ("qwen2", "mamba", "blt")] == ["works", "refused", "not built"]
+    text = report([examine("qwen2"), examine("mamba")])
+    assert "1 families work, 0 are broken, 1 are refused" in text
+    assert "| qwen2 | separate | yes | yes |" in text and "- mamba: MambaModel has no attention module" in text
+
+
+def test_every_attention_layer_is_counted_among_the_bytes():
+    arms = build()
+    assert step_bytes(arms["base"], None, 2000) - step_bytes(arms["base"], None, 1000) == 1000 * 4 * 2 * 4 * 4 * 64
+    assert step_bytes(arms["W = 64"], 64, 2000) == step_bytes(arms["W = 64"], 64, 1000)

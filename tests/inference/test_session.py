@@ -26,10 +26,12 @@ def tokenizer():
 
 
 def after(model, session, seed=3):
-    """Logits of a few more tokens, read on a fork."""
-    ids = tokens(1, 5, seed=seed)
+    """Logits of a few more tokens, read on a fork; what waits comes first."""
+    waits = session.tokens - session.cache.get_seq_length()
+    ids = torch.cat([torch.tensor([session.snapshot().pending], dtype=torch.long), tokens(1, 5, seed=seed)], 1)
+    assert ids.shape[1] == waits + 5
     with torch.no_grad():
-        return model(input_ids=ids, past_key_values=session.fork().cache, use_cache=True).logits
+        return model(input_ids=ids, past_key_values=session.fork().cache, use_cache=True).logits[:, -5:]
 
 
 def from_scratch(model, ids, seed=3):
@@ -68,6 +70,11 @@ def test_generating_and_going_on(model):
     so_far = torch.cat([so_far, tokens(1, 6, seed=6)], 1)
     assert session.tokens == so_far.shape[1]
     assert_near(after(model, session), from_scratch(model, so_far))
+
+
+def test_generating_right_after_reading(model):
+    ids = tokens(1, 20)
+    assert torch.equal(stream(model, ids, chunk_size=7).generate(**NEW), generated(model, ids))
 
 
 def test_asking_leaves_the_session_as_it_is(model):
@@ -173,7 +180,7 @@ def test_bad_input(tokenizer):
             stream(model, source)
     with pytest.raises(ValueError, match="chunk_size must be an integer of 1 or more, got 0"):
         Session(model, chunk_size=0)
-    with pytest.raises(ValueError, match="at least one token"):
+    with pytest.raises(ValueError, match="nothing to go on from"):
         Session(model).generate()
     with pytest.raises(ValueError, match="use ask"):
         stream(model, tokens(1, 5)).generate(tokens(1, 2), num_beams=2)
@@ -185,8 +192,9 @@ def test_a_table_of_positions_has_an_end():
     model = attach_memory(build("gpt2"), MemoryConfig(**WINDOW))
     session = stream(model, tokens(1, 250), chunk_size=50)
     for more in (lambda: session.read(tokens(1, 10)), lambda: session.ask(tokens(1, 10), max_new_tokens=1)):
-        with pytest.raises(ValueError, match="a table of 256 positions: after 250 tokens it cannot read 10 more"):
+        with pytest.raises(ValueError, match="a table of 256 positions: after 249 tokens it cannot read 1[01] more"):
             more()
+    assert session.tokens == 250
     assert session.read(tokens(1, 6)).tokens == 256
 
 
@@ -230,5 +238,5 @@ def test_progress():
         chunk_size=8,
         progress=lambda n, seconds: seen.append((n, seconds > 0)),
     )
-    assert seen == [(8, True), (16, True), (20, True)]
+    assert seen == [(8, True), (16, True), (19, True)]
     stream(attach_memory(build("llama")), tokens(1, 20), progress=True)

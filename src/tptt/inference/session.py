@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ Progress = Callable[[int, float], None]
 class Session:
     """Reads and generates, and knows how far it has come. One sequence; not for training.
 
+    The last token waits outside the cache, because `generate` has to be given one to go on from.
+
     Args:
         model: a converted model (TpttModel, or any causal language model after `attach_memory`).
         tokenizer: for text in and out; None: ids only.
@@ -32,12 +34,12 @@ class Session:
             raise ValueError(f"chunk_size must be an integer of 1 or more, got {chunk_size!r}")
         self.model, self.tokenizer, self.chunk_size = model, tokenizer, chunk_size
         self.cache = new_cache(model)
-        self._pending: tuple[int, ...] = ()  # generated, not read yet
+        self._pending: tuple[int, ...] = ()  # part of the conversation, not in the cache yet
         self._limit = position_limit(model)
 
     @property
     def tokens(self) -> int:
-        """Tokens of the conversation so far, those that were generated included."""
+        """Tokens of the conversation so far: read and generated."""
         return int(self.cache.get_seq_length()) + len(self._pending)
 
     @torch.no_grad()
@@ -56,14 +58,16 @@ class Session:
         self.model.eval()
         report, start, done = _reporter(progress), time.perf_counter(), 0
         pieces = token_pieces(source, self.tokenizer, first=self.tokens == 0)
+        kept: list[int] = []
         try:
-            for chunk in in_chunks(_after(self._pending, pieces), self.chunk_size):
+            for chunk in in_chunks(_but_last(_after(self._pending, pieces), kept), self.chunk_size):
                 self._check_room(len(chunk))
                 ids = chunk[None].to(self.model.device)
                 self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
                 self._pending = self._pending[len(chunk) :]
                 done += len(chunk)
                 report(done, time.perf_counter() - start)
+            self._pending = tuple(kept)
         finally:
             self.model.train(training)
             report(-1, time.perf_counter() - start)
@@ -110,7 +114,7 @@ class Session:
         pieces = [] if prompt is None else list(token_pieces(prompt, self.tokenizer, first=self.tokens == 0))
         ids = torch.cat([torch.tensor(self._pending, dtype=torch.long), *pieces])
         if not len(ids):
-            raise ValueError("generate needs at least one token that has not been read yet: give a prompt")
+            raise ValueError("there is nothing to go on from: read something, or give a prompt")
         return ids[None].to(self.model.device)
 
     def _generate(self, cache, ids: torch.Tensor, options: dict) -> torch.Tensor:
@@ -184,6 +188,15 @@ def position_limit(model: nn.Module) -> int | None:
             limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
             return min(limit or module.num_embeddings, module.num_embeddings)
     return None
+
+
+def _but_last(pieces: Iterable[torch.Tensor], kept: list[int]) -> Iterator[torch.Tensor]:
+    """``pieces`` without their last token, which is put into ``kept``."""
+    for piece in pieces:
+        if len(piece):
+            joined = torch.cat([torch.tensor(kept, dtype=torch.long), piece])
+            kept[:] = [int(joined[-1])]
+            yield joined[:-1]
 
 
 def _after(waiting: tuple[int, ...], pieces):
