@@ -90,19 +90,18 @@ def random_ids(tokens: int) -> torch.Tensor:
 
 
 def decode_seconds(arms: dict, held: dict) -> dict:
-    """Seconds of one token at each context, arms and contexts taking turns. Whoever comes after a big cache finds the
-    processor's own cold: the base goes first, its longest context before the others, and behind LONG tokens by itself."""
+    """Seconds of one token at each context, arms taking turns at each, so that all find the processor's caches alike; the base
+    behind LONG tokens by itself, because whoever comes after its gigabyte finds them cold."""
     token = torch.tensor([[5]])
 
     def step(name, cache):
         return lambda: arms[name](input_ids=token, past_key_values=cache, use_cache=True)
 
-    order = sorted(held, key=lambda key: (key[0] != BASE, -key[1] if key[0] == BASE else 0))
-    steps = {key: step(key[0], held[key]) for key in order}
+    steps = {key: step(key[0], held[key]) for key in sorted(held, key=lambda key: key[1])}
     big = {key: run for key, run in steps.items() if key[0] == BASE and key[1] > LONG}
     with torch.no_grad():
-        together = interleaved({k: run for k, run in steps.items() if k not in big}, repeats=25, seconds=40)
-        return together | (interleaved(big, repeats=9, seconds=30) if big else {})
+        together = interleaved({k: run for k, run in steps.items() if k not in big}, repeats=25, seconds=40, warm=1)
+        return together | (interleaved(big, repeats=9, seconds=30, warm=1) if big else {})
 
 
 def prefill_seconds(arms: dict, held: dict) -> dict:
@@ -118,7 +117,7 @@ def prefill_seconds(arms: dict, held: dict) -> dict:
         return run
 
     with torch.no_grad():
-        return interleaved({key: chunk(key[0], cache) for key, cache in held.items()}, repeats=7, seconds=30)
+        return interleaved({key: chunk(key[0], cache) for key, cache in held.items()}, repeats=7, seconds=30, warm=1)
 
 
 # ---- what theory says ----------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,16 +16,20 @@ SYNC = {"cpu": lambda: None, "cuda": torch.cuda.synchronize}
 
 
 def interleaved(
-    contenders: dict[str, Callable[[], object]], repeats: int = 7, device: str = "cpu", seconds: float = 60.0
-) -> dict[str, float]:
+    contenders: dict[Any, Callable[[], object]], repeats: int = 7, device: str = "cpu", seconds: float = 60.0,
+    warm: int = 0,
+) -> dict[Any, float]:  # fmt: skip
     """Median seconds per call of each contender.
 
     Every round runs each contender once, after two calls to warm up. A contender that has used ``seconds`` leaves the
-    later rounds (it has had one timed call at least). Calls under 10 ms are timed in batches.
+    later rounds (it has had one timed call at least). Calls under 10 ms are timed in batches. ``warm`` calls go before
+    each timing: for contenders whose weights the one before has driven out of the processor's cache.
     """
     sync, times = SYNC[device], {name: [] for name in contenders}
 
     def timed(call: Callable[[], object], count: int) -> float:
+        for _ in range(warm):
+            call()
         sync()
         start = time.perf_counter()
         for _ in range(count):

@@ -73,6 +73,14 @@ def test_the_checks_hold_within_a_window(name):
     holds(randomize(attach_memory(copy.deepcopy(base), MemoryConfig(**WINDOW))), base)
 
 
+@pytest.mark.parametrize("family", NAMED)
+def test_eager_attention(family):
+    """The named families in the other implementation, within a window."""
+    settings = {} if family in UNBOUNDED else WINDOW
+    base = tiny_model(family, "eager")
+    holds(randomize(attach_memory(copy.deepcopy(base), MemoryConfig(**settings))), base)
+
+
 @pytest.mark.parametrize("settings", [{}, WINDOW], ids=["full", "window"])
 def test_the_memory_is_wired_to_the_projections(name, settings):
     """mu = 0 is the base; at mu = 1 nothing else than the memory counts; without the memory it is the base again."""
