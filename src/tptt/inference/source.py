@@ -95,7 +95,7 @@ def _last_space(text: str) -> int:
 
 
 def _tokenized(text: str, tokenizer, first: bool) -> torch.Tensor:
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # its length is no trouble here
     if first and tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
         ids = [tokenizer.bos_token_id, *ids]
     return torch.tensor(ids, dtype=torch.long)
