@@ -78,17 +78,6 @@ inline void memory_step_state(const TpttMemoryStep& p, const MemoryScratch& s, i
   }
 }
 
-inline void memory_step(const TpttMemoryStep& p) {
-  const int64_t count = p.batch * p.states;
-  Arena measured;
-  MemoryScratch{p, measured};
-#pragma omp parallel num_threads(int(p.threads < count ? p.threads : count)) if (p.threads > 1)
-  {
-    Arena arena(measured.taken());
-    MemoryScratch s(p, arena);
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < count; i++) memory_step_state(p, s, i / p.states, i % p.states);
-  }
-}
+inline void memory_step(const TpttMemoryStep& p) { each_head<MemoryScratch>(p, p.states, memory_step_state); }
 
 }  // namespace

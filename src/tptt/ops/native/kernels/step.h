@@ -84,17 +84,20 @@ inline void step_head(const TpttStep& p, const StepScratch& s, int64_t b, int64_
   }
 }
 
-inline void step(const TpttStep& p) {
-  const int64_t count = p.batch * p.heads;
+// one(p, scratch, b, h) for every row of the batch and each of ``heads``, on p.threads threads.
+template <class Scratch, class Problem, class One> inline void each_head(const Problem& p, int64_t heads, One one) {
+  const int64_t count = p.batch * heads;
   Arena measured;
-  StepScratch{p, measured};
+  Scratch{p, measured};
 #pragma omp parallel num_threads(int(p.threads < count ? p.threads : count)) if (p.threads > 1)
   {
     Arena arena(measured.taken());
-    StepScratch s(p, arena);
+    Scratch s(p, arena);
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < count; i++) step_head(p, s, i / p.heads, i % p.heads);
+    for (int64_t i = 0; i < count; i++) one(p, s, i / heads, i % heads);
   }
 }
+
+inline void step(const TpttStep& p) { each_head<StepScratch>(p, p.heads, step_head); }
 
 }  // namespace
