@@ -20,7 +20,7 @@ NAMED = (
 # a layout, a cache or a mask of another kind: latent attention, gated queries, hybrids, text of a multimodal model
 OTHERS = (
     "deepseek_v2", "deepseek_v3", "qwen3_next", "gemma4_text", "falcon_h1", "jamba", "codegen", "gpt_bigcode", "bert", "mpt",
-    "gemma3", "modernbert-decoder",
+    "gemma3", "modernbert-decoder", "dbrx", "git", "inkling_text",
 )  # fmt: skip
 VARIANTS = {
     "falcon, new": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
@@ -31,7 +31,7 @@ VARIANTS = {
     "opt, narrow": ("opt", {"word_embed_proj_dim": 16}),
     "smollm3, no RoPE": ("smollm3", {"no_rope_layers": [1, 0]}),
 }
-UNBOUNDED = {"mpt", "falcon, ALiBi", "falcon_h1"}  # no window here, and why stands in the error
+UNBOUNDED = {"mpt", "falcon, ALiBi", "falcon_h1", "inkling_text"}  # no window here, and why stands in the error
 ALL = (*NAMED, *OTHERS, *VARIANTS)
 
 
@@ -121,6 +121,21 @@ def test_keys_shared_between_layers_are_refused_by_name():
         attach_memory(model)
     base = copy.deepcopy(model)
     holds(randomize(attach_memory(model, MemoryConfig(layers=[0, 1]))), base)
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        ("zamba2", "is shared between layers"), ("hrm_text", "runs several times for each token"),
+        ("big_bird", "set attention_type='original_full'"), ("xlm", "takes no attention_mask"),
+        ("mamba", "has no attention module with a known layout"), ("jetmoe", r"its parts are experts .*kv_proj"),
+    ],
+)  # fmt: skip
+def test_what_a_memory_cannot_follow_is_refused(family, message):
+    model = tiny_model(family)
+    with pytest.raises(UnsupportedAttentionError, match=message):
+        attach_memory(model)
+    assert not memories(model)
 
 
 def test_a_multimodal_model_gets_it_in_its_language_part():

@@ -44,7 +44,7 @@ def attach_memory(model: nn.Module, config: MemoryConfig | None = None) -> nn.Mo
     body = attention_body(model, config.bidirectional)
     found = find_attention(body, config.attention_layout)
     if not config.bidirectional:  # a picture's encoder may lie beside the text's decoder
-        found = [x for x in found if _is_causal(x) is not False] or found
+        found = [x for x in found if _is_causal(x) is not False and not _of_another_kind(x.name)] or found
     chosen = choose(found, config.layers)
     fixed = choose(chosen, config.memory_only_layers) if config.memory_only_layers else []
     for x in chosen:
@@ -93,6 +93,8 @@ def _check(x: Found, body: nn.Module, config: MemoryConfig, alone: bool) -> None
         raise UnsupportedAttentionError(f"{who} takes no attention_mask: padding would get into its memory")
     if config.cross_gate and x.sizes.layout.output is None:
         raise UnsupportedAttentionError(f"{who} holds no output projection, which cross_gate multiplies behind")
+    if "layer_idx" in parameters:
+        raise UnsupportedAttentionError(f"{who} is shared between layers: one memory cannot follow several")
     if "cycle_offset" in parameters:
         raise UnsupportedAttentionError(f"{who} runs several times for each token: one memory cannot follow it")
     causal = _is_causal(x)
@@ -110,6 +112,11 @@ def _check(x: Found, body: nn.Module, config: MemoryConfig, alone: bool) -> None
             f"{who} does not take its softmax from transformers' attention interface, so that it cannot be left out: mu "
             "cannot be fixed at 1 (memory_only_layers)"
         )
+
+
+def _of_another_kind(name: str) -> bool:
+    """Whether the module of that name reads pictures or sound."""
+    return any(word in name for word in ("vision", "visual", "image", "img_", "video", "audio", "speech"))
 
 
 def _is_causal(x: Found) -> bool | None:

@@ -93,7 +93,7 @@ def _heads(module: nn.Module) -> int:
 
 
 def _head_dim(module: nn.Module) -> int:
-    width = _config(module, "head_dim", "head_size", "attention_head_size", "key_value_proj_dim")
+    width = _config(module, "head_dim", "head_size", "attention_head_size", "key_value_proj_dim", "dim_head")
     return width or (_config(module, "hidden_size", "embed_dim", "dim") or 0) // _heads(module)
 
 

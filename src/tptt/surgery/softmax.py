@@ -77,7 +77,7 @@ def window_of(module: nn.Module, config, layer: int, window: int | None) -> int 
 
 
 def real_tokens(mask: torch.Tensor, tokens: int, layer, says_hidden: bool) -> torch.Tensor | None:
-    """Which of the new tokens are real, [B, T] bool, where only a prepared mask arrives: the diagonal of a 4-D one.
+    """Which of the new tokens are real, [B, T] bool, where only a prepared mask arrives: the diagonal of a 4-D (3-D) one.
 
     A bool mask says who is seen, or, with ``says_hidden``, who is not.
     """
@@ -85,6 +85,8 @@ def real_tokens(mask: torch.Tensor, tokens: int, layer, says_hidden: bool) -> to
         return mask[:, -tokens:].bool()
     if tokens == 1:
         return None
+    if mask.ndim == 3:
+        mask = mask[:, None]
     past = 0 if layer is None else layer.get_seq_length()
     rows = torch.arange(tokens, device=mask.device)
     columns = rows + (past if mask.shape[-1] >= int(past) + tokens else mask.shape[-1] - tokens)
