@@ -168,6 +168,15 @@ def test_a_copy_is_a_model_of_its_own():
     assert_invariants(copied)
 
 
+def test_a_whole_model_can_be_pickled(tmp_path):
+    model = randomize(attach_memory(four_layers(), MemoryConfig(memory_only_layers=[1], **WINDOW)))
+    torch.save(model, tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=tokens(1, 20)).logits, model(input_ids=tokens(1, 20)).logits)
+    assert_invariants(again)
+
+
 def test_saved_and_loaded(tmp_path):
     four_layers().save_pretrained(tmp_path / "base")
     settings = {

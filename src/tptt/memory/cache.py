@@ -228,7 +228,7 @@ def _counterpart(layer, window: int | None, sinks: int, alone: bool, shares_mask
         needs = "bounded by max_self_attn_length" if window is not None else "without keys and values (mu fixed at 1)"
         raise ValueError(
             f"{what} cannot be {needs}: use the dynamic cache (the default), or set "
-            f"{'max_self_attn_length=None' if window is not None else 'memory_only_layers=()'}"
+            f"{'max_self_attn_length=None' if window is not None else 'a mu below 1 (memory_only_layers, mag_weight)'}"
         )
     stock = layer if shares_mask else None
     if window is None:

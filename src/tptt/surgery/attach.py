@@ -156,10 +156,14 @@ def _give(
         layer.register_forward_pre_hook(partial(before_layer, site), with_kwargs=True),
         module.register_forward_pre_hook(before_attention, with_kwargs=True),
         module.register_forward_hook(after_attention),
-        module.register_load_state_dict_post_hook(lambda module, _: follow_weight(module)),
+        module.register_load_state_dict_post_hook(_loaded),
     ]
     if fixed:
         without_softmax(module)
+    follow_weight(module)
+
+
+def _loaded(module: nn.Module, incompatible_keys) -> None:
     follow_weight(module)
 
 
