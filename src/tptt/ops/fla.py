@@ -29,8 +29,10 @@ def unavailable() -> str | None:
 @cache
 def no_gated_gradient() -> str | None:
     """None, or why fla's gradients with a scalar decay cannot be had here: it refuses them where Triton gets them wrong."""
-    triton = tuple(int(x) for x in version("triton").split(".")[:3] if x.isdigit())
-    if torch.cuda.get_device_capability()[0] == 9 and (3, 4) <= triton < (3, 7, 1):
+    import triton  # by whatever package it came (triton, pytorch-triton)
+
+    found = tuple(int(x) for x in triton.__version__.split("+")[0].split(".")[:3] if x.isdigit())
+    if torch.cuda.get_device_capability()[0] == 9 and (3, 4) <= found < (3, 7, 1):
         return "its gradients with a scalar decay are wrong on Hopper between Triton 3.4 and 3.7.1: update triton"
     return None
 
