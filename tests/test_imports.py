@@ -47,6 +47,7 @@ def test_ops_import_nothing_but_torch():
             "torch",
             "tptt",
             "fla",
+            "triton",
             "collections",
             "contextlib",
             "ctypes",
