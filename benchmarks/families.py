@@ -17,10 +17,12 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from benchmarks.tiny import tiny_model
+from benchmarks.tiny import randomize, tiny_model
 from tptt import MemoryConfig, attach_memory, detach_memory, set_mag_weight
+from tptt.evaluation import markdown_table
 from tptt.evaluation.verify import CHECKS, TOLERANCE, NotApplicable, verify
 from tptt.surgery import UnsupportedAttentionError
+from tptt.surgery.hooks import carriers
 
 FILE = Path(__file__).parents[1] / "docs" / "families.md"
 WINDOW = {"max_self_attn_length": 6, "sink_tokens": 2}
@@ -39,13 +41,7 @@ class Family:
 
 
 def _with_memory(base, **settings):
-    model = attach_memory(copy.deepcopy(base), MemoryConfig(**settings))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".liza." in name:
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model
+    return randomize(attach_memory(copy.deepcopy(base), MemoryConfig(**settings)))
 
 
 @torch.no_grad()
@@ -85,7 +81,7 @@ def examine(name: str) -> Family:
         return family
     try:
         model = _with_memory(base)
-        family.layout = next(m._tptt.geometry.layout.name for m in model.modules() if "_tptt" in vars(m))
+        family.layout = carriers(model)[0]._tptt.geometry.layout.name
     except (UnsupportedAttentionError, ValueError) as error:
         family.verdict, family.reason = "refused", _short(error)
         return family
@@ -122,8 +118,8 @@ def report(families: list[Family]) -> str:
     lines = [
         "# Families",
         "",
-        f"Made by `python -m benchmarks.families --write` with transformers {transformers.__version__}: a random model of a few thousand",
-        "parameters for every family in its registry of causal language models, given a memory and put to the checks of",
+        f"Made by `python -m benchmarks.families --write` with transformers {transformers.__version__}: a small random",
+        "model for every family in its registry of causal language models, given a memory and put to the checks of",
         "`tptt.evaluation.verify`. *mu = 0*: the base bit for bit, and again after `detach_memory`; *no future*: no token sees a later one,",
         "in padded rows too; *pieces*: reading through a cache in pieces; *left padding*; *greedy*, *beams*: decoding with a cache equals",
         'decoding without; *packed*: rows of several sequences; *window*: the first four with a window of 6 and 2 sinks. "base": the',
@@ -133,9 +129,10 @@ def report(families: list[Family]) -> str:
         f"{sum(f.verdict == 'refused' for f in families)} are refused with a reason, "
         f"{sum(f.verdict == 'not built' for f in families)} could not be built small here.",
         "",
-        f"| family | layout | {' | '.join(columns)} |",
-        f"| --- | --- | {' | '.join('---' for _ in columns)} |",
-        *(f"| {f.name} | {f.layout} | {' | '.join(f.checks.get(c, '') for c in columns)} |" for f in worked),
+        markdown_table(
+            ["family", "layout", *columns],
+            [[f.name, f.layout, *(f.checks.get(c, "") for c in columns)] for f in worked],
+        ),
     ]
     for verdict, title in (("refused", "Refused"), ("not built", "Not built")):
         rows = [f"- {f.name}: {f.reason}" for f in families if f.verdict == verdict]

@@ -1,4 +1,4 @@
-"""A random model of a few thousand parameters for any family of causal language models that transformers has."""
+"""A small random model for any family of causal language models that transformers has."""
 
 from __future__ import annotations
 
@@ -114,6 +114,16 @@ def randomized(model: PreTrainedModel) -> PreTrainedModel:
             elif "bias" in name or "sink" in name:
                 parameter.normal_(0, 0.1)
     return model.eval()
+
+
+def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Move every memory parameter and LoRA matrix off its start, so that nothing passes because of a zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".liza." in name or "lora_" in name:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
 
 
 def tiny_model(family: str, attention: str | None = None, seed: int = 0, **changes) -> PreTrainedModel:

@@ -13,6 +13,10 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+from benchmarks.tiny import randomize, randomized
+
+__all__ = ["assert_near", "build", "randomize", "tokens"]
+
 VOCABULARY = 61
 _COMMON = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -39,28 +43,12 @@ def build(family: str, attention: str = "sdpa", seed: int = 0) -> PreTrainedMode
     """A random base model in eval mode, its weights large enough for its logits to depend on the context."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(CONFIGS[family](), attn_implementation=attention)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(0, 0.2)
-            elif "bias" in name:
-                parameter.normal_(0, 0.1)
-    return model.eval()
+    return randomized(model)
 
 
 def tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:
     """[batch, length] ids without the special ones."""
     return torch.randint(3, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Move every memory parameter and LoRA matrix off its start, so that no test passes because of a zero."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".liza." in name or "lora_" in name:
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model
 
 
 def assert_near(a: torch.Tensor, b: torch.Tensor, tolerance: float = TOLERANCE) -> None:

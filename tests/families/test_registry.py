@@ -45,7 +45,7 @@ def name(request):
     return request.param
 
 
-def holds(model, plain, checks=tuple(CHECKS)):
+def assert_holds(model, plain, checks=tuple(CHECKS)):
     """Every check the base passes is passed with a memory too."""
     ours, bases = verify(model, checks), verify(plain, checks)
     for check in checks:
@@ -59,7 +59,7 @@ def holds(model, plain, checks=tuple(CHECKS)):
 def test_the_checks_hold(name):
     base = base_of(name)
     assert all(isinstance(v, float) and v <= TOLERANCE for v in verify(base, ("no future", "greedy")).values())
-    holds(randomize(attach_memory(copy.deepcopy(base), MemoryConfig(operator="gated_delta_rule"))), base)
+    assert_holds(randomize(attach_memory(copy.deepcopy(base), MemoryConfig(operator="gated_delta_rule"))), base)
 
 
 def test_the_checks_hold_within_a_window(name):
@@ -70,7 +70,7 @@ def test_the_checks_hold_within_a_window(name):
                 torch.ones(1, 5, dtype=torch.long), max_new_tokens=2
             )
         return
-    holds(randomize(attach_memory(copy.deepcopy(base), MemoryConfig(**WINDOW))), base)
+    assert_holds(randomize(attach_memory(copy.deepcopy(base), MemoryConfig(**WINDOW))), base)
 
 
 @pytest.mark.parametrize("family", NAMED)
@@ -78,7 +78,7 @@ def test_eager_attention(family):
     """The named families in the other implementation, within a window."""
     settings = {} if family in UNBOUNDED else WINDOW
     base = tiny_model(family, "eager")
-    holds(randomize(attach_memory(copy.deepcopy(base), MemoryConfig(**settings))), base)
+    assert_holds(randomize(attach_memory(copy.deepcopy(base), MemoryConfig(**settings))), base)
 
 
 @pytest.mark.parametrize("settings", [{}, WINDOW], ids=["full", "window"])
@@ -120,7 +120,7 @@ def test_keys_shared_between_layers_are_refused_by_name():
     with pytest.raises(UnsupportedAttentionError, match=r"layers.2.self_attn .*takes its keys and values from another"):
         attach_memory(model)
     base = copy.deepcopy(model)
-    holds(randomize(attach_memory(model, MemoryConfig(layers=[0, 1]))), base)
+    assert_holds(randomize(attach_memory(model, MemoryConfig(layers=[0, 1]))), base)
 
 
 @pytest.mark.parametrize(

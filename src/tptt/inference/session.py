@@ -120,9 +120,8 @@ class Session:
     def _generate(self, cache, ids: torch.Tensor, options: dict) -> torch.Tensor:
         past = int(cache.get_seq_length())
         self._check_room(ids.shape[1])
-        mask = torch.ones(
-            1, past + ids.shape[1], dtype=torch.long, device=ids.device
-        )  # all of it: ids are the new ones only
+        # of the whole conversation, which tells generate that ids are only what is new
+        mask = torch.ones(1, past + ids.shape[1], dtype=torch.long, device=ids.device)
         options.setdefault("pad_token_id", self.model.generation_config.pad_token_id or 0)
         return self.model.generate(ids, attention_mask=mask, past_key_values=cache, **options)
 

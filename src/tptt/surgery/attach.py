@@ -15,7 +15,7 @@ from tptt.configuration import MemoryConfig, check_mag_weight
 from tptt.memory import LinearMemory
 
 from .discovery import Found, UnsupportedAttentionError, choose, find_attention
-from .hooks import Site, after_attention, before_attention, before_layer, cache_layer
+from .hooks import Site, after_attention, before_attention, before_layer, cache_layer, carriers
 from .inputs import before_body, takes_keywords
 from .softmax import follow_weight, window_of, window_refusal, with_softmax, without_softmax
 
@@ -82,7 +82,7 @@ def prepare_generation(model: nn.Module, generation_config, model_kwargs: dict) 
 
 
 def _check(x: Found, body: nn.Module, config: MemoryConfig, alone: bool) -> None:
-    x.sizes  # noqa: B018 - raises where there is no layout
+    layout = x.sizes.layout  # raises where there is none
     who = f"{x.name} ({type(x.module).__name__})"
     if "BlockSparse" in type(x.module).__name__:
         raise UnsupportedAttentionError(
@@ -91,7 +91,7 @@ def _check(x: Found, body: nn.Module, config: MemoryConfig, alone: bool) -> None
     parameters = inspect.signature(type(x.module).forward).parameters
     if "attention_mask" not in parameters and not config.bidirectional:
         raise UnsupportedAttentionError(f"{who} takes no attention_mask: padding would get into its memory")
-    if config.cross_gate and x.sizes.layout.output is None:
+    if config.cross_gate and layout.output is None:
         raise UnsupportedAttentionError(f"{who} holds no output projection, which cross_gate multiplies behind")
     if "layer_idx" in parameters:
         raise UnsupportedAttentionError(f"{who} is shared between layers: one memory cannot follow several")
@@ -223,23 +223,21 @@ def set_mag_weight(model: nn.Module, weight: float) -> None:
     value = check_mag_weight(weight)
     if not memories(model):
         raise ValueError(f"{type(model).__name__} carries no memory: attach_memory(model, config) gives it one")
-    carriers = [m for m in model.modules() if "_tptt" in m.__dict__ and not m._tptt.fixed]
-    if not carriers and value != 1.0:
+    mixed = [m for m in carriers(model) if not m._tptt.fixed]
+    if not mixed and value != 1.0:
         raise ValueError(f"mu is fixed at 1 in every memory of {type(model).__name__}: there is no softmax to mix with")
-    for module in carriers:
+    for module in mixed:
         module.liza.mag_weight.fill_(value)
         follow_weight(module)
 
 
 def weights_loaded(model: nn.Module) -> None:
     """To be called when weights were loaded by other ways than ``load_state_dict``."""
-    for module in model.modules():
-        if "_tptt" in module.__dict__:
-            follow_weight(module)
+    for module in carriers(model):
+        follow_weight(module)
 
 
 def prepare_cache(model: nn.Module, cache) -> None:
     """Give every layer of ``cache`` that belongs to a memory a recurrent state."""
-    for module in model.modules():
-        if "_tptt" in module.__dict__:
-            cache_layer(module, cache)
+    for module in carriers(model):
+        cache_layer(module, cache)

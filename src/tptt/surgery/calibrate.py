@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .hooks import carriers
 from .softmax import with_softmax, without_softmax
 
 
@@ -15,7 +16,7 @@ def calibrate(model: nn.Module, input_ids: torch.Tensor | None = None, **inputs)
     The memory's output is normalised, so that both branches then have the same size. ``inputs`` go to the model as they
     are (a vision model's ``pixel_values``). Returns ``model``.
     """
-    modules = [m for m in model.modules() if "_tptt" in m.__dict__]
+    modules = carriers(model)
     alone = [m for m in modules if m._tptt.alone]
     for module in alone:
         with_softmax(module)

@@ -60,6 +60,11 @@ class Site:
         return self.kind in self.plain_kinds or "alibi" in self.parameters or any(takes)
 
 
+def carriers(model: nn.Module) -> list[nn.Module]:
+    """The attention modules of ``model`` that carry a memory, in layer order."""
+    return [m for m in model.modules() if "_tptt" in m.__dict__]
+
+
 def cache_layer(module: nn.Module, cache):
     """The layer of ``cache`` that holds the state of ``module``'s memory."""
     site = module._tptt
@@ -89,7 +94,7 @@ def before_attention(module, args, kwargs):
     site, memory = module._tptt, module.liza
     kwargs = named(site.parameters, args, kwargs)
     hidden, mask4d = kwargs[site.parameters[0]], kwargs.get("attention_mask")
-    told = {k: kwargs.pop(k) if k in kwargs else site.told[k] for k in TOLD if k in kwargs or k in site.told}
+    told = site.told | {k: kwargs.pop(k) for k in TOLD if k in kwargs}
     mask, segments = told.get("memory_mask"), told.get("memory_segments")
     if "Paged" in type(kwargs.get("cache")).__name__:
         raise ValueError("a paged cache (continuous batching) cannot carry a memory: use generate()")
