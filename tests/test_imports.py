@@ -6,7 +6,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src" / "tptt"
 LEVELS = {
     "ops": 0, "data": 0, "configuration": 1, "memory": 2, "surgery": 3, "checkpoint": 4, "modeling": 5,
-    "training": 6, "inference": 6, "evaluation": 6, "assets": 7, "quickstart": 8, "cli": 9,
+    "inference": 6, "evaluation": 6, "training": 7, "assets": 7, "quickstart": 8, "cli": 9,
 }  # fmt: skip
 
 

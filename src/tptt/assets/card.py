@@ -19,8 +19,8 @@ without a network. It writes standard-library prose and code, looks facts up in 
 ## Training
 `python -m tptt.assets.train_base` (seed {seed}): {tokens:,} tokens in {steps:,} steps, {minutes} minutes on {device}, bf16 autocast,
 Muon on the matrices and AdamW on the rest. Text: the language reference, docstrings and sources of CPython's standard library
-({unique_text_tokens:,} tokens; the PSF licence covers the text); {recall_share:.0%} of the rows are key-value recall rows
-(`tptt.data.recall`): facts stated in running text and asked for again.{earlier}
+({unique_text_tokens:,} tokens; the PSF licence covers the text); {recall_share:.0%} of the rows are recall rows
+(`tptt.data`): facts stated in running text in nine formats and asked for again.{earlier}
 
 ## Scores
 On modules of the standard library that were held out of training:
@@ -31,12 +31,11 @@ On modules of the standard library that were held out of training:
 | 3-gram (Witten-Bell) | {trigram_perplexity} |
 | unigram | {unigram_perplexity} |
 
-Recall of 32 facts anywhere in a context of {length} tokens of held-out text: {recall:.4f}. By distance in tokens between
-statement and question:
+Share of answers recalled in a context of {length} tokens of held-out text with 8 facts in it, by format (`tptt.data.FORMATS`):
 
-| up to | recall |
+| format | recall |
 | --- | --- |
-{by_distance}
+{by_format}
 """
 
 
@@ -46,11 +45,11 @@ def _earlier(record: dict) -> str:
 
 def write_card(folder: Path, config, record: dict) -> None:
     """Write ``README.md`` into ``folder``."""
-    by_distance = "\n".join(f"| {k} | {v:.4f} |" for k, v in record["recall_by_distance"].items())
+    by_format = "\n".join(f"| {k} | {v:.3f} |" for k, v in record["recall_by_format"].items())
     text = _CARD.format(
-        **{k: v for k, v in record.items() if k not in ("recall_by_distance", "earlier")},
+        **{k: v for k, v in record.items() if k not in ("recall_by_format", "earlier")},
         earlier=_earlier(record["earlier"]) if "earlier" in record else "",
-        by_distance=by_distance, layers=config.num_hidden_layers, hidden=config.hidden_size,
+        by_format=by_format, layers=config.num_hidden_layers, hidden=config.hidden_size,
         heads=config.num_attention_heads, kv=config.num_key_value_heads, vocabulary=config.vocab_size,
     )  # fmt: skip
     (folder / "README.md").write_text(text)

@@ -1,14 +1,22 @@
 """Text and recall rows: what the memory is trained on and measured with. Imports nothing of tptt."""
 
-from .recall import IGNORE, RecallRows, RecallVocabulary
+from .drills import DrillRows
+from .formats import FORMATS, chosen_formats
+from .lexicon import Lexicon
+from .recall import IGNORE, RecallBatch, RecallRows, RecallVocabulary
 from .rows import pack_rows, tokenize
 from .text import TextSplit, load_text, stdlib_text
 
 __all__ = [
+    "FORMATS",
     "IGNORE",
+    "DrillRows",
+    "Lexicon",
+    "RecallBatch",
     "RecallRows",
     "RecallVocabulary",
     "TextSplit",
+    "chosen_formats",
     "load_text",
     "pack_rows",
     "stdlib_text",

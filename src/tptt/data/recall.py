@@ -51,12 +51,20 @@ class RecallVocabulary:
 
 @dataclass
 class RecallBatch:
-    """``input_ids`` [B, T]; ``answers`` [B, T] holds the value at the place of each asked value, IGNORE elsewhere;
-    ``distance`` [B, T] is the number of tokens between that place and the place the value was stated, 0 elsewhere."""
+    """``input_ids`` [B, T]; ``answers`` [B, T] holds the tokens of each asked answer at their places, IGNORE elsewhere;
+    ``distance`` [B, T] is the number of tokens between such a place and the one where the token was stated, 0 elsewhere;
+    ``number`` [B, T] tells the asked answers of a row apart, -1 elsewhere."""
 
     input_ids: torch.Tensor
     answers: torch.Tensor
     distance: torch.Tensor
+    number: torch.Tensor
+
+
+def _of_single_tokens(ids: torch.Tensor, answers: torch.Tensor, distance: torch.Tensor) -> RecallBatch:
+    """Each asked token is an answer of its own."""
+    asked = answers != IGNORE
+    return RecallBatch(ids, answers, distance, torch.where(asked, asked.cumsum(1) - 1, -1))
 
 
 class RecallRows:
@@ -86,7 +94,7 @@ class RecallRows:
         if len(self.filler) <= length:
             raise ValueError(f"recall rows of {length} tokens need a longer filler than {len(self.filler)} tokens")
         rows = [self._row(length, count, generator) for _ in range(batch)]
-        return RecallBatch(*(torch.stack(column) for column in zip(*rows, strict=True)))
+        return _of_single_tokens(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
     def draw_dense(self, batch: int, length: int, generator: torch.Generator, facts: int) -> RecallBatch:
         """``batch`` rows that hold nothing but records: ``facts`` facts, each asked again and again.
@@ -118,7 +126,7 @@ class RecallRows:
         asked = latest >= 0
         answers[:, at] = torch.where(asked, told, IGNORE)
         distance[:, at] = torch.where(asked, (torch.arange(places) - latest) * size, 0)
-        return RecallBatch(ids, answers, distance)
+        return _of_single_tokens(ids, answers, distance)
 
     def _row(self, length: int, count: int, generator: torch.Generator):
         voc = self.vocabulary

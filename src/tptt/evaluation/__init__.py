@@ -1,5 +1,6 @@
 """Measures of a model: perplexity, recall inside and beyond the window, memory held; and its invariants."""
 
+from .branches import BranchUse, LayerUse, branch_use, layer_use, mag_weight
 from .memory_held import Held, cache_bytes, kv_entries, memory_held
 from .perplexity import perplexity
 from .recall import RecallScore, recall_accuracy
@@ -8,11 +9,16 @@ from .verify import CHECKS, NotApplicable, verify
 
 __all__ = [
     "CHECKS",
+    "BranchUse",
     "Held",
+    "LayerUse",
     "NotApplicable",
     "RecallScore",
+    "branch_use",
     "cache_bytes",
     "kv_entries",
+    "layer_use",
+    "mag_weight",
     "markdown_table",
     "memory_held",
     "perplexity",

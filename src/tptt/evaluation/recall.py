@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
-from tptt.data import IGNORE, RecallRows
+from tptt.data import IGNORE, RecallBatch
 
 from .perplexity import evaluating
 
 
+class Draws(Protocol):
+    """What draws rows: `tptt.data.RecallRows`, `tptt.data.DrillRows`."""
+
+    def draw(self, batch: int, length: int, generator: torch.Generator, facts: int | None = None) -> RecallBatch: ...
+
+
 @dataclass(frozen=True)
 class RecallScore:
-    """Share of asked values predicted exactly. None where nothing was asked.
+    """Share of asked answers all of whose tokens were predicted. None where nothing was asked.
 
     ``by_distance`` maps the largest distance of a bin in tokens to (right, asked); bins end at powers of two.
     """
@@ -31,8 +38,20 @@ def _share(hits: torch.Tensor) -> float | None:
     return hits.float().mean().item() if len(hits) else None
 
 
+def _by_answer(drawn: RecallBatch, hits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each asked answer whether all its tokens were predicted, and its distance; hits [B, T - 1] are of tokens 1 .. T - 1."""
+    asked = drawn.answers[:, 1:] != IGNORE
+    row = torch.arange(len(asked))[:, None].expand_as(asked)[asked]
+    answer = row * drawn.number.shape[1] + drawn.number[:, 1:][asked]
+    _, which = answer.unique(return_inverse=True)
+    count = int(which.max()) + 1 if len(which) else 0
+    right = torch.ones(count, dtype=torch.long).scatter_reduce(0, which, hits[asked].long(), "amin")
+    distance = torch.zeros(count, dtype=torch.long).scatter_reduce(0, which, drawn.distance[:, 1:][asked], "amax")
+    return right.bool(), distance
+
+
 def recall_accuracy(
-    model, recall: RecallRows, length: int, window: int, rows: int = 32, seed: int = 0,
+    model, recall: Draws, length: int, window: int, rows: int = 32, seed: int = 0,
     facts: int | None = None, tokens_per_batch: int = 4096,
 ) -> RecallScore:  # fmt: skip
     """Ask ``rows`` recall rows of ``length`` tokens; "beyond" are answers stated more than ``window`` tokens back.
@@ -50,9 +69,8 @@ def recall_accuracy(
     with evaluating(model):
         for ids, answers in zip(drawn.input_ids.split(step), drawn.answers.split(step), strict=True):
             predicted = model(input_ids=ids.to(model.device), use_cache=False).logits[:, :-1].argmax(-1).cpu()
-            hits.append((predicted == answers[:, 1:])[answers[:, 1:] != IGNORE])
-    right = torch.cat(hits)
-    distance = drawn.distance[:, 1:][drawn.answers[:, 1:] != IGNORE]
+            hits.append(predicted == answers[:, 1:])
+    right, distance = _by_answer(drawn, torch.cat(hits))
     far = distance > window
     bins = torch.pow(2, distance.float().log2().ceil()).long()
     by_distance = {int(b): (int(right[bins == b].sum()), int((bins == b).sum())) for b in bins.unique(sorted=True)}

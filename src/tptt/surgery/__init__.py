@@ -1,6 +1,7 @@
 """How a memory gets into a model and out again."""
 
 from .attach import attach_memory, detach_memory, memories, set_mag_weight
+from .base_view import as_base, attention_outputs, softmax_squares
 from .calibrate import calibrate
 from .discovery import UnsupportedAttentionError, find_attention
 from .layouts import LAYOUTS, Layout
@@ -9,10 +10,13 @@ __all__ = [
     "LAYOUTS",
     "Layout",
     "UnsupportedAttentionError",
+    "as_base",
     "attach_memory",
+    "attention_outputs",
     "calibrate",
     "detach_memory",
     "find_attention",
     "memories",
     "set_mag_weight",
+    "softmax_squares",
 ]

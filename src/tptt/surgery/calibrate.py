@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .base_view import softmax_squares
 from .hooks import carriers
 from .softmax import with_softmax, without_softmax
 
@@ -20,8 +21,6 @@ def calibrate(model: nn.Module, input_ids: torch.Tensor | None = None, **inputs)
     alone = [m for m in modules if m._tptt.alone]
     for module in alone:
         with_softmax(module)
-    for module in modules:
-        module._tptt.softmax_squared = []
     if input_ids is not None:
         inputs["input_ids"] = input_ids
     if not any(m.liza.config.bidirectional for m in modules):
@@ -29,14 +28,13 @@ def calibrate(model: nn.Module, input_ids: torch.Tensor | None = None, **inputs)
     training = model.training
     model.eval()
     try:
-        model(**inputs)
-        for module in modules:
-            scale, (square,) = module.liza.output_scale, module._tptt.softmax_squared
-            scale.copy_(square.sqrt().clamp_min(1e-3).view_as(scale))
+        with softmax_squares(model) as squares:
+            model(**inputs)
     finally:
         model.train(training)
-        for module in modules:
-            module._tptt.softmax_squared = None
         for module in alone:
             without_softmax(module)
+    for module, square in zip(modules, squares, strict=True):
+        scale = module.liza.output_scale
+        scale.copy_(square.sqrt().clamp_min(1e-3).view_as(scale))
     return model

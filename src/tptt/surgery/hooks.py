@@ -48,6 +48,8 @@ class Site:
     handles: list[Any] = field(default_factory=list)
     call: dict[str, Any] | None = None  # of the call that is running
     softmax_squared: list[torch.Tensor] | None = None  # while calibrating: mean squares of the softmax branch, [H * V]
+    off: bool = False  # neither memory nor window: see base_view.as_base
+    outputs: list[torch.Tensor] | None = None  # while it is a list: what goes into the output projection, [B, T, H * V]
 
     @property
     def window(self) -> int | None:
@@ -96,6 +98,10 @@ def before_attention(module, args, kwargs):
     hidden, mask4d = kwargs[site.parameters[0]], kwargs.get("attention_mask")
     told = site.told | {k: kwargs.pop(k) for k in TOLD if k in kwargs}
     mask, segments = told.get("memory_mask"), told.get("memory_segments")
+    if site.off:
+        site.call = None
+        _hook_children(module)
+        return (), kwargs
     if "Paged" in type(kwargs.get("cache")).__name__:
         raise ValueError("a paged cache (continuous batching) cannot carry a memory: use generate()")
     cache = kwargs.get("past_key_values")
@@ -138,11 +144,14 @@ def _capture(name, owner, child, args, output) -> None:
 
 def _before_output(owner, child, args):
     module = owner[0]
-    if (call := module._tptt.call) is None:
-        return None
-    if isinstance(module.liza, LinearMemory) and module.liza.config.cross_gate:
-        call["softmax"] = module.liza.softmax_share(args[0], call["hidden"])
-    return (_mixed(module, args[0]), *args[1:])
+    site = module._tptt
+    if (call := site.call) is not None:
+        if isinstance(module.liza, LinearMemory) and module.liza.config.cross_gate:
+            call["softmax"] = module.liza.softmax_share(args[0], call["hidden"])
+        args = (_mixed(module, args[0]), *args[1:])
+    if site.outputs is not None:
+        site.outputs.append(args[0])
+    return args
 
 
 def _after_output(owner, child, args, output):

@@ -1,18 +1,29 @@
-"""Schedules of the Memory-as-Gate weight, the Trainer callbacks that apply them, and the optimizer's groups.
-
-`tptt.training.recall_trainer` (a Trainer that weights recall targets) is not imported here: it pulls in all of Trainer.
-"""
+"""Conversion as one call, its settings, rows and diagnostics; schedules of the Memory-as-Gate weight as Trainer callbacks."""
 
 from .callbacks import AdjustMaGWeightCallback, LiZACallback
+from .convert import Converted, convert_and_train, train
+from .diagnostics import BranchProbe
+from .material import Material
 from .optim import parameter_groups
+from .rows import MixedRows
 from .schedules import constant, cyclic, gradual, switch
+from .settings import TrainingSettings
+from .trainer import ConversionTrainer
 
 __all__ = [
     "AdjustMaGWeightCallback",
+    "BranchProbe",
+    "ConversionTrainer",
+    "Converted",
     "LiZACallback",
+    "Material",
+    "MixedRows",
+    "TrainingSettings",
     "constant",
+    "convert_and_train",
     "cyclic",
     "gradual",
     "parameter_groups",
     "switch",
+    "train",
 ]

@@ -1,0 +1,99 @@
+"""Which branch of a converted model does the work. Legend: B rows, T tokens, H heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tptt.surgery import memories, set_mag_weight, softmax_squares
+from tptt.surgery.attach import weights_loaded
+
+from .perplexity import evaluating, perplexity
+from .recall import Draws, RecallScore, recall_accuracy
+
+
+@dataclass(frozen=True)
+class LayerUse:
+    """Of one layer: the mean of mu over heads and tokens, and the size of the memory's output over the softmax's."""
+
+    mu: float
+    scale: float
+
+
+@dataclass(frozen=True)
+class BranchUse:
+    """Recall and perplexity with both branches, with the window alone (mu = 0) and with the memory alone (mu = 1).
+
+    A perplexity is None where no text was given.
+    """
+
+    layers: tuple[LayerUse, ...]
+    recall: dict[str, RecallScore]
+    perplexity: dict[str, float | None]
+
+
+ARMS = ("both", "window only", "memory only")
+_WEIGHTS: dict[str, float | None] = {"both": None, "window only": 0.0, "memory only": 1.0}
+
+
+@contextmanager
+def mag_weight(model: nn.Module, weight: float | None) -> Iterator[nn.Module]:
+    """``model`` with the Memory-as-Gate weight ``weight`` in every layer; None leaves it. What it was comes back."""
+    if weight is None:
+        yield model
+        return
+    before = [m.mag_weight.clone() for m in memories(model)]
+    set_mag_weight(model, weight)
+    try:
+        yield model
+    finally:
+        for memory, value in zip(memories(model), before, strict=True):
+            memory.mag_weight.copy_(value)
+        weights_loaded(model)
+
+
+def branch_use(
+    model, recall: Draws, length: int, window: int, rows: int = 16, seed: int = 0, text: torch.Tensor | None = None,
+    arms: tuple[str, ...] = ARMS,
+) -> BranchUse:  # fmt: skip
+    """Ablate the branches of ``model`` on recall rows of ``length`` tokens and on ``text`` [N, T].
+
+    Raises:
+        ValueError: the model carries no memory, or an unknown arm.
+    """
+    if not memories(model):
+        raise ValueError(f"{type(model).__name__} carries no memory, so it has no branches to compare")
+    if unknown := [a for a in arms if a not in _WEIGHTS]:
+        raise ValueError(f"unknown arm {', '.join(unknown)}; valid are {', '.join(ARMS)}")
+    scores, losses = {}, {}
+    for arm in arms:
+        with mag_weight(model, _WEIGHTS[arm]):
+            scores[arm] = recall_accuracy(model, recall, length, window, rows, seed)
+            losses[arm] = None if text is None else perplexity(model, text)
+    ids = recall.draw(2, length, torch.Generator().manual_seed(seed)).input_ids if text is None else text[:2]
+    return BranchUse(layer_use(model, ids), scores, losses)
+
+
+def layer_use(model, ids: torch.Tensor) -> tuple[LayerUse, ...]:
+    """Mean mu and relative size of the memory in each layer, on ``ids`` [B, T]."""
+    found = memories(model)
+    inputs: dict[int, torch.Tensor] = {}
+    handles = [
+        m.mix_gate.register_forward_pre_hook(lambda module, args, i=i: inputs.__setitem__(i, args[0]))
+        for i, m in enumerate(found)
+    ]
+    try:
+        with evaluating(model):
+            with softmax_squares(model) as squares:
+                model(input_ids=ids.to(model.device), use_cache=False)
+            mus = [float(m.mu(inputs[i]).mean()) for i, m in enumerate(found)]
+    finally:
+        for handle in handles:
+            handle.remove()
+    pairs = zip(found, squares, strict=True)
+    scales = [float((m.output_scale.pow(2).mean() / s.mean().clamp_min(1e-12)).sqrt()) for m, s in pairs]
+    return tuple(LayerUse(mu, scale) for mu, scale in zip(mus, scales, strict=True))

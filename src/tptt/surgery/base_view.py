@@ -1,0 +1,72 @@
+"""A converted model as its own base, and what its attention layers give out: a teacher that needs no second model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import nn
+
+from .hooks import carriers
+from .softmax import with_softmax, without_softmax
+
+
+@contextmanager
+def as_base(model: nn.Module) -> Iterator[nn.Module]:
+    """Within, ``model`` computes what its base computes: no memory, no window, no LoRA. For calls without a cache.
+
+    Raises:
+        ValueError: the base's own weights train, so that it is no longer there.
+    """
+    modules = carriers(model)
+    peft = next((m for m in model.modules() if hasattr(m, "disable_adapter") and hasattr(m, "peft_config")), None)
+    if peft is None and any(p.requires_grad for n, p in model.named_parameters() if ".liza." not in n):
+        raise ValueError("the base's own weights train, so that it cannot be its own teacher: use lora_config")
+    alone = [m for m in modules if m._tptt.alone]
+    try:
+        for module in alone:
+            with_softmax(module)
+        for module in modules:
+            module._tptt.off = True
+        with nullcontext() if peft is None else peft.disable_adapter():
+            yield model
+    finally:
+        for module in modules:
+            module._tptt.off = False
+        for module in alone:
+            without_softmax(module)
+
+
+@contextmanager
+def attention_outputs(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collects what goes into the output projection of each layer with a memory, [B, T, H * V], in layer order.
+
+    The list is filled when the block is left.
+    """
+    modules, found = carriers(model), []
+    for module in modules:
+        module._tptt.outputs = []
+    try:
+        yield found
+    finally:
+        for module in modules:
+            found += module._tptt.outputs
+            module._tptt.outputs = None
+
+
+@contextmanager
+def softmax_squares(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collects the mean squares [H * V] of the softmax branch of each layer with a memory over one call, in layer order.
+
+    The list is filled when the block is left.
+    """
+    modules, found = carriers(model), []
+    for module in modules:
+        module._tptt.softmax_squared = []
+    try:
+        yield found
+    finally:
+        for module in modules:
+            found += module._tptt.softmax_squared
+            module._tptt.softmax_squared = None

@@ -1,0 +1,153 @@
+"""A base and a text become a converted, trained, saved model in one call."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from tptt.configuration import TpttConfig, base_error
+from tptt.data import TextSplit
+from tptt.modeling import TpttModel
+from tptt.surgery import calibrate, memories
+
+from .callbacks import AdjustMaGWeightCallback
+from .diagnostics import BranchProbe, Look
+from .material import Material
+from .optim import parameter_groups
+from .settings import TrainingSettings
+from .trainer import ConversionTrainer
+
+LONGEST = 512  # tokens of a row where nobody says and the base could read more
+_CALIBRATED_ON = 4  # rows
+
+
+@dataclass
+class Converted:
+    """What `convert_and_train` made and saw: Trainer's log history, the looks at the branches, and what was wrong."""
+
+    model: TpttModel
+    tokenizer: Any
+    material: Material
+    history: list[dict] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def row_length(settings: TrainingSettings, base_config) -> int:
+    """Tokens of a training row."""
+    return settings.length or min(getattr(base_config, "max_position_embeddings", None) or LONGEST, LONGEST)
+
+
+def load_tokenizer(config: TpttConfig, **options):
+    """The base's tokenizer.
+
+    Raises:
+        OSError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(config.base_model_name, revision=config.base_model_revision, **options)
+    except (OSError, ValueError) as error:
+        raise base_error(str(config.base_model_name), error) from error
+
+
+def convert_and_train(
+    config: TpttConfig, data: str | TextSplit | Material | None = None, settings: TrainingSettings | None = None,
+    out: str | Path | None = None, callbacks: Sequence[TrainerCallback] = (), arguments: dict[str, Any] | None = None,
+    resume: bool = False, **model_options,
+) -> Converted:  # fmt: skip
+    """Give the base of ``config`` a memory and train it on ``data``.
+
+    Trainer does the work, so that accelerate, FSDP and reporting integrations come along. The base is its own teacher
+    where the settings ask for one. A row is text, or states facts and asks for them again (`tptt.data.FORMATS`): a memory
+    recalls only what its training asked it to recall.
+
+    Args:
+        config: base, memory and LoRA.
+        data: text file, folder, table, data set of the hub (see `tptt.data.load_text`), a `TextSplit`, a `Material`, or
+            None for the running Python's documentation.
+        settings: how it is trained; None is the default recipe.
+        out: folder for the model and its tokenizer, with Trainer's own checkpoints in ``trainer``; None saves nothing.
+        callbacks: further ones.
+        arguments: of `transformers.TrainingArguments`, over what the settings give.
+        resume: go on from Trainer's last checkpoint in ``out``, where there is one.
+        model_options: go to `TpttModel` (``dtype``, ``token``, ``quantization_config``, ...).
+
+    Raises:
+        OSError: base or data were not found.
+        ValueError: base, text and settings do not fit each other.
+    """
+    settings = settings or TrainingSettings()
+    tokenizer = load_tokenizer(config)
+    torch.manual_seed(settings.seed)
+    model = TpttModel(config, **model_options)
+    length = row_length(settings, model.inner.config)
+    if isinstance(data, Material):
+        material = data
+    else:
+        material = Material.of(tokenizer, data, settings.tokens, length * settings.carry, settings.seed)
+    if torch.cuda.is_available() and not hasattr(model, "hf_device_map"):
+        model.to("cuda")
+    few = material.stream[: _CALIBRATED_ON * length].view(-1, length)
+    calibrate(model.backbone, few.to(model.device))
+    converted = Converted(model, tokenizer, material)
+    probe = BranchProbe(
+        model, material, length, model.config.max_self_attn_length or 0, settings.probe_every, settings.stop_at_recall,
+        settings.recall_formats,
+    )  # fmt: skip
+    start = time.perf_counter()
+    converted.history = train(model, material, settings, length, out, [probe, *callbacks], arguments, resume)
+    converted.seconds = time.perf_counter() - start
+    converted.looks, converted.warnings = probe.looks, probe.warnings
+    if out is not None:
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    return converted
+
+
+def train(
+    model: TpttModel, material: Material, settings: TrainingSettings, length: int, out: str | Path | None = None,
+    callbacks: Sequence[TrainerCallback] = (), arguments: dict[str, Any] | None = None, resume: bool = False,
+) -> list[dict]:  # fmt: skip
+    """Train ``model`` in place, with a memory or with its window alone; returns Trainer's log history.
+
+    The arguments are those of `convert_and_train`; ``length`` is that of a row (or of a piece of it, with ``carry``).
+    """
+    devices = max(1, torch.cuda.device_count()) if torch.cuda.is_available() else 1
+    steps = settings.steps(length, devices)
+    rows = material.rows(settings, length * settings.carry, steps * settings.rows * settings.accumulate * devices)
+    callbacks = list(callbacks)
+    if settings.mag_start is not None and memories(model):
+        ramp = min(settings.mag_steps, steps)
+        callbacks.append(AdjustMaGWeightCallback(model, settings.mag_start, model.config.mag_weight, ramp))
+    bf16 = settings.bf16
+    if bf16 is None:
+        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    with tempfile.TemporaryDirectory() if out is None else nullcontext(str(Path(out) / "trainer")) as folder:
+        options: dict[str, Any] = {
+            "output_dir": folder, "max_steps": steps, "per_device_train_batch_size": settings.rows,
+            "gradient_accumulation_steps": settings.accumulate, "lr_scheduler_type": "cosine",
+            "warmup_steps": min(settings.warmup, steps // 2), "max_grad_norm": 1.0, "seed": settings.seed,
+            "logging_steps": max(1, steps // 100), "save_strategy": "no", "report_to": "none", "bf16": bf16,
+            "gradient_checkpointing": settings.gradient_checkpointing, "remove_unused_columns": False,
+            "dataloader_pin_memory": torch.cuda.is_available(), "use_cpu": not torch.cuda.is_available(),
+        }  # fmt: skip
+        trainer = ConversionTrainer(
+            model=model, args=TrainingArguments(**options | (arguments or {})), train_dataset=rows, callbacks=callbacks,
+            optimizers=(torch.optim.AdamW(parameter_groups(model, settings.lr, settings.memory_lr)), None),
+            distill=settings.distill, align=settings.align, carry=settings.carry,
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        last = get_last_checkpoint(folder) if resume and Path(folder).is_dir() else None
+        trainer.train(resume_from_checkpoint=last)
+    return trainer.state.log_history

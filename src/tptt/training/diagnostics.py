@@ -1,0 +1,114 @@
+"""Looks at what the branches do while a model trains, and says when the memory is bypassed or harmful."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from tptt.evaluation import BranchUse, branch_use
+
+from .material import Material
+
+logger = logging.getLogger("tptt")
+
+_ROWS = 8
+# judged from here on: earlier a memory has had no time to learn
+_SETTLED = 0.4
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look after ``step`` optimizer steps found."""
+
+    step: int
+    use: BranchUse
+
+    def logs(self) -> dict[str, float]:
+        """Numbers for Trainer's logs."""
+        found: dict[str, float] = {}
+        for arm, score in self.use.recall.items():
+            found[f"recall_beyond/{arm.replace(' ', '_')}"] = round(score.beyond or 0.0, 4)
+        for arm, value in self.use.perplexity.items():
+            if value is not None:
+                found[f"perplexity/{arm.replace(' ', '_')}"] = round(value, 3)
+        for i, layer in enumerate(self.use.layers):
+            found[f"mu/{i}"] = round(layer.mu, 4)
+            found[f"scale/{i}"] = round(layer.scale, 3)
+        return found
+
+
+def advice(use: BranchUse) -> list[str]:
+    """What is wrong with the branches of a model that has trained for a while, and what to do; nothing where all is well."""
+    said = []
+    both, window = (use.recall[arm].beyond for arm in ("both", "window only"))
+    mean_mu = sum(layer.mu for layer in use.layers) / len(use.layers)
+    if both is not None and window is not None and both < window + 0.05:
+        said.append(
+            f"the memory is bypassed: recall beyond the window is {both:.2f} with it and {window:.2f} without (mean mu "
+            f"{mean_mu:.3f}). Let the data need it (recall_mix of .3 or more, answer_weight of 5), raise memory_lr, or "
+            "train longer; a narrower window leaves it more to do"
+        )
+    with_memory, without = (use.perplexity[arm] for arm in ("both", "window only"))
+    if with_memory is not None and without is not None and with_memory > 1.02 * without:
+        said.append(
+            f"the memory is harmful to the text: perplexity {with_memory:.2f} with it, {without:.2f} with the window alone. "
+            "Lower memory_lr or recall_mix, or let mu rise slowly (mag_start=0.01)"
+        )
+    loud = [i for i, layer in enumerate(use.layers) if not 0.05 < layer.scale < 20]
+    if loud:
+        said.append(
+            f"the memory's output is of another size than the softmax's in layers {loud}: tptt.calibrate(model, ids) on real "
+            "text before training sets it"
+        )
+    return said
+
+
+class BranchProbe(TrainerCallback):
+    """Every ``every`` optimizer steps and at the end: recall beyond the window and perplexity with both branches, with the
+    window alone and with the memory alone, mu and size of the memory by layer.
+
+    The numbers stand in ``trainer.state.log_history``, the looks in ``looks``; what is wrong is logged as a warning of
+    the logger "tptt" and kept in ``warnings``.
+
+    Args:
+        model: the converted model.
+        material: whose held-out part is asked.
+        length: tokens of a row that is asked.
+        window: W.
+        every: optimizer steps; 0 looks at the end only.
+        stop_at: training ends at the first look that finds recall beyond the window of this or more.
+        formats: of the recall rows.
+    """
+
+    def __init__(
+        self, model: nn.Module, material: Material, length: int, window: int, every: int = 100,
+        stop_at: float | None = None, formats: str | tuple[str, ...] = "all",
+    ) -> None:  # fmt: skip
+        self.model, self.length, self.window, self.every, self.stop_at = model, length, window, every, stop_at
+        self.recall = material.recall(formats)
+        self.text: torch.Tensor = material.text(length, 4 * length)
+        self.looks: list[Look] = []
+        self.warnings: list[str] = []
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        step = state.global_step
+        if not (self.every and step % self.every == 0) and step < state.max_steps:
+            return
+        self._look(state, judged=step >= _SETTLED * state.max_steps)
+        if self.stop_at is not None and (self.looks[-1].use.recall["both"].beyond or 0.0) >= self.stop_at:
+            control.should_training_stop = True
+
+    def _look(self, state, judged: bool) -> None:
+        training = self.model.training
+        use = branch_use(self.model, self.recall, self.length, self.window, _ROWS, text=self.text)
+        self.model.train(training)
+        self.looks.append(Look(state.global_step, use))
+        state.log_history.append(self.looks[-1].logs() | {"step": state.global_step})
+        for text in advice(use) if judged else ():
+            if text.partition(":")[0] not in {w.partition(":")[0] for w in self.warnings}:
+                logger.warning(text)
+                self.warnings.append(text)

@@ -1,0 +1,40 @@
+"""What training minimises. Legend: B rows, T tokens, V vocabulary, H heads, D head width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+
+from tptt.data import IGNORE
+
+_TOKENS_AT_ONCE = 2048  # rows of logits in float32 at a time
+
+
+def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross entropy in nats of each token but the first, [B, T - 1]; 0 where the label is IGNORE."""
+    flat = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="none"
+    )
+    return flat.view(len(labels), -1)
+
+
+def kl_from_base(logits: torch.Tensor, base_logits: torch.Tensor) -> torch.Tensor:
+    """KL(base || model) in nats summed over all tokens but the last of each row; logits [B, T, V]."""
+    ours, theirs = (x[:, :-1].flatten(0, 1) for x in (logits, base_logits))
+    total = logits.new_zeros((), dtype=torch.float32)
+    for a, b in zip(ours.split(_TOKENS_AT_ONCE), theirs.split(_TOKENS_AT_ONCE), strict=True):
+        a, b = a.float().log_softmax(-1), b.float().log_softmax(-1)
+        total = total + F.kl_div(a, b, log_target=True, reduction="sum")
+    return total
+
+
+def attention_distance(ours: Sequence[torch.Tensor], base: Sequence[torch.Tensor], window: int) -> torch.Tensor:
+    """Mean over layers of the squared distance of attention outputs [B, T, H * D] at tokens from ``window`` on, as a share
+    of the base's mean square; before it a window sees all that the base sees."""
+    shares = []
+    for a, b in zip(ours, base, strict=True):
+        a, b = a[:, window:].float(), b[:, window:].float()
+        shares.append((a - b).pow(2).mean() / b.pow(2).mean().clamp_min(1e-12))
+    return torch.stack(shares).mean()

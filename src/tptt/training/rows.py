@@ -1,0 +1,68 @@
+"""Training rows that mix text with recall. Legend: T tokens of a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch.utils.data import Dataset
+
+from tptt.data import IGNORE, RecallBatch
+
+
+class Draws(Protocol):
+    """What draws recall rows: `tptt.data.DrillRows`, `tptt.data.RecallRows`."""
+
+    def draw(self, batch: int, length: int, generator: torch.Generator, facts: int | None = None) -> RecallBatch: ...
+
+
+class MixedRows(Dataset):
+    """``count`` rows: random cuts of a text, and recall rows evenly among them. Row i depends on ``seed`` and i alone.
+
+    An item is ``input_ids``, ``labels`` and ``loss_weights``, each [T]; ``loss_weights[t]`` is that of predicting
+    token t. The plain Trainer can use the rows as well (it drops the weights).
+
+    Args:
+        stream: [n] token ids of the text.
+        recall: draws the recall rows; None is text alone.
+        length: T.
+        recall_share: part of the rows that are recall rows, in [0, 1].
+        facts: facts of a recall row, one of these drawn for each.
+        answer_weight, filler_weight: of the asked values and of all else in a recall row; text has weight 1.
+
+    Raises:
+        ValueError: the text is no longer than a row.
+    """
+
+    def __init__(
+        self, stream: torch.Tensor, recall: Draws | None, length: int, count: int, seed: int = 0,
+        recall_share: float = 0.375, facts: Sequence[int] = (2, 4, 8, 16),
+        answer_weight: float = 5.0, filler_weight: float = 0.1,
+    ) -> None:  # fmt: skip
+        if len(stream) <= length:
+            raise ValueError(f"the text has {len(stream)} tokens, rows of {length} need a longer one")
+        self.stream, self.recall, self.length, self.count, self.seed = stream, recall, length, count, seed
+        self.share = 0.0 if recall is None else recall_share
+        self.facts, self.answer_weight, self.filler_weight = tuple(facts), answer_weight, filler_weight
+
+    def __len__(self) -> int:
+        return self.count
+
+    def is_recall(self, index: int) -> bool:
+        """Whether row ``index`` is a recall row."""
+        return int((index + 1) * self.share + 1e-9) > int(index * self.share + 1e-9)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        generator = torch.Generator().manual_seed((self.seed << 40) + index)
+        if self.is_recall(index):
+            facts = self.facts[int(torch.randint(len(self.facts), (1,), generator=generator))]
+            drawn = self.recall.draw(1, self.length, generator, facts)  # type: ignore[union-attr]
+            ids = drawn.input_ids[0]
+            weights = torch.where(drawn.answers[0] != IGNORE, self.answer_weight, self.filler_weight)
+        else:
+            start = int(torch.randint(len(self.stream) - self.length, (1,), generator=generator))
+            ids, weights = self.stream[start : start + self.length], torch.ones(self.length)
+        return {"input_ids": ids, "labels": ids, "loss_weights": weights}

@@ -1,0 +1,100 @@
+"""How a conversion is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tptt.data import chosen_formats
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a converted model is trained; the defaults are the best recipe that benchmarks/conversion.py found.
+
+    Args:
+        tokens: in all, in optimizer steps of ``rows * accumulate`` rows (on each device) of ``length`` tokens.
+        length: tokens of a row; None is the base's context, 512 at most.
+        rows: rows of a batch on each device.
+        accumulate: batches of an optimizer step.
+        lr: peak learning rate of LoRA and whatever else of the base trains.
+        memory_lr: peak learning rate of the memory.
+        warmup: optimizer steps until the peak; from there the rates fall along a cosine to 0.
+        recall_mix: part of the rows that state facts and ask for them again, in [0, 1].
+        recall_formats: "all" or names of `tptt.data.FORMATS`.
+        facts: facts of a recall row, one of these drawn for each.
+        answer_weight, filler_weight: weight in the loss of asked answers and of all else in a recall row; text has 1.
+        distill: weight of the KL divergence of the base's predictions, with its whole context, from the model's.
+        align: weight of the distance between what the layers give out and what the base's own give out, beyond the window.
+        carry: pieces of ``length`` tokens that a row has; state and window go on from piece to piece, gradients do not.
+        mag_start: mu of the first step where it is to rise from there to the configuration's ``mag_weight``; None leaves it.
+        mag_steps: steps of that rise.
+        probe_every: steps between two looks at the memory's share of the work (0: none).
+        stop_at_recall: training ends when a look finds recall beyond the window of at least this; None: never.
+        bf16: autocast to bfloat16; None where the device is a GPU that has it.
+        gradient_checkpointing: recompute activations in the backward pass.
+        seed: of all that is drawn.
+
+    Raises:
+        ValueError: a value is out of its range; the message names it and what is valid.
+    """
+
+    tokens: int = 524_288
+    length: int | None = None
+    rows: int = 4
+    accumulate: int = 1
+    lr: float = 2.5e-3
+    memory_lr: float = 1e-2
+    warmup: int = 10
+    recall_mix: float = 0.375
+    recall_formats: str | Sequence[str] = "all"
+    facts: Sequence[int] = (2, 4, 8, 16)
+    answer_weight: float = 5.0
+    filler_weight: float = 0.1
+    distill: float = 0.0
+    align: float = 0.0
+    carry: int = 1
+    mag_start: float | None = None
+    mag_steps: int = 100
+    probe_every: int = 100
+    stop_at_recall: float | None = None
+    bf16: bool | None = None
+    gradient_checkpointing: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "rows", "accumulate", "carry", "mag_steps"):
+            _check(name, getattr(self, name), 1, None, whole=True)
+        for name in ("warmup", "probe_every", "seed"):
+            _check(name, getattr(self, name), 0, None, whole=True)
+        if self.length is not None:
+            _check("length", self.length, 16, None, whole=True)
+        for name in ("lr", "memory_lr", "answer_weight", "filler_weight", "distill", "align"):
+            _check(name, getattr(self, name), 0, None)
+        _check("recall_mix", self.recall_mix, 0, 1)
+        for name in ("mag_start", "stop_at_recall"):
+            if getattr(self, name) is not None:
+                _check(name, getattr(self, name), 0, 1)
+        if self.stop_at_recall is not None and not self.probe_every:
+            raise ValueError("stop_at_recall needs looks at the recall: set probe_every to 1 or more")
+        formats = self.recall_formats if isinstance(self.recall_formats, str) else tuple(self.recall_formats)
+        object.__setattr__(self, "recall_formats", chosen_formats(formats))
+        if not self.facts:
+            raise ValueError("facts must hold one number or more")
+        for number in self.facts:
+            _check("facts", number, 1, None, whole=True)
+        object.__setattr__(self, "facts", tuple(self.facts))
+
+    def steps(self, length: int, devices: int = 1) -> int:
+        """Optimizer steps with rows of ``length`` tokens on ``devices`` devices: 1 or more."""
+        return max(1, round(self.tokens / (self.rows * self.accumulate * self.carry * length * devices)))
+
+
+def _check(name: str, value: Any, least: float, most: float | None, whole: bool = False) -> None:
+    kinds = (int,) if whole else (int, float)
+    if isinstance(value, kinds) and not isinstance(value, bool) and value >= least and (most is None or value <= most):
+        return
+    kind = "a whole number" if whole else "a number"
+    bounds = f"of {least} or more" if most is None else f"in [{least}, {most}]"
+    raise ValueError(f"{name} must be {kind} {bounds}, got {value!r}")
