@@ -11,6 +11,9 @@ from torch.utils.data import Dataset
 from tptt.data import IGNORE, RecallBatch
 
 
+_PRIME = 1_000_003  # rows of one seed, more than which would meet those of the next
+
+
 class Draws(Protocol):
     """What draws recall rows: `tptt.data.DrillRows`, `tptt.data.RecallRows`."""
 
@@ -56,7 +59,8 @@ class MixedRows(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         if not 0 <= index < self.count:
             raise IndexError(index)
-        generator = torch.Generator().manual_seed((self.seed << 40) + index)
+        # the generator takes the low 32 bits of its seed alone
+        generator = torch.Generator().manual_seed((self.seed * _PRIME + index) % 2**32)
         if self.is_recall(index):
             facts = self.facts[int(torch.randint(len(self.facts), (1,), generator=generator))]
             drawn = self.recall.draw(1, self.length, generator, facts)  # type: ignore[union-attr]
