@@ -95,5 +95,5 @@ def layer_use(model, ids: torch.Tensor) -> tuple[LayerUse, ...]:
         for handle in handles:
             handle.remove()
     pairs = zip(found, squares, strict=True)
-    scales = [float((m.output_scale.pow(2).mean() / s.mean().clamp_min(1e-12)).sqrt()) for m, s in pairs]
+    scales = [float((m.output_scale.detach().pow(2).mean() / s.mean().clamp_min(1e-12)).sqrt()) for m, s in pairs]
     return tuple(LayerUse(mu, scale) for mu, scale in zip(mus, scales, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -39,12 +39,38 @@ def as_base(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
+def softmax_as(model: nn.Module, whole: Collection[int] = (), none: Collection[int] = ()) -> Iterator[nn.Module]:
+    """Within, the layers numbered in ``whole`` have the base's own attention (no window, no memory; LoRA stays) and those in
+    ``none`` a softmax that gives zeros. For calls without a cache; layers without a memory are passed over."""
+    modules = carriers(model)
+    off = [m for m in modules if m._tptt.layer in whole and not m._tptt.off]
+    mute = [m for m in modules if m._tptt.layer in none and not m._tptt.alone]
+    alone = [m for m in off if m._tptt.alone]
+    try:
+        for module in alone:
+            with_softmax(module)
+        for module in off:
+            module._tptt.off = True
+        for module in mute:
+            without_softmax(module)
+        yield model
+    finally:
+        for module in mute:
+            with_softmax(module)
+        for module in off:
+            module._tptt.off = False
+        for module in alone:
+            without_softmax(module)
+
+
+@contextmanager
 def attention_outputs(model: nn.Module) -> Iterator[list[torch.Tensor]]:
     """Collects what goes into the output projection of each layer with a memory, [B, T, H * V], in layer order.
 
     The list is filled when the block is left.
     """
-    modules, found = carriers(model), []
+    modules = carriers(model)
+    found: list[torch.Tensor] = []
     for module in modules:
         module._tptt.outputs = []
     try:
@@ -61,7 +87,8 @@ def softmax_squares(model: nn.Module) -> Iterator[list[torch.Tensor]]:
 
     The list is filled when the block is left.
     """
-    modules, found = carriers(model), []
+    modules = carriers(model)
+    found: list[torch.Tensor] = []
     for module in modules:
         module._tptt.softmax_squared = []
     try:

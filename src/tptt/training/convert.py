@@ -19,8 +19,10 @@ from tptt.data import TextSplit
 from tptt.modeling import TpttModel
 from tptt.surgery import calibrate, memories
 
+from .auto_layers import check_auto, measured_config, settle_layers
 from .callbacks import AdjustMaGWeightCallback
 from .diagnostics import BranchProbe, Look
+from .layers import LayerChoice
 from .material import Material
 from .optim import parameter_groups
 from .settings import TrainingSettings
@@ -32,7 +34,8 @@ _CALIBRATED_ON = 4  # rows
 
 @dataclass
 class Converted:
-    """What `convert_and_train` made and saw: Trainer's log history, the looks at the branches, and what was wrong."""
+    """What `convert_and_train` made and saw: Trainer's log history, the looks at the branches, what was wrong, and with
+    ``layers="auto"`` which layers it chose and why."""
 
     model: TpttModel
     tokenizer: Any
@@ -40,6 +43,7 @@ class Converted:
     history: list[dict] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    choice: LayerChoice | None = None
     seconds: float = 0.0
 
 
@@ -72,7 +76,8 @@ def convert_and_train(
     recalls only what its training asked it to recall.
 
     Args:
-        config: base, memory and LoRA.
+        config: base, memory and LoRA. With ``layers="auto"`` the layers that keep their whole context are chosen under
+            ``settings.kv_budget``, and the configuration that is saved names the others.
         data: text file, folder, table, data set of the hub (see `tptt.data.load_text`), a `TextSplit`, a `Material`, or
             None for the running Python's documentation.
         settings: how it is trained; None is the default recipe.
@@ -87,19 +92,21 @@ def convert_and_train(
         ValueError: base, text and settings do not fit each other.
     """
     settings = settings or TrainingSettings()
+    auto = check_auto(config, settings)
     tokenizer = load_tokenizer(config)
     torch.manual_seed(settings.seed)
-    model = TpttModel(config, **model_options)
-    length = row_length(settings, model.inner.config)
+    length = row_length(settings, config.text_config)
+    model = TpttModel(measured_config(config, length) if auto else config, **model_options)
     if isinstance(data, Material):
         material = data
     else:
         material = Material.of(tokenizer, data, settings.tokens, length * settings.carry, settings.seed)
     if torch.cuda.is_available() and not hasattr(model, "hf_device_map"):
         model.to("cuda")
+    choice = settle_layers(model, config, material, settings, length) if auto else None
     few = material.stream[: _CALIBRATED_ON * length].view(-1, length)
     calibrate(model.backbone, few.to(model.device))
-    converted = Converted(model, tokenizer, material)
+    converted = Converted(model, tokenizer, material, choice=choice)
     probe = BranchProbe(
         model, material, length, model.config.max_self_attn_length or 0, settings.probe_every, settings.stop_at_recall,
         settings.recall_formats,

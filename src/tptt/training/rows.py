@@ -10,7 +10,6 @@ from torch.utils.data import Dataset
 
 from tptt.data import IGNORE, RecallBatch
 
-
 _PRIME = 1_000_003  # rows of one seed, more than which would meet those of the next
 
 

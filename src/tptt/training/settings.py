@@ -8,6 +8,8 @@ from typing import Any
 
 from tptt.data import chosen_formats
 
+from .budget import check_kv_budget
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -32,6 +34,10 @@ class TrainingSettings:
         mag_steps: steps of that rise.
         probe_every: steps between two looks at the memory's share of the work (0: none).
         stop_at_recall: training ends when a look finds recall beyond the window of at least this; None: never.
+        kv_budget: for ``layers="auto"``: share of the base's bytes of keys and values that the converted model may hold, in
+            [0, 1); as many layers keep their whole context as fit (`tptt.training.choose_layers`). States come on top.
+        kv_length: tokens of a sequence at which that is counted; None is ``length``. A window of W is W / kv_length of a
+            layer, so that at the length you will serve more layers fit than at that of the rows.
         bf16: autocast to bfloat16; None where the device is a GPU that has it.
         gradient_checkpointing: recompute activations in the backward pass.
         seed: of all that is drawn.
@@ -59,6 +65,8 @@ class TrainingSettings:
     mag_steps: int = 100
     probe_every: int = 100
     stop_at_recall: float | None = None
+    kv_budget: float | None = None
+    kv_length: int | None = None
     bf16: bool | None = None
     gradient_checkpointing: bool = False
     seed: int = 0
@@ -68,8 +76,13 @@ class TrainingSettings:
             _check(name, getattr(self, name), 1, None, whole=True)
         for name in ("warmup", "probe_every", "seed"):
             _check(name, getattr(self, name), 0, None, whole=True)
-        if self.length is not None:
-            _check("length", self.length, 16, None, whole=True)
+        for name, least in (("length", 16), ("kv_length", 1)):
+            if getattr(self, name) is not None:
+                _check(name, getattr(self, name), least, None, whole=True)
+        if self.kv_budget is not None:
+            check_kv_budget(self.kv_budget)
+        elif self.kv_length is not None:
+            raise ValueError("kv_length says where kv_budget is counted: set kv_budget as well")
         for name in ("lr", "memory_lr", "answer_weight", "filler_weight", "distill", "align"):
             _check(name, getattr(self, name), 0, None)
         _check("recall_mix", self.recall_mix, 0, 1)
