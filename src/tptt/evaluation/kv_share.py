@@ -58,10 +58,11 @@ def layer_kv(model: nn.Module, length: int) -> list[LayerKV]:
         token = sum(x.numel() * x.element_size() for x in (keys, layer.values)) // _TOKENS
         own = getattr(layer, "sliding_window", None)
         whole = length if own is None else min(length, own - 1)  # what transformers' sliding layer keeps
-        site = sites.get(number)
-        bounded = site is not None and site.own_window is not None
-        window = min(length, site.own_window + site.sinks) * token if bounded else None
-        state = 0 if site is None else _state_bytes(states.layers[number])
+        window, state = None, 0
+        if (site := sites.get(number)) is not None:
+            state = _state_bytes(states.layers[number])
+            if site.own_window is not None:
+                window = min(length, site.own_window + site.sinks) * token
         found.append(LayerKV(number, whole * token, window, state))
     return found
 

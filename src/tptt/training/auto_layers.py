@@ -58,6 +58,14 @@ def measured_config(config: TpttConfig, length: int) -> TpttConfig:
     return config
 
 
+def first_rows(material: Material, settings: TrainingSettings, length: int) -> list[dict[str, torch.Tensor]]:
+    """Batches of the first rows of ``length`` tokens that a training with ``settings`` sees, for `choose_layers`."""
+    rows = material.rows(settings, length, _ROWS)
+    items = [rows[i] for i in range(_ROWS)]
+    parts = (items[i : i + settings.rows] for i in range(0, _ROWS, settings.rows))
+    return [{k: torch.stack([x[k] for x in part]) for k in ("input_ids", "loss_weights")} for part in parts]
+
+
 def settle_layers(
     model: TpttModel, config: TpttConfig, material: Material, settings: TrainingSettings, length: int
 ) -> LayerChoice:
@@ -67,12 +75,7 @@ def settle_layers(
     Measured at mu = 0 on the first rows that it will be trained on, which it has not seen yet, weighted as the training
     weighs them: the held-out part stays unseen for what comes after.
     """
-    rows = material.rows(settings, length, _ROWS)
-    items = [rows[i] for i in range(_ROWS)]
-    batches = [
-        {k: torch.stack([x[k] for x in part]) for k in ("input_ids", "loss_weights")}
-        for part in (items[i : i + settings.rows] for i in range(0, _ROWS, settings.rows))
-    ]
+    batches = first_rows(material, settings, length)
     with _frozen(model), mag_weight(model, 0.0):
         assert settings.kv_budget is not None
         choice = choose_layers(

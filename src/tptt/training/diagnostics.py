@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,7 +93,7 @@ class BranchProbe(TrainerCallback):
 
     def __init__(
         self, model: nn.Module, material: Material, length: int, window: int, every: int = 100,
-        stop_at: float | None = None, formats: str | tuple[str, ...] = "all",
+        stop_at: float | None = None, formats: str | Sequence[str] = "all",
     ) -> None:  # fmt: skip
         self.model, self.length, self.window, self.every, self.stop_at = model, length, window, every, stop_at
         self.recall = material.recall(formats)
