@@ -21,8 +21,8 @@ from tptt.surgery import as_base, softmax_as
 from tptt.surgery.attach import attention_body, can_leave_softmax_out
 from tptt.surgery.hooks import carriers
 
-from .budget import check_kv_budget
 from .losses import kl_from_base
+from .settings import check_kv_budget
 
 Batch = Mapping[str, torch.Tensor]
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from tptt.data import chosen_formats
 
-from .budget import check_kv_budget
-
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -111,3 +109,17 @@ def _check(name: str, value: Any, least: float, most: float | None, whole: bool 
     kind = "a whole number" if whole else "a number"
     bounds = f"of {least} or more" if most is None else f"in [{least}, {most}]"
     raise ValueError(f"{name} must be {kind} {bounds}, got {value!r}")
+
+
+def check_kv_budget(value: object) -> float:
+    """``value`` as a share of the base's keys and values.
+
+    Raises:
+        ValueError: it is no number in [0, 1).
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
+        raise ValueError(
+            "kv_budget must be a number in [0, 1), the share of the base's keys and values that may remain (1 is the base "
+            f"itself), got {value!r}"
+        )
+    return float(value)
