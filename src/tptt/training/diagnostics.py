@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,13 +38,16 @@ class Look:
                 found[f"perplexity/{arm.replace(' ', '_')}"] = round(value, 3)
         for i, layer in enumerate(self.use.layers):
             found[f"mu/{i}"] = round(layer.mu, 4)
-            found[f"scale/{i}"] = round(layer.scale, 3)
+            if layer.scale is not None:
+                found[f"scale/{i}"] = round(layer.scale, 3)
         return found
 
 
 def advice(use: BranchUse) -> list[str]:
     """What is wrong with the branches of a model that has trained for a while, and what to do; nothing where all is well."""
-    said = []
+    said: list[str] = []
+    if "window only" not in use.recall:  # no layer has a softmax to compare with
+        return said
     both, window = (use.recall[arm].beyond for arm in ("both", "window only"))
     mean_mu = sum(layer.mu for layer in use.layers) / len(use.layers)
     if both is not None and window is not None and both < window + 0.05:
@@ -58,7 +62,7 @@ def advice(use: BranchUse) -> list[str]:
             f"the memory is harmful to the text: perplexity {with_memory:.2f} with it, {without:.2f} with the window alone. "
             "Lower memory_lr or recall_mix, or let mu rise slowly (mag_start=0.01)"
         )
-    loud = [i for i, layer in enumerate(use.layers) if not 0.05 < layer.scale < 20]
+    loud = [i for i, layer in enumerate(use.layers) if layer.scale is not None and not 0.05 < layer.scale < 20]
     if loud:
         said.append(
             f"the memory's output is of another size than the softmax's in layers {loud}: tptt.calibrate(model, ids) on real "
@@ -86,7 +90,7 @@ class BranchProbe(TrainerCallback):
 
     def __init__(
         self, model: nn.Module, material: Material, length: int, window: int, every: int = 100,
-        stop_at: float | None = None, formats: str | tuple[str, ...] = "all",
+        stop_at: float | None = None, formats: str | Sequence[str] = "all",
     ) -> None:  # fmt: skip
         self.model, self.length, self.window, self.every, self.stop_at = model, length, window, every, stop_at
         self.recall = material.recall(formats)
