@@ -114,10 +114,7 @@ def convert_and_train(
         model.to("cuda")
     calibrate_on(model, material, length)
     converted = Converted(model, tokenizer, material)
-    probe = BranchProbe(
-        model, material, length, model.config.max_self_attn_length or 0, settings.probe_every, settings.stop_at_recall,
-        settings.recall_formats,
-    )  # fmt: skip
+    probe = BranchProbe.of(model, material, settings, length)
     start = time.perf_counter()
     converted.history = train(model, material, settings, length, out, [probe, *callbacks], arguments, resume)
     converted.seconds = time.perf_counter() - start

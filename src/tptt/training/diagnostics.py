@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from tptt.evaluation import BranchUse, branch_use
 
 from .material import Material
+from .settings import TrainingSettings
 
 logger = logging.getLogger("tptt")
 
@@ -97,6 +98,13 @@ class BranchProbe(TrainerCallback):
         self.text: torch.Tensor = material.text(length, 4 * length)
         self.looks: list[Look] = []
         self.warnings: list[str] = []
+
+    @classmethod
+    def of(cls, model, material: Material, settings: TrainingSettings, length: int) -> BranchProbe:
+        """The probe that ``settings`` ask for; ``model`` is a TpttModel, ``length`` tokens of a row that is asked."""
+        window = model.config.max_self_attn_length or 0
+        every, stop_at, formats = settings.probe_every, settings.stop_at_recall, settings.recall_formats
+        return cls(model, material, length, window, every, stop_at, formats)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         step = state.global_step
