@@ -101,7 +101,9 @@ def layer_use(model, ids: torch.Tensor) -> tuple[LayerUse, ...]:
         for handle in handles:
             handle.remove()
     scales = [
-        None if module._tptt.alone else float((memory.output_scale.pow(2).mean() / s.mean().clamp_min(1e-12)).sqrt())
+        None
+        if module._tptt.alone
+        else float((memory.output_scale.detach().pow(2).mean() / s.mean().clamp_min(1e-12)).sqrt())
         for module, memory, s in zip(carriers(model), found, squares, strict=True)
     ]
     return tuple(LayerUse(mu, scale) for mu, scale in zip(mus, scales, strict=True))
