@@ -14,7 +14,8 @@ from .softmax import with_softmax, without_softmax
 
 @contextmanager
 def as_base(model: nn.Module) -> Iterator[nn.Module]:
-    """Within, ``model`` computes what its base computes: no memory, no window, no LoRA. For calls without a cache.
+    """Within, ``model`` computes what its base computes: no memory, no window, no LoRA. A cache that goes in
+    is the base's own: none that the memory has read or will read.
 
     Raises:
         ValueError: the base's own weights train, so that it is no longer there.
@@ -65,7 +66,8 @@ def softmax_as(model: nn.Module, whole: Collection[int] = (), none: Collection[i
 
 @contextmanager
 def attention_outputs(model: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Collects what goes into the output projection of each layer with a memory, [B, T, H * V], in layer order.
+    """Collects what the attention of each layer with a memory gives out before its output projection, [B, T, H * V], in
+    layer order.
 
     The list is filled when the block is left.
     """

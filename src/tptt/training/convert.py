@@ -15,7 +15,8 @@ from transformers import AutoTokenizer, PrinterCallback, ProgressCallback, Train
 from transformers.trainer_utils import get_last_checkpoint
 
 from tptt.configuration import TpttConfig, base_error
-from tptt.data import TextSplit
+from tptt.data import TextSplit, pack_rows
+from tptt.inference.session import position_limit
 from tptt.modeling import TpttModel
 from tptt.surgery import calibrate, memories
 
@@ -64,6 +65,19 @@ def load_tokenizer(config: TpttConfig, **options):
         raise base_error(str(config.base_model_name), error) from error
 
 
+def check_reach(model, tokens: int) -> None:
+    """Raises ValueError where a base with a table of positions cannot read ``tokens`` tokens."""
+    limit = position_limit(model)
+    if limit is not None and tokens > limit:
+        raise ValueError(f"the base has positions for {limit} tokens, rows of {tokens} (length * carry) are too long")
+
+
+def calibrate_on(model: TpttModel, material: Material, length: int) -> None:
+    """Measure the start of the memory's output scale on the text that ``model`` will be trained on."""
+    few = pack_rows(material.stream[: _CALIBRATED_ON * length], length)
+    calibrate(model.backbone, few.to(model.device))
+
+
 def convert_and_train(
     config: TpttConfig, data: str | TextSplit | Material | None = None, settings: TrainingSettings | None = None,
     out: str | Path | None = None, callbacks: Sequence[TrainerCallback] = (), arguments: dict[str, Any] | None = None,
@@ -97,6 +111,7 @@ def convert_and_train(
     torch.manual_seed(settings.seed)
     length = row_length(settings, config.text_config)
     model = TpttModel(measured_config(config, length) if auto else config, **model_options)
+    check_reach(model, length * settings.carry)
     if isinstance(data, Material):
         material = data
     else:
@@ -104,13 +119,9 @@ def convert_and_train(
     if torch.cuda.is_available() and not hasattr(model, "hf_device_map"):
         model.to("cuda")
     choice = settle_layers(model, config, material, settings, length) if auto else None
-    few = material.stream[: _CALIBRATED_ON * length].view(-1, length)
-    calibrate(model.backbone, few.to(model.device))
+    calibrate_on(model, material, length)
     converted = Converted(model, tokenizer, material, choice=choice)
-    probe = BranchProbe(
-        model, material, length, model.config.max_self_attn_length or 0, settings.probe_every, settings.stop_at_recall,
-        settings.recall_formats,
-    )  # fmt: skip
+    probe = BranchProbe.of(model, material, settings, length)
     start = time.perf_counter()
     converted.history = train(model, material, settings, length, out, [probe, *callbacks], arguments, resume)
     converted.seconds = time.perf_counter() - start

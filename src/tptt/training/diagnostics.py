@@ -11,17 +11,16 @@ from torch import nn
 from transformers import TrainerCallback
 
 from tptt.evaluation import BranchUse, branch_use
-from tptt.evaluation.branches import ARMS
-from tptt.surgery.hooks import carriers
 
 from .material import Material
+from .settings import TrainingSettings
 
 logger = logging.getLogger("tptt")
 
 _ROWS = 8
 # judged from here on: earlier a memory has had no time to learn
 _SETTLED = 0.4
-# recall beyond the window with which nothing is missing, whoever did it
+# recall beyond the window with which nothing is missing: layers that keep their whole context may leave the memory nothing to do
 _ENOUGH = 0.95
 
 
@@ -42,30 +41,31 @@ class Look:
                 found[f"perplexity/{arm.replace(' ', '_')}"] = round(value, 3)
         for i, layer in enumerate(self.use.layers):
             found[f"mu/{i}"] = round(layer.mu, 4)
-            found[f"scale/{i}"] = round(layer.scale, 3)
+            if layer.scale is not None:
+                found[f"scale/{i}"] = round(layer.scale, 3)
         return found
 
 
 def advice(use: BranchUse) -> list[str]:
     """What is wrong with the branches of a model that has trained for a while, and what to do; nothing where all is well."""
-    said = []
-    both, window = (use.recall[arm].beyond if arm in use.recall else None for arm in ("both", "window only"))
+    said: list[str] = []
+    if "window only" not in use.recall:  # no layer has a softmax to compare with
+        return said
+    both, window = (use.recall[arm].beyond for arm in ("both", "window only"))
     mean_mu = sum(layer.mu for layer in use.layers) / len(use.layers)
-    # layers that keep their whole context may leave the memory nothing to recall
     if both is not None and window is not None and both < min(window + 0.05, _ENOUGH):
         said.append(
             f"the memory is bypassed: recall beyond the window is {both:.2f} with it and {window:.2f} without (mean mu "
             f"{mean_mu:.3f}). Let the data need it (recall_mix of .3 or more, answer_weight of 5), raise memory_lr, or "
             "train longer; a narrower window leaves it more to do"
         )
-    with_memory, without = (use.perplexity.get(arm) for arm in ("both", "window only"))
+    with_memory, without = (use.perplexity[arm] for arm in ("both", "window only"))
     if with_memory is not None and without is not None and with_memory > 1.02 * without:
         said.append(
             f"the memory is harmful to the text: perplexity {with_memory:.2f} with it, {without:.2f} with the window alone. "
             "Lower memory_lr or recall_mix, or let mu rise slowly (mag_start=0.01)"
         )
-    # at mu = 1 there is no softmax to compare with
-    loud = [i for i, layer in enumerate(use.layers) if layer.mu < 1 and not 0.05 < layer.scale < 20]
+    loud = [i for i, layer in enumerate(use.layers) if layer.scale is not None and not 0.05 < layer.scale < 20]
     if loud:
         said.append(
             f"the memory's output is of another size than the softmax's in layers {loud}: tptt.calibrate(model, ids) on real "
@@ -98,10 +98,15 @@ class BranchProbe(TrainerCallback):
         self.model, self.length, self.window, self.every, self.stop_at = model, length, window, every, stop_at
         self.recall = material.recall(formats)
         self.text: torch.Tensor = material.text(length, 4 * length)
-        # without any softmax there is nothing to ablate
-        self.arms = ARMS if any(not m._tptt.alone for m in carriers(model)) else ("both",)
         self.looks: list[Look] = []
         self.warnings: list[str] = []
+
+    @classmethod
+    def of(cls, model, material: Material, settings: TrainingSettings, length: int) -> BranchProbe:
+        """The probe that ``settings`` ask for; ``model`` is a TpttModel, ``length`` tokens of a row that is asked."""
+        window = model.config.max_self_attn_length or 0
+        every, stop_at, formats = settings.probe_every, settings.stop_at_recall, settings.recall_formats
+        return cls(model, material, length, window, every, stop_at, formats)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         step = state.global_step
@@ -113,7 +118,7 @@ class BranchProbe(TrainerCallback):
 
     def _look(self, state, judged: bool) -> None:
         training = self.model.training
-        use = branch_use(self.model, self.recall, self.length, self.window, _ROWS, text=self.text, arms=self.arms)
+        use = branch_use(self.model, self.recall, self.length, self.window, _ROWS, text=self.text)
         self.model.train(training)
         self.looks.append(Look(state.global_step, use))
         state.log_history.append(self.looks[-1].logs() | {"step": state.global_step})

@@ -36,10 +36,10 @@ def kl_from_base(logits: torch.Tensor, base_logits: torch.Tensor, weights: torch
 
 
 def attention_distance(ours: Sequence[torch.Tensor], base: Sequence[torch.Tensor], window: int) -> torch.Tensor:
-    """Mean over layers of the squared distance of attention outputs [B, T, H * D] at tokens from ``window`` on, as a share
-    of the base's mean square; before it a window sees all that the base sees."""
+    """Mean over layers and rows of the squared distance of attention outputs [B, T, H * D] at tokens from ``window`` on, as
+    a share of the base's mean square in the row; before it a window sees all that the base sees."""
     shares = []
     for a, b in zip(ours, base, strict=True):
         a, b = a[:, window:].float(), b[:, window:].float()
-        shares.append((a - b).pow(2).mean() / b.pow(2).mean().clamp_min(1e-12))
+        shares.append((a - b).pow(2).mean((1, 2)) / b.pow(2).mean((1, 2)).clamp_min(1e-12))
     return torch.stack(shares).mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -9,8 +10,6 @@ import torch
 from torch.utils.data import Dataset
 
 from tptt.data import IGNORE, RecallBatch
-
-_PRIME = 1_000_003  # rows of one seed, more than which would meet those of the next
 
 
 class Draws(Protocol):
@@ -58,8 +57,9 @@ class MixedRows(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         if not 0 <= index < self.count:
             raise IndexError(index)
-        # the generator takes the low 32 bits of its seed alone
-        generator = torch.Generator().manual_seed((self.seed * _PRIME + index) % 2**32)
+        # torch's generator on the CPU takes 32 bits of a seed: both numbers have to get into them
+        mixed = random.Random((self.seed << 40) + index).getrandbits(32)
+        generator = torch.Generator().manual_seed(mixed)
         if self.is_recall(index):
             facts = self.facts[int(torch.randint(len(self.facts), (1,), generator=generator))]
             drawn = self.recall.draw(1, self.length, generator, facts)  # type: ignore[union-attr]

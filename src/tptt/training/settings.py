@@ -89,6 +89,8 @@ class TrainingSettings:
                 _check(name, getattr(self, name), 0, 1)
         if self.stop_at_recall is not None and not self.probe_every:
             raise ValueError("stop_at_recall needs looks at the recall: set probe_every to 1 or more")
+        if self.carry > 1 and self.gradient_checkpointing:
+            raise ValueError("carry needs the cache that gradient_checkpointing takes away: use one of them")
         formats = self.recall_formats if isinstance(self.recall_formats, str) else tuple(self.recall_formats)
         object.__setattr__(self, "recall_formats", chosen_formats(formats))
         if not self.facts:
