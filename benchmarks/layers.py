@@ -2,6 +2,7 @@
 
 python -m benchmarks.layers                       # every arm, budget and seed; goes on where it was stopped
 python -m benchmarks.layers --write               # and puts table and plot where the documents have them
+python -m benchmarks.layers --seeds 1             # on another core, into the same file; the first then finds it there
 
 Arms choose the same number of layers in different ways: by the KL divergence that restoring them saves
 (`tptt.training.choose_layers`), evenly, the last ones, and, to see whether the ranking says anything, those that it ranks
@@ -27,6 +28,7 @@ from tptt.assets import BASE
 from tptt.evaluation import kv_bytes, mag_weight, markdown_table, perplexity, recall_accuracy, verify
 from tptt.evaluation.perplexity import evaluating
 from tptt.evaluation.verify import TOLERANCE
+from tptt.inference.snapshot import fingerprint
 from tptt.quickstart.plots import new_figure, save
 from tptt.surgery import find_attention
 from tptt.training import Material, TrainingSettings, choose_layers, train
@@ -62,22 +64,21 @@ class Runs:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.lines = [json.loads(x) for x in file.read_text().splitlines()] if file.exists() else []
 
-    def find(self, key: dict[str, Any]) -> dict[str, Any] | None:
-        return next((x for x in self.lines if x["key"] == key), None)
+    def _read(self) -> list[dict[str, Any]]:
+        return [json.loads(x) for x in self.file.read_text().splitlines()] if self.file.exists() else []
 
     def once(self, key: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of ``key``, made and written where it is not there yet."""
-        if (found := self.find(key)) is not None:
+        # read each time: another process may have been faster
+        if (found := next((x for x in self._read() if x["key"] == key), None)) is not None:
             return found
         start = time.perf_counter()
         line = {"key": key} | make() | {"seconds": round(time.perf_counter() - start, 1)}
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a") as out:
             out.write(json.dumps(line) + "\n")
-        self.lines.append(line)
-        return line
+        return json.loads(json.dumps(line))  # as it is found later: all keys are text
 
 
 class Bench:
@@ -96,11 +97,14 @@ class Bench:
         attention = find_attention(inner)
         self.layers = tuple(x.layer for x in attention)
         parts = [n for n in attention[0].sizes.layout.parts if getattr(attention[0].module, n).weight.ndim == 2]
+        self.name = Path(base).name if Path(base).is_dir() else base
+        self.parameters = inner.num_parameters()
+        self.weights = fingerprint(inner)[:12]  # another base in the same folder has results of its own
         self.lora = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "task_type": "CAUSAL_LM", "target_modules": parts}
 
     def key(self, kind: str, **more) -> dict[str, Any]:
-        name = Path(self.base).name if Path(self.base).is_dir() else self.base
-        return {"kind": kind, "base": name, "tokens": self.tokens, "length": self.length, "window": self.window} | more
+        fixed = {"base": self.name, "weights": self.weights, "tokens": self.tokens, "length": self.length}
+        return {"kind": kind} | fixed | {"window": self.window} | more
 
     def settings(self, seed: int) -> TrainingSettings:
         return TrainingSettings(tokens=self.tokens, length=self.length, seed=seed, probe_every=0)
@@ -256,7 +260,8 @@ def report(bench: Bench, seeds: Sequence[int], budgets: Sequence[float]) -> str:
     counts = [f"{n} whole" for n in range(len(bench.layers))]
     return "\n\n".join([
         f"`python -m benchmarks.layers` on {machine()}.",
-        f"Base {Path(bench.base).name}, {len(bench.layers)} layers, {bench.tokens:,} tokens of training in rows of "
+        f"Base `{bench.name}`, {bench.parameters / 1e6:.2f} M parameters, {len(bench.layers)} layers; {bench.tokens:,} tokens of "
+        "training in rows of "
         f"{bench.length}, W = {bench.window}, {len(seeds)} seeds (mean ± standard deviation). Keys and values: bytes held "
         f"after {bench.length} tokens over the base's, measured on the caches.",
         markdown_table(heads, rows),
