@@ -2,8 +2,8 @@
 
 from .branches import BranchUse, LayerUse, branch_use, layer_use, mag_weight
 from .memory_held import Held, cache_bytes, kv_entries, memory_held
-from .perplexity import perplexity
-from .recall import RecallScore, recall_accuracy
+from .perplexity import perplexity, perplexity_by_position
+from .recall import RecallScore, recall_accuracy, recall_by_generation
 from .tables import markdown_table
 from .verify import CHECKS, NotApplicable, verify
 
@@ -22,6 +22,8 @@ __all__ = [
     "markdown_table",
     "memory_held",
     "perplexity",
+    "perplexity_by_position",
     "recall_accuracy",
+    "recall_by_generation",
     "verify",
 ]
