@@ -4,12 +4,12 @@ from pydoc_data.topics import topics
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tptt import MemoryConfig, attach_memory
 from tptt.assets import BASE
-from tptt.data import IGNORE, DrillRows, Lexicon, RecallBatch, tokenize
-from tptt.evaluation import recall_accuracy
+from tptt.data import IGNORE, DrillRows, Lexicon, RecallBatch, RecallRows, RecallVocabulary, tokenize
+from tptt.evaluation import recall_accuracy, recall_by_generation
 
 
 def fixed(batch):
@@ -95,6 +95,7 @@ def test_one_wrong_token_makes_an_answer_wrong():
 
 
 STEPS = 22  # enough for some of the answers
+NOISE = 0.2  # leaves the base some of them
 
 
 def overfitted(batch, window):
@@ -138,3 +139,49 @@ def test_scores_are_what_greedy_generation_answers():
     assert round(found) == counts[False, True] + counts[True, True]
     assert score.beyond_count == counts[True, False] + counts[True, True]
     assert counts[True, False] and counts[True, True], "all right or all wrong says little"
+
+
+def by_teacher_forcing(model, batch, window):
+    """(right, asked): the last answer beyond the window of each row, all its tokens predicted with the right ones before."""
+    right = []
+    for row in range(len(batch.input_ids)):
+        far = batch.number[row][(batch.distance[row] > window) & (batch.answers[row] != IGNORE)]
+        if not len(far):
+            continue
+        with torch.no_grad():
+            predicted = model(input_ids=batch.input_ids[row : row + 1], use_cache=False).logits[0].argmax(-1)
+        places = (batch.number[row] == far[-1]).nonzero()[:, 0]
+        right.append(torch.equal(predicted[places - 1], batch.answers[row, places]))
+    return sum(right), len(right)
+
+
+def test_generation_of_the_base_answers_what_it_predicts():
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    model = AutoModelForCausalLM.from_pretrained(BASE).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():  # it would know all of them
+            p.add_(torch.randn_like(p) * p.std() * NOISE)
+    rows = RecallRows(RecallVocabulary(tokenizer), tokenize(tokenizer, list(topics.values())[:12]))
+    batch = rows.draw(12, 192, torch.Generator().manual_seed(3), 8)
+    right, asked = recall_by_generation(model, rows, 192, 48, rows=12, seed=3, facts=8)
+    assert (right, asked) == by_teacher_forcing(model, batch, 48)
+    assert 0 < right < asked == 12, "all right or all wrong says little"
+
+
+def test_generation_from_a_memory_answers_what_it_predicts():
+    """Prompts of different lengths, so that there is padding before most of them; the drills' answers have many tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    text = list(topics.values())[:12]
+    drills = DrillRows(tokenizer, Lexicon.of(text), tokenize(tokenizer, text), ("passkey", "identifiers"), facts=4)
+    batch = drills.draw(6, 160, torch.Generator().manual_seed(0))
+    model = overfitted(batch, 24)
+    found = recall_by_generation(model, fixed(batch), 160, 24, rows=6)
+    assert found == by_teacher_forcing(model, batch, 24)
+    assert 0 < found[0] < found[1], "all right or all wrong says little"
+
+
+def test_generation_asks_for_what_lies_beyond_the_window_and_no_more():
+    assert recall_by_generation(Guesser(), fixed(random_batch(0)), 40, 40, rows=6) == (0, 0)
+    with pytest.raises(ValueError, match="rows must be 1 or more, got 0"):
+        recall_by_generation(Guesser(), fixed(random_batch(0)), 40, 10, rows=0)

@@ -292,6 +292,17 @@ def test_the_teacher_of_carried_pieces_reads_the_whole_row(converted, base, batc
             torch.testing.assert_close(got, whole[layer][:, start:], rtol=1e-4, atol=1e-5)
 
 
+def test_rates_of_memory_and_lora(converted, rows, tmp_path):
+    model = converted()
+    run = ConversionTrainer(model=model, args=arguments(tmp_path), train_dataset=rows(), rates=(1e-3, 1e-2))
+    assert run.optimizer is None, "made too early for FSDP"
+    run.train()
+    found = {id(p): g["initial_lr"] for g in run.optimizer.param_groups for p in g["params"]}
+    assert {n: found[id(p)] for n, p in model.named_parameters() if p.requires_grad} == {
+        n: 1e-2 if ".liza." in n else 1e-3 for n, p in model.named_parameters() if p.requires_grad
+    }
+
+
 def test_what_cannot_be_taught_or_carried(converted, rows, batch, tmp_path, base):
     with pytest.raises(ValueError, match="need a model with a memory"):
         ConversionTrainer(model=base, args=arguments(tmp_path), distill=1.0)

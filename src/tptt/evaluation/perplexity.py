@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import contextmanager
 
 import torch
@@ -21,18 +22,47 @@ def evaluating(model):
         model.train(training)
 
 
-def perplexity(model, rows: torch.Tensor, tokens_per_batch: int = 4096) -> float:
-    """exp of the mean cross entropy of all tokens of ``rows`` [N, T] but the first of each.
+def token_losses(model, rows: torch.Tensor, tokens_per_batch: int = 4096) -> torch.Tensor:
+    """Cross entropy in nats, [N, T - 1], of all tokens of ``rows`` [N, T] but the first of each.
 
     Raises:
         ValueError: ``rows`` has no token to predict.
     """
     if rows.ndim != 2 or rows.shape[0] < 1 or rows.shape[1] < 2:
         raise ValueError(f"perplexity needs rows [N >= 1, T >= 2], got {list(rows.shape)}")
-    total = 0.0
+    found = []
     with evaluating(model):
         for ids in rows.split(max(1, tokens_per_batch // rows.shape[1])):
             ids = ids.to(model.device)
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-            total += F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").item()
-    return math.exp(total / (rows.shape[0] * (rows.shape[1] - 1)))
+            losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+            found.append(losses.view(len(ids), -1).cpu())
+    return torch.cat(found)
+
+
+def perplexity(model, rows: torch.Tensor, tokens_per_batch: int = 4096) -> float:
+    """exp of the mean cross entropy of all tokens of ``rows`` [N, T] but the first of each.
+
+    Raises:
+        ValueError: ``rows`` has no token to predict.
+    """
+    return math.exp(token_losses(model, rows, tokens_per_batch).double().mean().item())
+
+
+def perplexity_by_position(
+    model, rows: torch.Tensor, bounds: Sequence[int], tokens_per_batch: int = 4096
+) -> dict[int, float]:
+    """Perplexity of the tokens between two ``bounds``, by the upper one; 0 is the first lower one.
+
+    Args:
+        rows: [N, T].
+        bounds: ascending places, T at most; tokens from the last one on are left out.
+
+    Raises:
+        ValueError: the bounds do not rise, or lie beyond the rows.
+    """
+    if list(bounds) != sorted(set(bounds)) or not bounds or not 1 < bounds[0] <= bounds[-1] <= rows.shape[1]:
+        raise ValueError(f"bounds must rise from 2 or more to {rows.shape[1]} at most, got {list(bounds)}")
+    losses = token_losses(model, rows, tokens_per_batch).double()
+    starts = [1, *bounds[:-1]]
+    return {end: math.exp(losses[:, a - 1 : end - 1].mean().item()) for a, end in zip(starts, bounds, strict=True)}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch.nn import functional as F
 
 from tptt.data import IGNORE, RecallBatch
 
@@ -77,3 +78,36 @@ def recall_accuracy(
     return RecallScore(
         length, window, _share(right[~far]), _share(right[far]), int((~far).sum()), int(far.sum()), by_distance
     )
+
+
+def recall_by_generation(
+    model, recall: Draws, length: int, window: int, rows: int = 8, seed: int = 0, facts: int | None = None,
+) -> tuple[int, int]:  # fmt: skip
+    """(right, asked): the last answer of each row that was stated more than ``window`` tokens back, generated greedily from
+    a cache, after everything that stands before it was read.
+
+    Raises:
+        ValueError: as `recall_accuracy`.
+    """
+    if rows < 1:
+        raise ValueError(f"rows must be 1 or more, got {rows}")
+    drawn = recall.draw(rows, length, torch.Generator().manual_seed(seed), facts)
+    prompts, answers = [], []
+    for ids, asked, distance, number in zip(*vars(drawn).values(), strict=True):
+        far = number[(asked != IGNORE) & (distance > window)]
+        if len(far):
+            at = (number == far[-1]).nonzero()[:, 0]
+            prompts.append(ids[: at[0]])
+            answers.append(asked[at])
+    if not prompts:
+        return 0, 0
+    longest = max(map(len, prompts))
+    ids = torch.stack([F.pad(p, (longest - len(p), 0)) for p in prompts])
+    mask = torch.stack([F.pad(torch.ones_like(p), (longest - len(p), 0)) for p in prompts])
+    with evaluating(model):
+        written = model.generate(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), do_sample=False, eos_token_id=None,
+            max_new_tokens=max(map(len, answers)), pad_token_id=0,
+        )[:, longest:].cpu()  # fmt: skip
+    right = sum(bool(torch.equal(w[: len(a)], a)) for w, a in zip(written, answers, strict=True))
+    return right, len(answers)

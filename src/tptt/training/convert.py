@@ -25,7 +25,6 @@ from .callbacks import AdjustMaGWeightCallback
 from .diagnostics import BranchProbe, Look
 from .layers import LayerChoice
 from .material import Material
-from .optim import parameter_groups
 from .settings import TrainingSettings
 from .trainer import ConversionTrainer
 
@@ -161,8 +160,7 @@ def train(
         }  # fmt: skip
         trainer = ConversionTrainer(
             model=model, args=TrainingArguments(**options | (arguments or {})), train_dataset=rows, callbacks=callbacks,
-            optimizers=(torch.optim.AdamW(parameter_groups(model, settings.lr, settings.memory_lr)), None),
-            distill=settings.distill, align=settings.align, carry=settings.carry,
+            distill=settings.distill, align=settings.align, carry=settings.carry, rates=(settings.lr, settings.memory_lr),
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)

@@ -14,6 +14,7 @@ from tptt.data import IGNORE
 from tptt.surgery import as_base, attention_outputs, memories
 
 from .losses import attention_distance, kl_from_base, token_losses
+from .optim import parameter_groups
 
 
 class ConversionTrainer(Trainer):
@@ -28,6 +29,8 @@ class ConversionTrainer(Trainer):
         carry: pieces a row is cut into. The cache, its state included, goes on from piece to piece; gradients end there
             (truncated backpropagation), so that a row needs the memory of one piece. The first token of a piece is
             predicted by none. The teacher reads the pieces with a cache of its own, which holds the whole row.
+        rates: learning rates of LoRA and of the memory, for AdamW; None leaves the optimizer to Trainer. Made when Trainer
+            asks for it, because FSDP has no use for one that was made before.
         The other arguments are Trainer's.
 
     Raises:
@@ -36,15 +39,23 @@ class ConversionTrainer(Trainer):
             than the window.
     """
 
-    def __init__(self, *args, distill: float = 0.0, align: float = 0.0, carry: int = 1, **kwargs) -> None:
+    def __init__(
+        self, *args, distill: float = 0.0, align: float = 0.0, carry: int = 1, rates: tuple[float, float] | None = None,
+        **kwargs,
+    ) -> None:  # fmt: skip
         super().__init__(*args, **kwargs)
-        self.distill, self.align, self.carry = distill, align, carry
+        self.distill, self.align, self.carry, self.rates = distill, align, carry, rates
         found = memories(self.model)
         if (distill or align) and not found:
             raise ValueError("distill and align need a model with a memory: its base is the teacher")
         if carry > 1 and self.args.gradient_checkpointing:
             raise ValueError("carry needs the cache that gradient_checkpointing takes away: use one of them")
         self.window = (found[0].config.max_self_attn_length if found else None) or 0
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None and self.rates is not None:
+            self.optimizer = torch.optim.AdamW(parameter_groups(self.model if model is None else model, *self.rates))
+        return super().create_optimizer(model)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if self.carry == 1:
