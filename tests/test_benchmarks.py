@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.families import examine, report
 from benchmarks.generation import build, step_bytes
+from benchmarks.layers import ARMS, Runs, numbers
 from benchmarks.timing import interleaved, write_section
 from tptt.evaluation import markdown_table
 
@@ -50,6 +51,36 @@ def test_generation_quick(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "constant to the byte" in done.stdout and "8,192 tokens through `stream`" in done.stdout
     assert {f.name for f in tmp_path.iterdir()} == {"generation-speed.png", "generation-million.png"}
+
+
+def test_arms_choose_as_many_layers_as_the_budget_is():
+    order = (2, 3, 0, 1)
+    assert numbers([0, 0.25, 0.3, 1], 4) == [0, 1, 4]
+    found = {arm: choose(order, 2) for arm, choose in ARMS.items()}
+    assert found == {"by KL": (2, 3), "evenly": (1, 3), "last": (2, 3), "ranked last by KL": (0, 1)}
+    for choose in ARMS.values():
+        assert [len(set(choose(order, n))) for n in range(5)] == list(range(5))
+
+
+def test_a_result_is_made_once(tmp_path):
+    made = []
+    for _ in range(2):
+        runs = Runs(tmp_path / "runs" / "x.jsonl")
+        found = [runs.once({"n": n}, lambda n=n: made.append(n) or {"by": {n: n}}) for n in (1, 2)]
+        assert [x["by"] for x in found] == [{"1": 1}, {"2": 2}]
+    assert made == [1, 2]
+
+
+@pytest.mark.slow
+def test_layers_quick(tmp_path):
+    options = ["--tokens", "1024", "--length", "64", "--window", "8", "--seeds", "0", "--budgets", "0", "0.25", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.layers", *options, "--runs", str(tmp_path / "x.jsonl")],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "| by KL | [" in done.stdout and "whole everywhere, LoRA alone" in done.stdout
+    assert (tmp_path / "layers.png").exists()
 
 
 def test_a_family_is_judged():

@@ -44,11 +44,11 @@ def _check_count(name: str, value: object, least: int) -> None:
 
 def _numbers(name: str, value: Any) -> str | tuple[int, ...]:
     """ "all" or layer numbers as a tuple, however they came (JSON has lists only)."""
-    if value == "all":
-        return "all"
+    if value == "all" or (value == "auto" and name == "layers"):
+        return value
     if isinstance(value, list | tuple) and all(isinstance(x, int) and not isinstance(x, bool) for x in value):
         return tuple(value)
-    every = ", an integer n for every n-th," if name == "layers" else ""
+    every = ", 'auto', an integer n for every n-th," if name == "layers" else ""
     raise ValueError(f"{name} must be 'all'{every} or a list of layer numbers, got {value!r}")
 
 
@@ -80,9 +80,11 @@ class MemoryConfig:
         max_self_attn_length: window W of the softmax branch in tokens, the token itself included; None is all.
         sink_tokens: first tokens of a sequence that stay visible beyond the window.
         layers: which attention layers get a memory: "all", an integer n for every n-th (n - 1, 2 n - 1, ...), or their
-            numbers. The others stay softmax, window and all.
+            numbers. The others keep the base's attention: its whole context, no memory. "auto" leaves it to
+            `tptt.training.convert_and_train`, which measures on data which layers need their whole context most.
         memory_only_layers: those of ``layers`` whose mu is fixed at 1, "all" or their numbers: they compute no softmax and
-            hold no keys and values. The same holds while ``mag_weight`` is 1 and there is no ``mix_gate``.
+            hold no keys and values. The same holds while ``mag_weight`` is 1 and there is no ``mix_gate``. With
+            ``layers="auto"``: those that have no softmax unless they are chosen to keep their whole context.
         bidirectional: for encoders: the mean of a reading from the left and one from the right.
         attention_layout: how the attention modules keep their projections; None finds out. A name of
             `tptt.surgery.LAYOUTS`, or a dictionary with ``projections``, ``output`` and ``split`` (`tptt.surgery.Layout`).
@@ -126,6 +128,20 @@ class MemoryConfig:
         else:
             object.__setattr__(self, "layers", _numbers("layers", self.layers))
         object.__setattr__(self, "memory_only_layers", _numbers("memory_only_layers", self.memory_only_layers))
+
+
+def require_chosen_layers(config: MemoryConfig) -> None:
+    """Refuse a configuration whose layers are still to be chosen.
+
+    Raises:
+        ValueError: ``layers`` is "auto".
+    """
+    if config.layers == "auto":
+        raise ValueError(
+            "layers='auto' is decided by data: tptt.training.convert_and_train(config, data, "
+            "TrainingSettings(kv_budget=...)) chooses the layers, or tptt.training.choose_layers on a model with a memory "
+            "in all of them; without data give layers='all', an integer n for every n-th, or a list of layer numbers"
+        )
 
 
 def jsonable(value: Any) -> Any:

@@ -11,7 +11,7 @@ from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 
 from tptt.checkpoint import CheckpointMixin
-from tptt.configuration import TpttConfig, base_error
+from tptt.configuration import TpttConfig, base_error, require_chosen_layers
 from tptt.surgery import attach_memory, calibrate
 from tptt.surgery.attach import NAME, base_of, prepare_generation, weights_loaded
 
@@ -70,7 +70,8 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
 
     Raises:
         OSError: the base was not found (the message says how to name it, and the token for gated ones).
-        ValueError: the base is no causal language model, or a layer's attention has no known layout.
+        ValueError: the base is no causal language model, a layer's attention has no known layout, or ``layers`` is
+            "auto", which needs data.
     """
 
     config_class = TpttConfig
@@ -87,6 +88,7 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
             config.base_model_revision = options["revision"]
         if options.get("attn_implementation") is not None:
             config._attn_implementation = options["attn_implementation"]
+        require_chosen_layers(config.memory_config())  # before a base is loaded
         super().__init__(config)
         self.loss_type = "ForCausalLM"
         fresh = not _without_weights.get()

@@ -1,6 +1,8 @@
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +11,9 @@ from typer.testing import CliRunner
 
 from tptt.assets.train_base import build_tokenizer
 from tptt.cli.main import app
+from tptt.data import FORMATS
+from tptt.quickstart import QuickstartOptions
+from tptt.training import TrainingSettings
 
 SYLLABLES = ("ba", "ce", "di", "fo", "gu", "la", "me", "ni", "so", "tu")
 WORDS = [a + b + c for a in SYLLABLES for b in SYLLABLES for c in ("x", "z")]
@@ -44,15 +49,30 @@ def test_the_whole_job(base, tmp_path):
     report = (out / "report.md").read_text()
     for part in ("| base |", "| window alone |", "| converted |", "perplexity at 256", "a TpttModel", "torch "):
         assert part in report
+    for name in FORMATS:
+        assert re.search(rf"^\| {name} \|( (-|[01]\.\d\d) \|){{4}}$", report, re.M), name
+    branches = report.partition("## Branches")[2].partition("## Training")[0]
+    for arm in ("both", "window only", "memory only"):
+        assert re.search(rf"^\| {arm} \|( (-|[\d.]+) \|){{3}}$", branches, re.M), arm
+    assert re.search(r"^\| mean mu \| [01]\.\d\d \| [01]\.\d\d \|$", branches, re.M)
+    assert "the memory is bypassed" in branches  # four steps teach nothing
     assert "8 keys per layer (window 8)" in " ".join(report.split())
     assert "bit for bit" in run.output
     for name in ("training", "quality", "memory"):
         assert (out / "plots" / f"{name}.png").stat().st_size > 5000
     checkpoint = out / "checkpoint"
-    assert (checkpoint / "README.md").read_text().startswith("---\nlibrary_name")
+    card = (checkpoint / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name") and "| passkey |" in card
     assert json.loads((checkpoint / "config.json").read_text())["max_self_attn_length"] == 8
     again = invoke("--base-model", base, "--out", out)
     assert again.exit_code == 1 and "is not empty" in " ".join(again.output.split())
+
+
+def test_training_follows_the_default_recipe(tmp_path):
+    options, recipe = QuickstartOptions(tmp_path, steps=7, seed=3), TrainingSettings()
+    settings = options.settings(64)
+    assert settings == replace(recipe, tokens=settings.tokens, length=64, seed=3)
+    assert settings.steps(64) == 7
 
 
 @pytest.mark.parametrize(
@@ -60,6 +80,7 @@ def test_the_whole_job(base, tmp_path):
     [
         (("--steps", 0), "--steps must be 1 or more"),
         (("--length", 32, "--window", 32), "--window must be less than"),
+        (("--length", 8), "length must be a whole number of 16 or more"),
         (("--data", "no-such-file.txt"), "no-such-file.txt"),
     ],
 )

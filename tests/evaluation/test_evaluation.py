@@ -1,6 +1,6 @@
 import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache
 
 from tptt import MemoryConfig, attach_memory
 from tptt.data import RecallRows
@@ -33,16 +33,6 @@ class Oracle(torch.nn.Module):
                     if ids[t - 1] == ids[s - 2] == 5 and ids[t] == ids[s - 1]:
                         logits[row, t, ids[s]] = 1.0
         return type("Output", (), {"logits": logits})
-
-
-@pytest.fixture
-def llama():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 """Trains a converted model for a few steps and writes losses and norms; run alone or by torchrun on two ranks.
 
-    torchrun --nproc-per-node 2 distributed_worker.py BASE OUT KIND    (KIND: trainer or fsdp2)
+    torchrun --nproc-per-node 2 distributed_worker.py BASE OUT KIND    (KIND: trainer, conversion or fsdp2)
 
-"trainer" is the plain Trainer, which takes DDP where there are ranks; "fsdp2" shards with torch's fully_shard in a
+"trainer" is the plain Trainer, which takes DDP where there are ranks, "conversion" ours with weights, a teacher and carried
+rows; "fsdp2" shards with torch's fully_shard in a
 loop of its own, because accelerate wraps in FSDP on accelerators only.
 """
 
@@ -19,6 +20,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from tests.families.models import randomize, tokens
 from tptt import AdjustMaGWeightCallback, TpttConfig, TpttModel
+from tptt.training import ConversionTrainer
 
 GLOBAL_BATCH, STEPS = 4, 3
 RANK, RANKS = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -27,22 +29,34 @@ LORA = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8,
         "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}  # fmt: skip
 
 
-class Ordered(Trainer):
+class Ordered:
     """Rows in their order, so that one process and two see the same batches."""
 
     def _get_train_sampler(self, *args, **kwargs):
         return SequentialSampler(self.train_dataset)
 
 
-def with_trainer(model, out: str) -> tuple[str, list[dict]]:
+class OrderedTrainer(Ordered, Trainer):
+    pass
+
+
+class OrderedConversion(Ordered, ConversionTrainer):
+    pass
+
+
+def with_trainer(model, out: str, conversion: bool) -> tuple[str, list[dict]]:
     arguments = TrainingArguments(
         output_dir=f"{out}-trainer", max_steps=STEPS, logging_steps=1, save_strategy="no", report_to=[], use_cpu=True,
         disable_tqdm=True, per_device_train_batch_size=GLOBAL_BATCH // RANKS, learning_rate=1e-2,
-        lr_scheduler_type="constant",
+        lr_scheduler_type="constant", remove_unused_columns=False,
     )  # fmt: skip
     callback = AdjustMaGWeightCallback(model, 0.1, 0.5, STEPS)
     rows = [{"input_ids": r, "labels": r} for r in ROWS]
-    trainer = Ordered(model=model, args=arguments, train_dataset=rows, callbacks=[callback])
+    kind, options = OrderedTrainer, {}
+    if conversion:
+        rows = [row | {"loss_weights": 0.5 + (row["labels"] % 3)} for row in rows]
+        kind, options = OrderedConversion, {"distill": 0.5, "align": 0.5, "carry": 2, "rates": (1e-2, 3e-2)}
+    trainer = kind(model=model, args=arguments, train_dataset=rows, callbacks=[callback], **options)
     trainer.train()
     kept = ("loss", "grad_norm", "mag_weight")
     return type(trainer.model_wrapped).__name__, [{k: x[k] for k in kept} for x in trainer.state.log_history[:-1]]
@@ -78,7 +92,7 @@ def main(base: str, out: str, kind: str) -> None:
     torch.set_num_threads(1)
     set_seed(0)
     model = randomize(TpttModel(TpttConfig(base_model_name=base, lora_config=LORA, max_self_attn_length=6)))
-    wrapped, log = with_trainer(model, out) if kind == "trainer" else with_fsdp2(model)
+    wrapped, log = with_fsdp2(model) if kind == "fsdp2" else with_trainer(model, out, kind == "conversion")
     if RANK == 0:
         Path(out).write_text(json.dumps({"wrapped": wrapped, "log": log}))
     if RANKS > 1:

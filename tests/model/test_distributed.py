@@ -17,7 +17,8 @@ def run(base, out, kind, ranks):
     start = [sys.executable]
     if ranks > 1:
         start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    environment = os.environ | {"PYTHONPATH": str(WORKER.parents[2])}
+    root = WORKER.parents[2]  # this tree's sources, whatever is installed
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (root / "src", root)))}
     done = subprocess.run(
         [*start, str(WORKER), str(base), str(out), kind], env=environment, capture_output=True, text=True, timeout=300
     )
@@ -25,7 +26,10 @@ def run(base, out, kind, ranks):
     return json.loads(out.read_text())
 
 
-@pytest.mark.parametrize("kind, wrapper", [("trainer", "DistributedDataParallel"), ("fsdp2", "FSDPModule")])
+DDP = "DistributedDataParallel"
+
+
+@pytest.mark.parametrize("kind, wrapper", [("trainer", DDP), ("conversion", DDP), ("fsdp2", "FSDPModule")])
 def test_two_ranks_equal_one_process(tmp_path, kind, wrapper):
     build("llama").save_pretrained(tmp_path / "base")
     want, got = (run(tmp_path / "base", tmp_path / f"{ranks}.json", kind, ranks) for ranks in (1, 2))

@@ -106,7 +106,7 @@ def test_a_layout_given_in_the_configuration():
         ({"layers": [0, 5]}, r"layers \[5\] have no attention here; valid are \[0, 1\]"),
         ({"layers": 3}, "layers=3 chooses none of the 2 layers"),
         ({"layers": 0}, "layers must be an integer of 1 or more"),
-        ({"layers": "some"}, "layers must be 'all', an integer n for every n-th, or a list"),
+        ({"layers": "some"}, "layers must be 'all', 'auto', an integer n for every n-th, or a list"),
         ({"layers": [0], "memory_only_layers": [1]}, r"layers \[1\] have no attention here; valid are \[0\]"),
         ({"bidirectional": True}, "is causal: its memory needs bidirectional=False"),
         ({"bidirectional": True, "max_self_attn_length": 4}, "bounds causal attention"),

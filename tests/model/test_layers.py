@@ -8,7 +8,17 @@ import torch
 from benchmarks.tiny import tiny_model
 from tests.families.checks import assert_invariants
 from tests.families.models import assert_near, build, randomize, tokens
-from tptt import MemoryConfig, TpttConfig, TpttModel, attach_memory, calibrate, detach_memory, set_mag_weight
+from tptt import (
+    MemoryConfig,
+    Session,
+    TpttConfig,
+    TpttModel,
+    attach_memory,
+    calibrate,
+    detach_memory,
+    set_mag_weight,
+    stream,
+)
 from tptt.evaluation import cache_bytes, kv_entries
 from tptt.surgery import memories
 
@@ -37,6 +47,52 @@ def test_choice(layers, expected):
 @pytest.mark.parametrize("settings", [{}, WINDOW], ids=["full", "window"])
 def test_some_layers_stay_softmax(layers, settings):
     assert_invariants(randomize(attach_memory(four_layers(), MemoryConfig(layers=layers, **settings))))
+
+
+MIXED = {
+    "whole, window": {"layers": [0, 2], **WINDOW},
+    "window, whole": {"layers": [1, 3], **WINDOW},
+    "whole, window, memory alone": {"layers": [1, 2], "memory_only_layers": [2], **WINDOW},
+    "memory alone, whole": {"layers": [0, 1], "memory_only_layers": "all"},
+}
+_WHOLE = "full_attention"
+FAMILIES = {
+    "llama": {}, "mistral": {}, "qwen2": {"layer_types": [_WHOLE] * 4}, "qwen3": {"layer_types": [_WHOLE] * 4},
+    "gemma2": {}, "gpt2": {"n_layer": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mixture", MIXED)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whole_contexts_among_windows(family, mixture):
+    """What `tptt.training.choose_layers` makes: a layer without a memory has the base's own attention."""
+    model = four_layers(family, **FAMILIES[family]) if family != "gpt2" else tiny_model("gpt2", n_layer=4)
+    assert_invariants(randomize(attach_memory(model, MemoryConfig(**MIXED[mixture]))))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_whole_contexts_grow_and_windows_do_not(attention):
+    model = randomize(
+        attach_memory(four_layers(attention=attention), MemoryConfig(**MIXED["whole, window, memory alone"]))
+    )
+    with torch.no_grad():
+        cache = model(input_ids=tokens(1, 30), use_cache=True).past_key_values
+        for _ in range(3):
+            cache = model(input_ids=tokens(1, 1), past_key_values=cache, use_cache=True).past_key_values
+    assert [layer.keys.shape[2] for layer in cache.layers] == [33, 6, 0, 33]
+    assert [getattr(layer, "state", None) is not None for layer in cache.layers] == [False, True, True, False]
+
+
+def test_a_session_over_whole_contexts_and_windows(tmp_path):
+    model = randomize(attach_memory(four_layers(), MemoryConfig(**MIXED["whole, window, memory alone"])))
+    ids = tokens(1, 40)[0]
+    session = stream(model, ids, chunk_size=7)
+    with torch.no_grad():
+        want = model.generate(ids[None], max_new_tokens=8, do_sample=False, eos_token_id=None)[0, 40:]
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    assert torch.equal(session.ask(None, **options), want)
+    again = Session.load(session.save(tmp_path / "session.safetensors"), model)
+    assert torch.equal(again.generate(None, **options), want)
 
 
 @pytest.mark.parametrize("layers", [[0], [1], [0, 1], [2, 3], [0, 3]])

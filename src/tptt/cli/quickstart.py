@@ -57,7 +57,8 @@ def _quiet() -> None:
     from transformers.utils import logging as hf_logging
 
     warnings.simplefilter("ignore")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    for name in ("transformers", "tptt"):  # what ours warns of stands among the results
+        logging.getLogger(name).setLevel(logging.ERROR)
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
 

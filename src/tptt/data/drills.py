@@ -58,7 +58,7 @@ class DrillRows:
         """``batch`` rows of ``length`` tokens, drawn from ``generator`` alone.
 
         Raises:
-            ValueError: fewer than one fact, no fact fits into ``length``, or the filler is shorter than a row.
+            ValueError: fewer than one fact, no fact of any format fits into ``length``, or the filler is shorter than a row.
         """
         facts = self.facts if facts is None else facts
         if facts < 1:
@@ -97,29 +97,32 @@ class DrillRows:
         return tuple(map(torch.tensor, (ids + text[done:], answers, distance, number)))
 
     def _pieces(self, length: int, facts: int, rng: random.Random) -> list[_Piece]:
-        """Facts with different questions that fit into a row together."""
+        """Facts that fit into a row together and cannot be taken for each other."""
         mixed = len(self.formats) > 1 and rng.random() < 0.5
         name = rng.choice(self.formats)
+        found = [] if mixed else self._fitting((name,), length, facts, rng)
+        found = found or self._fitting(self.formats, length, facts, rng)  # short rows do not hold every format
+        if not found:
+            raise ValueError(f"no fact of {', '.join(self.formats)} fits into a recall row of {length} tokens")
+        return found
+
+    def _fitting(self, formats: tuple[str, ...], length: int, facts: int, rng: random.Random) -> list[_Piece]:
         found: list[_Piece] = []
-        asked: set[tuple[int, ...]] = set()
         size = 0
         for _ in range(_TRIES):
             wanted = facts - len(found)
             if not wanted:
                 break
-            drawn = [FORMATS[rng.choice(self.formats) if mixed else name](self.lexicon, rng) for _ in range(wanted)]
+            drawn = [FORMATS[rng.choice(formats)](self.lexicon, rng) for _ in range(wanted)]
             for piece in self._encoded(drawn):
-                if tuple(piece.question) in asked:
+                if any(_alike(piece, other) for other in found):
                     continue
                 if size + piece.size > length:
                     if found:
                         return found
                     break
-                asked.add(tuple(piece.question))
                 found.append(piece)
                 size += piece.size
-        if not found:
-            raise ValueError(f"no fact of format {name!r} fits into a recall row of {length} tokens")
         return found
 
     def _encoded(self, facts: list[Fact]) -> list[_Piece]:
@@ -134,6 +137,11 @@ class DrillRows:
             if answer and asked[again:] == answer and whole[: len(told)] == told:
                 pieces.append(_Piece(told[:start], answer, whole[len(told) :], asked[:again]))
         return pieces
+
+
+def _alike(a: _Piece, b: _Piece) -> bool:
+    """Whether the cue of one also begins what the other states, so that it has two answers."""
+    return any(x.cue == (y.cue + y.answer)[: len(x.cue)] for x, y in ((a, b), (b, a)))
 
 
 def _common(a: list[int], b: list[int]) -> int:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_WORD = re.compile(r"[^\W\d_]{3,12}")
+_WORD = re.compile(r"(?<![^\W\d_])[^\W\d_]{3,12}(?![^\W\d_])")
 _LONG = re.compile(r"[^\W\d_]{13,}")  # scripts that put no space between words come as one long run
 _KEPT, _CHARACTERS, _FEWEST = 4096, 2_000_000, 64
 
@@ -39,7 +39,9 @@ class Lexicon:
         if len(counts) < _FEWEST:
             counts.update(run[i : i + 3].lower() for run in _LONG.findall(text) for i in range(0, len(run) - 2, 3))
         if len(counts) < _FEWEST:
-            raise ValueError(f"recall facts need a text of {_FEWEST} different words or more; this one has {len(counts)}")
+            raise ValueError(
+                f"recall facts need a text of {_FEWEST} different words or more; this one has {len(counts)}"
+            )
         return cls(tuple(word for word, _ in counts.most_common(_KEPT)), text)
 
     def word(self, rng: random.Random) -> str:
@@ -58,7 +60,8 @@ class Lexicon:
         return words[0] + "".join(w.capitalize() for w in words[1:])
 
     def passage(self, rng: random.Random, *sizes: int) -> list[str]:
-        """Consecutive pieces of the text of about ``sizes`` characters; all but the first begin with white space."""
+        """Consecutive pieces of the text of about ``sizes`` characters; all but the first begin with white space, where
+        the text has any."""
         at = rng.randrange(max(1, len(self.text) - 3 * sum(sizes)))
         at = _next_word(self.text, at)
         pieces = []

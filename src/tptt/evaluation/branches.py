@@ -11,6 +11,7 @@ from torch import nn
 
 from tptt.surgery import memories, set_mag_weight, softmax_squares
 from tptt.surgery.attach import weights_loaded
+from tptt.surgery.hooks import carriers
 
 from .perplexity import evaluating, perplexity
 from .recall import Draws, RecallScore, recall_accuracy
@@ -18,17 +19,18 @@ from .recall import Draws, RecallScore, recall_accuracy
 
 @dataclass(frozen=True)
 class LayerUse:
-    """Of one layer: the mean of mu over heads and tokens, and the size of the memory's output over the softmax's."""
+    """Of one layer: the mean of mu over heads and tokens, and the size of the memory's output over the softmax's, None
+    where there is no softmax."""
 
     mu: float
-    scale: float
+    scale: float | None
 
 
 @dataclass(frozen=True)
 class BranchUse:
-    """Recall and perplexity with both branches, with the window alone (mu = 0) and with the memory alone (mu = 1).
+    """Recall and perplexity by arm: both branches, the window alone (mu = 0), the memory alone (mu = 1).
 
-    A perplexity is None where no text was given.
+    A perplexity is None where no text was given. Layers whose mu is fixed at 1 stay so in every arm.
     """
 
     layers: tuple[LayerUse, ...]
@@ -58,15 +60,19 @@ def mag_weight(model: nn.Module, weight: float | None) -> Iterator[nn.Module]:
 
 def branch_use(
     model, recall: Draws, length: int, window: int, rows: int = 16, seed: int = 0, text: torch.Tensor | None = None,
-    arms: tuple[str, ...] = ARMS,
+    arms: tuple[str, ...] | None = None,
 ) -> BranchUse:  # fmt: skip
     """Ablate the branches of ``model`` on recall rows of ``length`` tokens and on ``text`` [N, T].
+
+    ``arms`` are all by default, or "both" alone where mu is fixed at 1 in every layer.
 
     Raises:
         ValueError: the model carries no memory, or an unknown arm.
     """
     if not memories(model):
         raise ValueError(f"{type(model).__name__} carries no memory, so it has no branches to compare")
+    if arms is None:
+        arms = ARMS if any(not m._tptt.fixed for m in carriers(model)) else ARMS[:1]
     if unknown := [a for a in arms if a not in _WEIGHTS]:
         raise ValueError(f"unknown arm {', '.join(unknown)}; valid are {', '.join(ARMS)}")
     scores, losses = {}, {}
@@ -94,6 +100,10 @@ def layer_use(model, ids: torch.Tensor) -> tuple[LayerUse, ...]:
     finally:
         for handle in handles:
             handle.remove()
-    pairs = zip(found, squares, strict=True)
-    scales = [float((m.output_scale.pow(2).mean() / s.mean().clamp_min(1e-12)).sqrt()) for m, s in pairs]
+    scales = [
+        None
+        if module._tptt.alone
+        else float((memory.output_scale.detach().pow(2).mean() / s.mean().clamp_min(1e-12)).sqrt())
+        for module, memory, s in zip(carriers(model), found, squares, strict=True)
+    ]
     return tuple(LayerUse(mu, scale) for mu, scale in zip(mus, scales, strict=True))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-LONGEST = 512  # tokens of a training row where the base could read more
+from tptt.training import TrainingSettings
+from tptt.training.convert import row_length
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,10 @@ class QuickstartOptions:
         window: W in tokens; None is an eighth of ``length``.
         length: tokens of a training row; None is the base's context, 512 at most.
         steps, rows: optimizer steps and rows per step.
-        ramp: steps over which mu goes from 0.01 to 0.5; at most ``steps``.
-        eval_rows: recall rows per length; text gets about 1.5 as many rows of ``length`` tokens.
-        facts: facts of a measured recall row.
+        seed: of all that is drawn.
+        threads: of the CPU; None leaves torch's choice.
+        eval_rows: recall rows per length; text gets about 1.5 as many rows of ``length`` tokens. Formats one by one get
+            half as many rows.
 
     Raises:
         ValueError: a number is below 1, or the window is not shorter than the row.
@@ -33,28 +35,30 @@ class QuickstartOptions:
     window: int | None = None
     length: int | None = None
     steps: int = 640
-    rows: int = 4
-    ramp: int = 100
-    seed: int = 0
+    rows: int = TrainingSettings.rows
+    seed: int = TrainingSettings.seed
     threads: int | None = None
     eval_rows: int = 32
-    facts: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("window", "length", "steps", "rows", "ramp", "threads", "eval_rows", "facts"):
+        for name in ("window", "length", "steps", "rows", "threads", "eval_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {value}")
 
-    def sizes(self, context: int | None) -> tuple[int, int]:
-        """``(length, window)`` for a base that reads ``context`` tokens (None: no limit known)."""
-        length = self.length or min(context or LONGEST, LONGEST)
+    def sizes(self, base_config) -> tuple[int, int]:
+        """``(length, window)`` for the base of that configuration."""
+        length = row_length(TrainingSettings(length=self.length), base_config)
         window = self.window or max(1, length // 8)
-        if length < 16:
-            raise ValueError(f"--length must be 16 or more, got {length}")
         if window >= length:
             raise ValueError(f"--window must be less than the row's {length} tokens, got {window}")
         return length, window
+
+    def settings(self, length: int) -> TrainingSettings:
+        """How both arms are trained, with rows of ``length`` tokens: the defaults, for ``steps`` steps of ``rows`` rows."""
+        recipe = TrainingSettings()
+        tokens = self.steps * self.rows * recipe.accumulate * recipe.carry * length
+        return TrainingSettings(tokens=tokens, length=length, rows=self.rows, seed=self.seed)
 
 
 def check_output(out: Path) -> None:

@@ -27,7 +27,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def plot_training(results: Results, path: Path) -> Path:
-    """Training loss in nats of the trained arms and mu, over steps."""
+    """Training loss in nats of the trained arms, and mu of each layer at the looks, over steps."""
     figure, (loss, mu) = new_figure(2)
     for arm, history in results.histories.items():
         values = [x["loss"] for x in history]
@@ -35,9 +35,12 @@ def plot_training(results: Results, path: Path) -> Path:
         loss.plot([x["step"] for x in history], mean, label=arm, color=COLORS[arm])
     loss.set(xlabel="step", ylabel="loss in nats (mean of 8 steps)", title="training loss, recall weighted up")
     loss.legend()
-    history = [x for x in results.histories["converted"] if "mag_weight" in x]
-    mu.plot([x["step"] for x in history], [x["mag_weight"] for x in history], color=COLORS["converted"])
-    mu.set(xlabel="step", ylabel="mu", ylim=(0, 1), title="Memory-as-Gate weight")
+    steps, layers = [look.step for look in results.looks], len(results.looks[0].use.layers)
+    for i in range(layers):
+        mu.plot(steps, [look.use.layers[i].mu for look in results.looks], marker="o", label=f"layer {i}")
+    mu.set(xlabel="step", ylabel="mean mu", ylim=(0, 1), title="Memory-as-Gate weight, converted")
+    if layers <= 8:
+        mu.legend()
     return save(figure, path)
 
 

@@ -29,6 +29,34 @@ def quality_table(results: Results) -> str:
     return markdown_table(["arm", *heads], rows)
 
 
+def format_table(results: Results) -> str:
+    """Recall of each format in rows of the training length, as a Markdown table; "-" where no fact of it fits."""
+    arms = results.by_format
+    heads = [f"{arm}, {side} W" for arm in arms for side in ("inside", "beyond")]
+    rows = []
+    for name in arms["base"]:
+        scores = [arms[arm][name] for arm in arms]
+        rows.append([name, *(_percent(x) for s in scores for x in ((s.inside, s.beyond) if s else (None, None)))])
+    return markdown_table(["format", *heads], rows)
+
+
+def branch_tables(results: Results) -> str:
+    """Who does the work in the converted model: its branches one by one, and mu and size of the memory by layer."""
+    use = results.looks[-1].use
+    rows = [
+        [arm, _percent(score.inside), _percent(score.beyond), f"{use.perplexity[arm]:.2f}"]
+        for arm, score in use.recall.items()
+    ]
+    arms = markdown_table(["branches", "recall inside W", "recall beyond W", "perplexity"], rows)
+    scales = ["-" if layer.scale is None else f"{layer.scale:.2f}" for layer in use.layers]
+    layers = markdown_table(
+        ["", *(f"layer {i}" for i in range(len(use.layers)))],
+        [["mean mu", *(f"{layer.mu:.2f}" for layer in use.layers)], ["size of memory / softmax", *scales]],
+    )
+    wrong = "\n".join(f"- {text}" for text in results.warnings) or "Nothing was found wrong with them during training."
+    return f"{arms}\n\n{layers}\n\n{wrong}"
+
+
 def distance_table(results: Results) -> str:
     """Right / asked by distance at the longest length, as a Markdown table."""
     length = max(results.measures["base"].recall)
@@ -78,7 +106,17 @@ With mu = 0 and no window the base with its memory gives the base's logits bit f
 
 {distance_table(results)}
 
+By format, rows of {results.length}, for the base and the converted model:
+
+{format_table(results)}
+
 ![perplexity and recall](plots/quality.png)
+
+## Branches
+
+The converted model on a few rows of {results.length} tokens: as it is, without its memory (mu = 0), without its softmax (mu = 1).
+
+{branch_tables(results)}
 
 ## Training
 
@@ -140,12 +178,15 @@ tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)  # needs the tptt package, 1.0 or newer
 ```
 
-Trained on {results.tokens:,} tokens of text and key-value recall rows by `tptt quickstart`:
+Trained on {results.tokens:,} tokens of text and recall rows by `tptt quickstart`:
 
 {quality_table(results)}
 
-Recall: key-value pairs stated in running text, W = {results.window}. It recalls what looks like the drills
-that it was trained on; other forms of recall transfer weakly.
+Recall: facts stated in running text and asked again, W = {results.window}. By format, rows of {results.length} tokens:
+
+{format_table(results)}
+
+It recalls what looks like the rows that it was trained on; other forms of recall transfer weakly.
 """
     path = checkpoint / "README.md"
     path.write_text(text, encoding="utf-8")

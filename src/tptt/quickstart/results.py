@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tptt.evaluation import Held
+from tptt.evaluation import Held, RecallScore
+from tptt.training.diagnostics import Look
 
-from .arms import Measures
+from .measures import Measures
 
 
 @dataclass
@@ -20,7 +21,10 @@ class Results:
     trained: dict[str, int] = field(default_factory=dict)  # arm -> parameters that train
     tokens: int = 0
     measures: dict[str, Measures] = field(default_factory=dict)
+    by_format: dict[str, dict[str, RecallScore | None]] = field(default_factory=dict)  # of base and converted
     histories: dict[str, list[dict]] = field(default_factory=dict)
+    looks: list[Look] = field(default_factory=list)  # at the branches of the converted model, the last after training
+    warnings: list[str] = field(default_factory=list)  # of the branches
     held: dict[str, list[Held]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     generated: str = ""

@@ -12,12 +12,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tptt.assets import BASE
 from tptt.configuration import MemoryConfig, base_error
+from tptt.data import FORMATS
 from tptt.evaluation import memory_held
 from tptt.evaluation.perplexity import evaluating
+from tptt.inference.session import position_limit
 from tptt.surgery import attach_memory, detach_memory
+from tptt.training import Material, TrainingSettings
+from tptt.training.convert import check_reach
 
-from .arms import lora_config, measure, new_arm, train_arm
-from .material import Material, prepare
+from .arms import lora_config, new_arm, train_arm
+from .measures import measure, measured_lengths, recall_by_format
 from .options import QuickstartOptions, check_output
 from .plots import plot_memory, plot_quality, plot_training
 from .reload import generate_fresh
@@ -62,22 +66,24 @@ def run(options: QuickstartOptions, console: Console | None = None) -> Results:
     stage = _Stage(console, seconds)
     with stage("load the base"):
         base, tokenizer = _load(name)
-    length, window = options.sizes(getattr(base.config, "max_position_embeddings", None))
-    results = Results(name, length, window, parameters=base.num_parameters(), seconds=seconds)
-    results.tokens = options.steps * options.rows * length
+    length, window = options.sizes(base.config)
+    settings = options.settings(length)
+    check_reach(base, length * settings.carry)
+    results = Results(name, length, window, parameters=base.num_parameters(), seconds=seconds, tokens=settings.tokens)
     console.print(f"  {results.parameters:,} parameters; rows of {length} tokens, softmax window W = {window}")
     with stage("read the text"):
-        material = prepare(options, tokenizer, length, _reach(base))
-    if len(material.lengths) < 3:
-        results.notes.append(f"measured at {material.lengths} only: the base or the text reaches no further")
+        material = Material.of(tokenizer, options.data, settings.tokens, length * settings.carry, settings.seed)
+    lengths = measured_lengths(length, material, position_limit(base))
+    if len(lengths) < 3:
+        results.notes.append(f"measured at {lengths} only: the base or the text reaches no further")
     with stage("attach the memory, mu = 0"):
         _check_identity(base, material.held_out[None, :length])
     console.print("  logits with the memory attached at mu = 0 equal the base's, bit for bit")
-    model = _compare(base, name, material, options, results, stage)
+    model = _compare(base, material, lengths, options, settings, results, stage)
     with stage("memory held"):
-        _hold(base, model, material, results)
+        _hold(base, model, material, lengths, results)
     _show(results, console)
-    _save_and_reload(model, tokenizer, material, options, results, stage)
+    _save_and_reload(model, material, lengths, options, results, stage)
     console.print(f"report: {options.out / 'report.md'}   all stages: {sum(seconds.values()):.0f} s", soft_wrap=True)
     return results
 
@@ -88,13 +94,6 @@ def _load(name: str):
         return base, AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise base_error(name, error) from error
-
-
-def _reach(base) -> int | None:
-    """Tokens that a base with a table of positions can read at most; None where positions are rotary."""
-    config = base.config
-    rotary = any(getattr(config, key, None) for key in ("rope_parameters", "rope_theta", "rope_scaling"))
-    return None if rotary else getattr(config, "max_position_embeddings", None)
 
 
 def _check_identity(base, ids: torch.Tensor) -> None:
@@ -111,27 +110,39 @@ def _check_identity(base, ids: torch.Tensor) -> None:
         )
 
 
-def _compare(base, name: str, material: Material, options: QuickstartOptions, results: Results, stage):
+def _compare(
+    base, material: Material, lengths: tuple[int, ...], options: QuickstartOptions, settings: TrainingSettings,
+    results: Results, stage,
+):  # fmt: skip
     """Train and measure the arms; returns the converted model."""
-    lengths, window = len(material.lengths), results.window
+    length, window, formats = results.length, results.window, settings.recall_formats
     lora = lora_config(base)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    base.to(device)
-    with stage("measure the base", lengths) as tick:
-        results.measures["base"] = measure(base, material, window, options.seed, tick)
+    base.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def measured(arm: str, model) -> None:
+        with stage(f"measure: {arm}", len(lengths)) as tick:
+            found = measure(model, material, lengths, window, options.eval_rows, formats, options.seed, tick)
+        results.measures[arm] = found
+
+    measured("base", base)
     for arm, memory in (("window alone", False), ("converted", True)):
-        model = new_arm(name, lora, window, options.seed, memory)
+        model = new_arm(results.base_model, lora, window, material, settings, length, memory)
         results.trained[arm] = sum(p.numel() for p in model.parameters() if p.requires_grad)
         with stage(f"train: {arm}", options.steps) as tick:
-            results.histories[arm] = train_arm(model, material, options, memory, tick)
-        with stage(f"measure: {arm}", lengths) as tick:
-            results.measures[arm] = measure(model, material, window, options.seed, tick)
+            results.histories[arm], probe = train_arm(model, material, settings, length, tick)
+        if probe is not None:
+            results.looks, results.warnings = probe.looks, probe.warnings
+        measured(arm, model)
+    with stage("recall by format", 2 * len(FORMATS)) as tick:
+        rows = max(1, options.eval_rows // 2)
+        for arm, one in (("base", base), ("converted", model)):
+            results.by_format[arm] = recall_by_format(one, material, length, window, rows, options.seed, tick)
     return model
 
 
-def _hold(base, model, material: Material, results: Results) -> None:
+def _hold(base, model, material: Material, lengths: tuple[int, ...], results: Results) -> None:
     length = results.length
-    steps = [n for n in (length // 4, length // 2, *material.lengths) if n >= 1]
+    steps = [n for n in (length // 4, length // 2, *lengths) if n >= 1]
     for arm, one in (("base", base), ("converted", model)):
         results.held[arm] = memory_held(one, material.held_out, steps)
 
@@ -145,6 +156,8 @@ def _show(results: Results, console: Console) -> None:
                 for side, x in (("inside", inside), ("beyond", beyond))
             )
             console.print(f"  {arm:<13} length {n:>5}: perplexity {ppl:8.2f}, recall {shares}", soft_wrap=True)
+    for warning in results.warnings:
+        console.print(f"  {warning}", style="yellow", markup=False, soft_wrap=True)
     for arm, held in results.held.items():
         last = held[-1]
         console.print(
@@ -153,16 +166,18 @@ def _show(results: Results, console: Console) -> None:
         )
 
 
-def _save_and_reload(model, tokenizer, material: Material, options: QuickstartOptions, results: Results, stage) -> None:
-    out, console = options.out, stage.console
+def _save_and_reload(
+    model, material: Material, lengths: tuple[int, ...], options: QuickstartOptions, results: Results, stage
+) -> None:
+    out, console, tokenizer = options.out, stage.console, material.tokenizer
     checkpoint = out / "checkpoint"
     with stage("save"):
         model.to("cpu").save_pretrained(checkpoint)
         tokenizer.save_pretrained(checkpoint)
         write_card(checkpoint, results)
-    read = min(max(3 * results.window, 16), material.lengths[-1] // 2)
+    read = min(max(3 * results.window, 16), lengths[-1] // 2)
     prompt = tokenizer.decode(material.held_out[:read])
-    new_tokens = min(NEW_TOKENS, material.lengths[-1] // 2 - 2)  # a base with a table of positions ends there
+    new_tokens = min(NEW_TOKENS, lengths[-1] // 2 - 2)  # a base with a table of positions ends there
     console.print(
         "  a fresh process loads it with AutoModelForCausalLM and goes on with held-out text:\n", soft_wrap=True
     )

@@ -1,7 +1,7 @@
 """How a memory gets into a model and out again."""
 
 from .attach import attach_memory, detach_memory, memories, set_mag_weight
-from .base_view import as_base, attention_outputs, softmax_squares
+from .base_view import as_base, attention_outputs, softmax_as, softmax_squares
 from .calibrate import calibrate
 from .discovery import UnsupportedAttentionError, find_attention
 from .layouts import LAYOUTS, Layout
@@ -18,5 +18,6 @@ __all__ = [
     "find_attention",
     "memories",
     "set_mag_weight",
+    "softmax_as",
     "softmax_squares",
 ]

@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import nn
 
-from tptt.configuration import MemoryConfig, check_mag_weight
+from tptt.configuration import MemoryConfig, check_mag_weight, require_chosen_layers
 from tptt.memory import LinearMemory
 
 from .discovery import Found, UnsupportedAttentionError, choose, find_attention
@@ -36,9 +36,11 @@ def attach_memory(model: nn.Module, config: MemoryConfig | None = None) -> nn.Mo
     Raises:
         UnsupportedAttentionError: a chosen attention module has none of the known layouts, or cannot do what ``config``
             asks; the model is left untouched.
-        ValueError: the model already carries a memory; ``config`` names a layer that is not there.
+        ValueError: the model already carries a memory; ``config`` names a layer that is not there, or has
+            ``layers="auto"``, which needs data.
     """
     config = config or MemoryConfig()
+    require_chosen_layers(config)
     if memories(model):
         raise ValueError("this model already carries a memory: detach_memory(model) takes it off")
     body = attention_body(model, config.bidirectional)
@@ -107,7 +109,7 @@ def _check(x: Found, body: nn.Module, config: MemoryConfig, alone: bool) -> None
         and (reason := window_refusal(x.module, _config(x, body), config.sink_tokens))
     ):
         raise UnsupportedAttentionError(f"max_self_attn_length cannot bound {who}: {reason}")
-    if alone and not _can_leave_softmax_out(x, body):
+    if alone and not can_leave_softmax_out(x.module, body):
         raise UnsupportedAttentionError(
             f"{who} does not take its softmax from transformers' attention interface, so that it cannot be left out: mu "
             "cannot be fixed at 1 (memory_only_layers)"
@@ -125,8 +127,9 @@ def _is_causal(x: Found) -> bool | None:
     return any(says) if says else None
 
 
-def _can_leave_softmax_out(x: Found, body: nn.Module) -> bool:
-    return hasattr(x.module, "config") and getattr(body, "_can_set_attn_implementation", lambda: False)()
+def can_leave_softmax_out(module: nn.Module, body: nn.Module) -> bool:
+    """Whether the attention ``module`` of ``body`` can do without its softmax (see ``MemoryConfig.memory_only_layers``)."""
+    return hasattr(module, "config") and getattr(body, "_can_set_attn_implementation", lambda: False)()
 
 
 def _kind(x: Found) -> str | None:
@@ -146,7 +149,7 @@ def _give(
     parameters = tuple(inspect.signature(type(module).forward).parameters)[1:]
     layer, base = _layer(body, x.name), _config(x, body)
     window = window_of(module, base, x.layer, config.max_self_attn_length)
-    follows = config.mix_gate == "none" and not fixed and _can_leave_softmax_out(x, body)
+    follows = config.mix_gate == "none" and not fixed and can_leave_softmax_out(module, body)
     site = Site(
         sizes, parameters, x.layer, _kind(x), base, window, config.sink_tokens, takes_keywords(layer), sites, plain, fixed, follows
     )  # fmt: skip

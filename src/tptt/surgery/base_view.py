@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -14,7 +14,8 @@ from .softmax import with_softmax, without_softmax
 
 @contextmanager
 def as_base(model: nn.Module) -> Iterator[nn.Module]:
-    """Within, ``model`` computes what its base computes: no memory, no window, no LoRA. For calls without a cache.
+    """Within, ``model`` computes what its base computes: no memory, no window, no LoRA. A cache that goes in
+    is the base's own: none that the memory has read or will read.
 
     Raises:
         ValueError: the base's own weights train, so that it is no longer there.
@@ -39,12 +40,39 @@ def as_base(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
+def softmax_as(model: nn.Module, whole: Collection[int] = (), none: Collection[int] = ()) -> Iterator[nn.Module]:
+    """Within, the layers numbered in ``whole`` have the base's own attention (no window, no memory; LoRA stays) and those in
+    ``none`` a softmax that gives zeros. For calls without a cache; layers without a memory are passed over."""
+    modules = carriers(model)
+    off = [m for m in modules if m._tptt.layer in whole and not m._tptt.off]
+    mute = [m for m in modules if m._tptt.layer in none and not m._tptt.alone]
+    alone = [m for m in off if m._tptt.alone]
+    try:
+        for module in alone:
+            with_softmax(module)
+        for module in off:
+            module._tptt.off = True
+        for module in mute:
+            without_softmax(module)
+        yield model
+    finally:
+        for module in mute:
+            with_softmax(module)
+        for module in off:
+            module._tptt.off = False
+        for module in alone:
+            without_softmax(module)
+
+
+@contextmanager
 def attention_outputs(model: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Collects what goes into the output projection of each layer with a memory, [B, T, H * V], in layer order.
+    """Collects what the attention of each layer with a memory gives out before its output projection, [B, T, H * V], in
+    layer order.
 
     The list is filled when the block is left.
     """
-    modules, found = carriers(model), []
+    modules = carriers(model)
+    found: list[torch.Tensor] = []
     for module in modules:
         module._tptt.outputs = []
     try:
@@ -61,7 +89,8 @@ def softmax_squares(model: nn.Module) -> Iterator[list[torch.Tensor]]:
 
     The list is filled when the block is left.
     """
-    modules, found = carriers(model), []
+    modules = carriers(model)
+    found: list[torch.Tensor] = []
     for module in modules:
         module._tptt.softmax_squared = []
     try:

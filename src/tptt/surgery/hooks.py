@@ -170,10 +170,13 @@ def _after_output(owner, child, args, output):
 def after_attention(module, args, output):
     """Where the module holds no output projection, the memory is mixed into its own output."""
     site = module._tptt
-    if site.geometry.layout.output is None and site.call is not None:
+    if site.geometry.layout.output is None:
         many = isinstance(output, tuple | list)
-        mixed = _mixed(module, output[0] if many else output)
-        output = type(output)((mixed, *output[1:])) if many else mixed
+        if site.call is not None:
+            mixed = _mixed(module, output[0] if many else output)
+            output = type(output)((mixed, *output[1:])) if many else mixed
+        if site.outputs is not None:
+            site.outputs.append(output[0] if many else output)
     site.call = None
     return output
 

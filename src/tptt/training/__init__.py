@@ -3,6 +3,7 @@
 from .callbacks import AdjustMaGWeightCallback, LiZACallback
 from .convert import Converted, convert_and_train, train
 from .diagnostics import BranchProbe
+from .layers import LayerChoice, choose_layers
 from .material import Material
 from .optim import parameter_groups
 from .rows import MixedRows
@@ -15,10 +16,12 @@ __all__ = [
     "BranchProbe",
     "ConversionTrainer",
     "Converted",
+    "LayerChoice",
     "LiZACallback",
     "Material",
     "MixedRows",
     "TrainingSettings",
+    "choose_layers",
     "constant",
     "convert_and_train",
     "cyclic",

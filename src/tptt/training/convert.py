@@ -15,14 +15,16 @@ from transformers import AutoTokenizer, PrinterCallback, ProgressCallback, Train
 from transformers.trainer_utils import get_last_checkpoint
 
 from tptt.configuration import TpttConfig, base_error
-from tptt.data import TextSplit
+from tptt.data import TextSplit, pack_rows
+from tptt.inference.session import position_limit
 from tptt.modeling import TpttModel
 from tptt.surgery import calibrate, memories
 
+from .auto_layers import check_auto, measured_config, settle_layers
 from .callbacks import AdjustMaGWeightCallback
 from .diagnostics import BranchProbe, Look
+from .layers import LayerChoice
 from .material import Material
-from .optim import parameter_groups
 from .settings import TrainingSettings
 from .trainer import ConversionTrainer
 
@@ -32,7 +34,8 @@ _CALIBRATED_ON = 4  # rows
 
 @dataclass
 class Converted:
-    """What `convert_and_train` made and saw: Trainer's log history, the looks at the branches, and what was wrong."""
+    """What `convert_and_train` made and saw: Trainer's log history, the looks at the branches, what was wrong, and with
+    ``layers="auto"`` which layers it chose and why."""
 
     model: TpttModel
     tokenizer: Any
@@ -40,6 +43,7 @@ class Converted:
     history: list[dict] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    choice: LayerChoice | None = None
     seconds: float = 0.0
 
 
@@ -60,6 +64,19 @@ def load_tokenizer(config: TpttConfig, **options):
         raise base_error(str(config.base_model_name), error) from error
 
 
+def check_reach(model, tokens: int) -> None:
+    """Raises ValueError where a base with a table of positions cannot read ``tokens`` tokens."""
+    limit = position_limit(model)
+    if limit is not None and tokens > limit:
+        raise ValueError(f"the base has positions for {limit} tokens, rows of {tokens} (length * carry) are too long")
+
+
+def calibrate_on(model: TpttModel, material: Material, length: int) -> None:
+    """Measure the start of the memory's output scale on the text that ``model`` will be trained on."""
+    few = pack_rows(material.stream[: _CALIBRATED_ON * length], length)
+    calibrate(model.backbone, few.to(model.device))
+
+
 def convert_and_train(
     config: TpttConfig, data: str | TextSplit | Material | None = None, settings: TrainingSettings | None = None,
     out: str | Path | None = None, callbacks: Sequence[TrainerCallback] = (), arguments: dict[str, Any] | None = None,
@@ -72,7 +89,8 @@ def convert_and_train(
     recalls only what its training asked it to recall.
 
     Args:
-        config: base, memory and LoRA.
+        config: base, memory and LoRA. With ``layers="auto"`` the layers that keep their whole context are chosen under
+            ``settings.kv_budget``, and the configuration that is saved names the others.
         data: text file, folder, table, data set of the hub (see `tptt.data.load_text`), a `TextSplit`, a `Material`, or
             None for the running Python's documentation.
         settings: how it is trained; None is the default recipe.
@@ -87,23 +105,22 @@ def convert_and_train(
         ValueError: base, text and settings do not fit each other.
     """
     settings = settings or TrainingSettings()
+    auto = check_auto(config, settings)
     tokenizer = load_tokenizer(config)
     torch.manual_seed(settings.seed)
-    model = TpttModel(config, **model_options)
-    length = row_length(settings, model.inner.config)
+    length = row_length(settings, config.text_config)
+    model = TpttModel(measured_config(config, length) if auto else config, **model_options)
+    check_reach(model, length * settings.carry)
     if isinstance(data, Material):
         material = data
     else:
         material = Material.of(tokenizer, data, settings.tokens, length * settings.carry, settings.seed)
     if torch.cuda.is_available() and not hasattr(model, "hf_device_map"):
         model.to("cuda")
-    few = material.stream[: _CALIBRATED_ON * length].view(-1, length)
-    calibrate(model.backbone, few.to(model.device))
-    converted = Converted(model, tokenizer, material)
-    probe = BranchProbe(
-        model, material, length, model.config.max_self_attn_length or 0, settings.probe_every, settings.stop_at_recall,
-        settings.recall_formats,
-    )  # fmt: skip
+    choice = settle_layers(model, config, material, settings, length) if auto else None
+    calibrate_on(model, material, length)
+    converted = Converted(model, tokenizer, material, choice=choice)
+    probe = BranchProbe.of(model, material, settings, length)
     start = time.perf_counter()
     converted.history = train(model, material, settings, length, out, [probe, *callbacks], arguments, resume)
     converted.seconds = time.perf_counter() - start
@@ -143,8 +160,7 @@ def train(
         }  # fmt: skip
         trainer = ConversionTrainer(
             model=model, args=TrainingArguments(**options | (arguments or {})), train_dataset=rows, callbacks=callbacks,
-            optimizers=(torch.optim.AdamW(parameter_groups(model, settings.lr, settings.memory_lr)), None),
-            distill=settings.distill, align=settings.align, carry=settings.carry,
+            distill=settings.distill, align=settings.align, carry=settings.carry, rates=(settings.lr, settings.memory_lr),
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +13,15 @@ from transformers import TrainerCallback
 from tptt.evaluation import BranchUse, branch_use
 
 from .material import Material
+from .settings import TrainingSettings
 
 logger = logging.getLogger("tptt")
 
 _ROWS = 8
 # judged from here on: earlier a memory has had no time to learn
 _SETTLED = 0.4
+# recall beyond the window with which nothing is missing: layers that keep their whole context may leave the memory nothing to do
+_ENOUGH = 0.95
 
 
 @dataclass(frozen=True)
@@ -37,16 +41,19 @@ class Look:
                 found[f"perplexity/{arm.replace(' ', '_')}"] = round(value, 3)
         for i, layer in enumerate(self.use.layers):
             found[f"mu/{i}"] = round(layer.mu, 4)
-            found[f"scale/{i}"] = round(layer.scale, 3)
+            if layer.scale is not None:
+                found[f"scale/{i}"] = round(layer.scale, 3)
         return found
 
 
 def advice(use: BranchUse) -> list[str]:
     """What is wrong with the branches of a model that has trained for a while, and what to do; nothing where all is well."""
-    said = []
+    said: list[str] = []
+    if "window only" not in use.recall:  # no layer has a softmax to compare with
+        return said
     both, window = (use.recall[arm].beyond for arm in ("both", "window only"))
     mean_mu = sum(layer.mu for layer in use.layers) / len(use.layers)
-    if both is not None and window is not None and both < window + 0.05:
+    if both is not None and window is not None and both < min(window + 0.05, _ENOUGH):
         said.append(
             f"the memory is bypassed: recall beyond the window is {both:.2f} with it and {window:.2f} without (mean mu "
             f"{mean_mu:.3f}). Let the data need it (recall_mix of .3 or more, answer_weight of 5), raise memory_lr, or "
@@ -58,7 +65,7 @@ def advice(use: BranchUse) -> list[str]:
             f"the memory is harmful to the text: perplexity {with_memory:.2f} with it, {without:.2f} with the window alone. "
             "Lower memory_lr or recall_mix, or let mu rise slowly (mag_start=0.01)"
         )
-    loud = [i for i, layer in enumerate(use.layers) if not 0.05 < layer.scale < 20]
+    loud = [i for i, layer in enumerate(use.layers) if layer.scale is not None and not 0.05 < layer.scale < 20]
     if loud:
         said.append(
             f"the memory's output is of another size than the softmax's in layers {loud}: tptt.calibrate(model, ids) on real "
@@ -86,13 +93,20 @@ class BranchProbe(TrainerCallback):
 
     def __init__(
         self, model: nn.Module, material: Material, length: int, window: int, every: int = 100,
-        stop_at: float | None = None, formats: str | tuple[str, ...] = "all",
+        stop_at: float | None = None, formats: str | Sequence[str] = "all",
     ) -> None:  # fmt: skip
         self.model, self.length, self.window, self.every, self.stop_at = model, length, window, every, stop_at
         self.recall = material.recall(formats)
         self.text: torch.Tensor = material.text(length, 4 * length)
         self.looks: list[Look] = []
         self.warnings: list[str] = []
+
+    @classmethod
+    def of(cls, model, material: Material, settings: TrainingSettings, length: int) -> BranchProbe:
+        """The probe that ``settings`` ask for; ``model`` is a TpttModel, ``length`` tokens of a row that is asked."""
+        window = model.config.max_self_attn_length or 0
+        every, stop_at, formats = settings.probe_every, settings.stop_at_recall, settings.recall_formats
+        return cls(model, material, length, window, every, stop_at, formats)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         step = state.global_step

@@ -20,21 +20,26 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return flat.view(len(labels), -1)
 
 
-def kl_from_base(logits: torch.Tensor, base_logits: torch.Tensor) -> torch.Tensor:
-    """KL(base || model) in nats summed over all tokens but the last of each row; logits [B, T, V]."""
+def kl_from_base(logits: torch.Tensor, base_logits: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """KL(base || model) in nats summed over all tokens but the last of each row; logits [B, T, V].
+
+    ``weights`` [B, T] are those of predicting each token, as `MixedRows` gives them; None is 1 for all.
+    """
     ours, theirs = (x[:, :-1].flatten(0, 1) for x in (logits, base_logits))
+    each = ours.new_ones(len(ours)) if weights is None else weights[:, 1:].flatten()
     total = logits.new_zeros((), dtype=torch.float32)
-    for a, b in zip(ours.split(_TOKENS_AT_ONCE), theirs.split(_TOKENS_AT_ONCE), strict=True):
+    parts = (x.split(_TOKENS_AT_ONCE) for x in (ours, theirs, each))
+    for a, b, weight in zip(*parts, strict=True):
         a, b = a.float().log_softmax(-1), b.float().log_softmax(-1)
-        total = total + F.kl_div(a, b, log_target=True, reduction="sum")
+        total = total + F.kl_div(a, b, log_target=True, reduction="none").sum(-1) @ weight.float()
     return total
 
 
 def attention_distance(ours: Sequence[torch.Tensor], base: Sequence[torch.Tensor], window: int) -> torch.Tensor:
-    """Mean over layers of the squared distance of attention outputs [B, T, H * D] at tokens from ``window`` on, as a share
-    of the base's mean square; before it a window sees all that the base sees."""
+    """Mean over layers and rows of the squared distance of attention outputs [B, T, H * D] at tokens from ``window`` on, as
+    a share of the base's mean square in the row; before it a window sees all that the base sees."""
     shares = []
     for a, b in zip(ours, base, strict=True):
         a, b = a[:, window:].float(), b[:, window:].float()
-        shares.append((a - b).pow(2).mean() / b.pow(2).mean().clamp_min(1e-12))
+        shares.append((a - b).pow(2).mean((1, 2)) / b.pow(2).mean((1, 2)).clamp_min(1e-12))
     return torch.stack(shares).mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -56,7 +57,9 @@ class MixedRows(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         if not 0 <= index < self.count:
             raise IndexError(index)
-        generator = torch.Generator().manual_seed((self.seed << 40) + index)
+        # torch's generator on the CPU takes 32 bits of a seed: both numbers have to get into them
+        mixed = random.Random((self.seed << 40) + index).getrandbits(32)
+        generator = torch.Generator().manual_seed(mixed)
         if self.is_recall(index):
             facts = self.facts[int(torch.randint(len(self.facts), (1,), generator=generator))]
             drawn = self.recall.draw(1, self.length, generator, facts)  # type: ignore[union-attr]

@@ -32,6 +32,10 @@ class TrainingSettings:
         mag_steps: steps of that rise.
         probe_every: steps between two looks at the memory's share of the work (0: none).
         stop_at_recall: training ends when a look finds recall beyond the window of at least this; None: never.
+        kv_budget: for ``layers="auto"``: share of the base's bytes of keys and values that the converted model may hold, in
+            [0, 1); as many layers keep their whole context as fit (`tptt.training.choose_layers`). States come on top.
+        kv_length: tokens of a sequence at which that is counted; None is ``length``. A window of W is W / kv_length of a
+            layer, so that at the length you will serve more layers fit than at that of the rows.
         bf16: autocast to bfloat16; None where the device is a GPU that has it.
         gradient_checkpointing: recompute activations in the backward pass.
         seed: of all that is drawn.
@@ -59,6 +63,8 @@ class TrainingSettings:
     mag_steps: int = 100
     probe_every: int = 100
     stop_at_recall: float | None = None
+    kv_budget: float | None = None
+    kv_length: int | None = None
     bf16: bool | None = None
     gradient_checkpointing: bool = False
     seed: int = 0
@@ -68,8 +74,13 @@ class TrainingSettings:
             _check(name, getattr(self, name), 1, None, whole=True)
         for name in ("warmup", "probe_every", "seed"):
             _check(name, getattr(self, name), 0, None, whole=True)
-        if self.length is not None:
-            _check("length", self.length, 16, None, whole=True)
+        for name, least in (("length", 16), ("kv_length", 1)):
+            if getattr(self, name) is not None:
+                _check(name, getattr(self, name), least, None, whole=True)
+        if self.kv_budget is not None:
+            check_kv_budget(self.kv_budget)
+        elif self.kv_length is not None:
+            raise ValueError("kv_length says where kv_budget is counted: set kv_budget as well")
         for name in ("lr", "memory_lr", "answer_weight", "filler_weight", "distill", "align"):
             _check(name, getattr(self, name), 0, None)
         _check("recall_mix", self.recall_mix, 0, 1)
@@ -78,6 +89,8 @@ class TrainingSettings:
                 _check(name, getattr(self, name), 0, 1)
         if self.stop_at_recall is not None and not self.probe_every:
             raise ValueError("stop_at_recall needs looks at the recall: set probe_every to 1 or more")
+        if self.carry > 1 and self.gradient_checkpointing:
+            raise ValueError("carry needs the cache that gradient_checkpointing takes away: use one of them")
         formats = self.recall_formats if isinstance(self.recall_formats, str) else tuple(self.recall_formats)
         object.__setattr__(self, "recall_formats", chosen_formats(formats))
         if not self.facts:
@@ -98,3 +111,17 @@ def _check(name: str, value: Any, least: float, most: float | None, whole: bool 
     kind = "a whole number" if whole else "a number"
     bounds = f"of {least} or more" if most is None else f"in [{least}, {most}]"
     raise ValueError(f"{name} must be {kind} {bounds}, got {value!r}")
+
+
+def check_kv_budget(value: object) -> float:
+    """``value`` as a share of the base's keys and values.
+
+    Raises:
+        ValueError: it is no number in [0, 1).
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
+        raise ValueError(
+            "kv_budget must be a number in [0, 1), the share of the base's keys and values that may remain (1 is the base "
+            f"itself), got {value!r}"
+        )
+    return float(value)

@@ -8,12 +8,13 @@ from __future__ import annotations
 from contextlib import contextmanager, nullcontext
 
 import torch
-from transformers import DynamicCache, Trainer
+from transformers import Cache, DynamicCache, Trainer
 
 from tptt.data import IGNORE
 from tptt.surgery import as_base, attention_outputs, memories
 
 from .losses import attention_distance, kl_from_base, token_losses
+from .optim import parameter_groups
 
 
 class ConversionTrainer(Trainer):
@@ -26,59 +27,101 @@ class ConversionTrainer(Trainer):
         distill: weight of KL(base || model) in nats per token.
         align: weight of the distance between the layers' attention outputs and the base's, beyond the window.
         carry: pieces a row is cut into. The cache, its state included, goes on from piece to piece; gradients end there
-            (truncated backpropagation), so that a row needs the memory of one piece.
+            (truncated backpropagation), so that a row needs the memory of one piece. The first token of a piece is
+            predicted by none. The teacher reads the pieces with a cache of its own, which holds the whole row.
+        rates: learning rates of LoRA and of the memory, for AdamW; None leaves the optimizer to Trainer. Made when Trainer
+            asks for it, because FSDP has no use for one that was made before.
         The other arguments are Trainer's.
 
     Raises:
-        ValueError: ``distill`` or ``align`` with a model without a memory.
+        ValueError: ``distill`` or ``align`` with a model without a memory; ``carry`` with gradient checkpointing, which
+            takes the cache away; a row that cannot be cut into pieces of one length, or that ``align`` finds no longer
+            than the window.
     """
 
-    def __init__(self, *args, distill: float = 0.0, align: float = 0.0, carry: int = 1, **kwargs) -> None:
+    def __init__(
+        self, *args, distill: float = 0.0, align: float = 0.0, carry: int = 1, rates: tuple[float, float] | None = None,
+        **kwargs,
+    ) -> None:  # fmt: skip
         super().__init__(*args, **kwargs)
-        self.distill, self.align, self.carry = distill, align, carry
+        self.distill, self.align, self.carry, self.rates = distill, align, carry, rates
         found = memories(self.model)
         if (distill or align) and not found:
             raise ValueError("distill and align need a model with a memory: its base is the teacher")
+        if carry > 1 and self.args.gradient_checkpointing:
+            raise ValueError("carry needs the cache that gradient_checkpointing takes away: use one of them")
         self.window = (found[0].config.max_self_attn_length if found else None) or 0
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None and self.rates is not None:
+            self.optimizer = torch.optim.AdamW(parameter_groups(self.model if model is None else model, *self.rates))
+        return super().create_optimizer(model)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if self.carry == 1:
             return super().training_step(model, inputs, num_items_in_batch)
-        pieces = [dict(zip(inputs, part, strict=True)) for part in zip(*(_cut(x, self.carry) for x in inputs.values()), strict=True)]
+        cut = [_cut(x, self.carry) for x in inputs.values()]
+        pieces = [dict(zip(inputs, part, strict=True)) for part in zip(*cut, strict=True)]
         if num_items_in_batch is None:
-            num_items_in_batch = sum(int((p["labels"] != IGNORE).sum()) for p in pieces)
-        cache, total = DynamicCache(), 0.0
+            num_items_in_batch = _targets(inputs["labels"])
+        names = ["past_key_values", "base_cache"] if self.distill or self.align else ["past_key_values"]
+        config = self.model.config.get_text_config(decoder=True)
+        caches = {name: DynamicCache(config=config) for name in names}
+        total = 0.0
         for piece in pieces:
-            total = total + super().training_step(model, piece | {"past_key_values": cache}, num_items_in_batch)
-            _end_gradients(cache)
+            total = total + super().training_step(model, piece | caches, num_items_in_batch)
+            _end_gradients(caches["past_key_values"])
         return total
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if "loss_weights" not in inputs:
+        if "loss_weights" not in inputs and not (self.distill or self.align or self.carry > 1):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
         inputs = dict(inputs)
-        labels, weights = inputs.pop("labels"), inputs.pop("loss_weights")
+        labels, weights = inputs.pop("labels"), inputs.pop("loss_weights", None)
+        weights = torch.ones_like(labels) if weights is None else weights
+        cache, base_cache = inputs.pop("past_key_values", None), inputs.pop("base_cache", None)
         # as Trainer counts: over all accumulated batches where it says so, else over this one
-        count = (labels != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
+        count = _targets(labels) if num_items_in_batch is None else num_items_in_batch
         teaches = model.training and (self.distill or self.align)
-        base, base_attention = self._taught(model, inputs) if teaches else (None, [])
+        seen = 0 if cache is None else int(cache.get_seq_length())
+        base, base_attention = self._taught(model, inputs, base_cache) if teaches else (None, [])
         watched = attention_outputs(model) if teaches and self.align else nullcontext([])
         with watched as attention:
-            outputs = model(**inputs, use_cache="past_key_values" in inputs)
+            outputs = model(**inputs, past_key_values=cache, use_cache=cache is not None)
         loss = (token_losses(outputs.logits, labels) * weights[:, 1:]).sum() / count
         if base is not None and self.distill:
             loss = loss + self.distill * kl_from_base(outputs.logits, base) / count
         if teaches and self.align:
-            share = labels[:, 1:].numel() / count
-            loss = loss + self.align * share * attention_distance(attention, base_attention, self.window)
+            loss = loss + self.align * self._apart(attention, base_attention, seen) * labels[:, 1:].numel() / count
+        if (
+            num_items_in_batch is not None
+            and self.args.average_tokens_across_devices
+            and self.model_accepts_loss_kwargs
+        ):
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())  # their gradients are averaged
         return (loss, outputs) if return_outputs else loss
 
-    def _taught(self, model, inputs) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _taught(self, model, inputs, cache: Cache | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The base's logits on the whole context, and what its layers' attention gives out."""
-        ids = {k: v for k, v in inputs.items() if k != "past_key_values"}
         with torch.no_grad(), _not_training(model), as_base(model), attention_outputs(model) as attention:
-            logits = model(**ids, use_cache=False).logits
+            logits = model(**inputs, past_key_values=cache, use_cache=cache is not None).logits
         return logits, attention
+
+    def _apart(self, ours, base, seen: int) -> torch.Tensor | float:
+        """Distance of the layers' attention outputs [B, T, H * D] beyond the window, ``seen`` tokens into the row."""
+        near, tokens = max(0, self.window - seen), ours[0].shape[1]
+        if near < tokens:
+            return attention_distance(ours, base, near)
+        if self.carry == 1:
+            raise ValueError(
+                f"align compares beyond the window of {self.window}: rows of {tokens} tokens are too short"
+            )
+        return 0.0
+
+
+def _targets(labels: torch.Tensor) -> torch.Tensor:
+    """How many tokens are predicted: none predicts the first of a row."""
+    return (labels[:, 1:] != IGNORE).sum()
 
 
 @contextmanager
