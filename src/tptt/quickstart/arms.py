@@ -7,13 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from peft import LoraConfig
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from tptt.configuration import TpttConfig
 from tptt.evaluation import RecallScore, perplexity, recall_accuracy
 from tptt.modeling import TpttModel
-from tptt.surgery import find_attention
 from tptt.training import AdjustMaGWeightCallback, parameter_groups
 from tptt.training.recall_trainer import RecallTrainer
 from tptt.training.window import window_alone
@@ -32,13 +30,6 @@ class Measures:
 
     perplexity: dict[int, float]
     recall: dict[int, RecallScore]
-
-
-def lora_config(base) -> dict:
-    """LoRA of rank 8 on the projections that the memory reads and writes to."""
-    attention = find_attention(base)[0]
-    targets = [n for n in attention.sizes.layout.parts if getattr(attention.module, n).weight.ndim == 2]
-    return LoraConfig(r=8, lora_alpha=16, bias="none", task_type="CAUSAL_LM", target_modules=targets).to_dict()
 
 
 def new_arm(base_model: str, lora: dict, window: int, seed: int, memory: bool) -> TpttModel:

@@ -15,8 +15,9 @@ from tptt.configuration import MemoryConfig, base_error
 from tptt.evaluation import memory_held
 from tptt.evaluation.perplexity import evaluating
 from tptt.surgery import attach_memory, detach_memory
+from tptt.training.lora import lora_config
 
-from .arms import lora_config, measure, new_arm, train_arm
+from .arms import measure, new_arm, train_arm
 from .material import Material, prepare
 from .options import QuickstartOptions, check_output
 from .plots import plot_memory, plot_quality, plot_training
