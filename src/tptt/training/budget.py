@@ -23,7 +23,7 @@ from .skeleton import base_config, conversion_config, saved_for_backward, skelet
 
 CACHED = (8192, 32768, 131072)
 """Tokens after which caches are compared."""
-_MEASURED = 512  # tokens at which saved activations are counted; they grow with the tokens
+_MEASURED = 256  # tokens at which saved activations are counted; they grow in proportion to the tokens
 _FOUR_BIT = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes: NF4, a byte of scale per 64 weights, and a float32 per 256 scales
 
 
@@ -116,19 +116,19 @@ class Survey:
         self.model = skeleton(conversion_config(options, base), self.own_dtype).train()
         self.base = self.model.inner.config
         self.parameters = _count(self.model)
-        self._saved: dict[tuple[torch.dtype, int], float] = {}
+        self._saved: dict[tuple[int, int], float] = {}
 
     def saved_per_token(self, dtype: torch.dtype, length: int) -> float:
         """Bytes per token that a forward pass in ``dtype`` keeps for the backward pass, in rows of ``length``."""
         if self.base._attn_implementation != "eager":  # it grows with the tokens, but for eager's matrices of weights
             length = min(length, _MEASURED)
-        if (dtype, length) not in self._saved:
+        if (dtype.itemsize, length) not in self._saved:
             # autocast computes LoRA in ``dtype`` as well; the memory stays in float32
             for name, p in self.model.named_parameters():
                 if ".liza." not in name:
                     p.data = p.data.to(dtype)
-            self._saved[dtype, length] = saved_for_backward(self.model, 1, length) / length
-        return self._saved[dtype, length]
+            self._saved[dtype.itemsize, length] = saved_for_backward(self.model, 1, length) / length
+        return self._saved[dtype.itemsize, length]
 
 
 def budget(options: RunOptions, hardware: str, survey: Survey | None = None) -> Budget:

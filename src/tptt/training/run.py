@@ -16,7 +16,7 @@ from tptt.data import TextSplit, load_text
 
 from .convert import Converted, convert_and_train
 from .run_file import RunOptions
-from .skeleton import base_config, conversion_config
+from .skeleton import base_config, conversion_config, skeleton
 from .summary import write_summary
 
 RUN_FILE = "run.yaml"
@@ -80,6 +80,9 @@ def run(options: RunOptions, callbacks: Sequence[TrainerCallback] = ()) -> Conve
     loading = model_options(options)
     plain = options.changed(base_config=None)  # a dry run's stand-in for the base: here is the base itself
     config = conversion_config(plain, base_config(plain), options.base_model_name)
+    skeleton(
+        conversion_config(plain, base_config(plain)), torch.float32
+    )  # what does not fit is told before data or weights
     data: TextSplit | None = None if options.data is None else load_text(options.data, options.column)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)

@@ -99,9 +99,13 @@ class _FusedAttention(torch.autograd.Function):
 
 
 class _Fused(TorchFunctionMode):
+    """Fused attention as it is kept on a GPU; and products of experts in any dtype, where the meta device has bfloat16 only."""
+
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is F.scaled_dot_product_attention:
             return _FusedAttention.apply(*args[:3])
+        if function is torch._grouped_mm:  # [S, K] and [E, K, N] -> [S, N]: one expert takes what any takes
+            return args[0] @ args[1][0]
         return function(*args, **(kwargs or {}))
 
 
