@@ -31,7 +31,9 @@ def comments(options: RunOptions) -> str:
     for name in CARDS:
         changes = ways_to_fit(options, name, survey)
         plan = budget(options.changed(**(changes or {})), name, survey)
-        used = f"{plan.peak / 2**30:.1f} of {plan.hardware.usable / 2**30:.1f} GiB"
+        used = (
+            f"{plan.peak / 2**30:.1f} of {plan.hardware.usable / 2**30:.1f} GiB{' (narrowly)' if plan.narrow else ''}"
+        )
         if changes is None:
             lines.append(f"{plan.hardware.title}: does not fit")
             continue

@@ -150,7 +150,10 @@ def test_a_dry_run_of_a_base_that_is_not_here():
     assert "base 268,098,176" in output and "no bfloat16; set dtype to float16" in output
     assert "the run is not computed there as it is; with dtype: float16 it takes" in output
     code, output = invoke(CONFIGS / "qwen3-8b.yaml", "--dry-run", "--hardware", "t4", "--dtype", "float16")
-    assert code == 0 and "does not fit: it takes" in output and "take a smaller base or shorter rows (length)" in output
+    assert code == 0 and "does not fit: it takes" in output
+    assert "with quantization: 4bit, length: 1024, accumulate: 16 it takes" in output
+    code, output = invoke(CONFIGS / "qwen3-8b.yaml", "--dry-run", "--hardware", "t4", "--lora-rank", 0)
+    assert code == 0 and "no change of keys that is known here makes it fit: take a smaller base" in output
 
 
 def test_help_and_keys():

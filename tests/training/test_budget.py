@@ -145,6 +145,18 @@ def test_what_does_not_fit_names_the_keys_to_change(tiny, monkeypatch):
     assert ways_to_fit(tiny, "cpu", survey) is None
 
 
+def test_shorter_rows_are_the_last_way(tiny, monkeypatch):
+    options = tiny.changed(length=2048, rows=1, accumulate=3, gradient_checkpointing=True)
+    survey = Survey(options)
+    peak = budget(options.changed(length=1024), "cpu", survey).peak
+    monkeypatch.setitem(HARDWARE, "cpu", Hardware("a small one", peak * 12 // 11 + 12, {"float32": 1.0}, 0.5))
+    changes = ways_to_fit(options, "cpu", survey)
+    assert changes == {"length": 1024, "accumulate": 6}
+    plan = budget(options.changed(**changes), "cpu", survey)
+    assert plan.narrow and plan.fits and plan.tokens // plan.steps == 3 * 2048
+    assert not budget(options.changed(length=512), "cpu", survey).narrow
+
+
 def test_a_card_without_bfloat16_asks_for_float16(tiny):
     options = tiny.changed(dtype="bfloat16")
     plan = budget(options, "t4")
@@ -160,7 +172,10 @@ def test_4_bits_reach_linear_layers_only():
     survey = Survey(dense)
     embeddings = 2 * 100352 * 2048
     assert survey.parameters.base - survey.parameters.linear == pytest.approx(embeddings, rel=0.01)
-    assert Survey(experts).parameters.linear < 0.05 * Survey(experts).parameters.base
+    sparse = Survey(experts)
+    assert sparse.parameters.linear < 0.05 * sparse.parameters.base
+    # so that they are no way to fit a model of experts
+    assert "quantization" not in ways_to_fit(experts.changed(quantization="none"), "t4", sparse)
 
 
 # what the makers say, in parameters: total, and multiplied per token where it is another

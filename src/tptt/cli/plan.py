@@ -64,6 +64,10 @@ def gib(count: float) -> str:
     return f"{count / 2**30:.2f}"
 
 
+def _fit(plan: Budget) -> str:
+    return "narrowly" if plan.narrow else "yes" if plan.fits else "NO"
+
+
 def duration(seconds: float) -> str:
     """Seconds in the unit that fits."""
     for unit, size in (("h", 3600), ("min", 60)):
@@ -81,7 +85,7 @@ def _memory_table(plans: Mapping[str, Budget]) -> Table:
     table.add_section()
     table.add_row("all", *(gib(plan.peak) for plan in plans.values()))
     table.add_row("usable", *(gib(plan.hardware.usable) for plan in plans.values()))
-    table.add_row("fits", *("yes" if plan.fits else "NO" for plan in plans.values()))
+    table.add_row("fits", *(_fit(plan) for plan in plans.values()))
     table.add_row("time", *("-" if plan.seconds is None else duration(plan.seconds) for plan in plans.values()))
     rates = [plan.hardware.teraflops.get(str(plan.computed_in).removeprefix("torch.")) for plan in plans.values()]
     told = [
@@ -106,7 +110,7 @@ def verdict(options: RunOptions, name: str, plan: Budget, survey: Survey) -> lis
     if changes is None:
         return [
             *lines,
-            f"{needs}; no change of keys that is known here makes it fit: take a smaller base or shorter rows (length)",
+            f"{needs}; no change of keys that is known here makes it fit: take a smaller base",
         ]
     changed = budget(options.changed(**changes), name, survey)
     took = "" if changed.seconds is None else f", {duration(changed.seconds)}"

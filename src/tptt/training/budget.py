@@ -16,13 +16,14 @@ from transformers import PreTrainedConfig
 from tptt.surgery import find_attention, memories
 from tptt.surgery.hooks import carriers
 
-from .convert import row_length
+from .convert import LONGEST, row_length
 from .hardware import HARDWARE, Hardware
 from .run_file import RunOptions
 from .skeleton import base_config, conversion_config, saved_for_backward, skeleton
 
 CACHED = (8192, 32768, 131072)
 """Tokens after which caches are compared."""
+_NARROW = 0.9  # of what is usable: closer than this the estimate is no promise
 _MEASURED = 256  # tokens at which saved activations are counted; they grow in proportion to the tokens
 _FOUR_BIT = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes: NF4, a byte of scale per 64 weights, and a float32 per 256 scales
 
@@ -86,6 +87,11 @@ class Budget:
     def fits(self) -> bool:
         """Whether the device's memory holds the run."""
         return self.peak <= self.hardware.usable
+
+    @property
+    def narrow(self) -> bool:
+        """Whether it fits by less than such an estimate is good for."""
+        return self.fits and self.peak > _NARROW * self.hardware.usable
 
     @property
     def seconds(self) -> float | None:
@@ -165,8 +171,9 @@ def budget(options: RunOptions, hardware: str, survey: Survey | None = None) -> 
 def ways_to_fit(options: RunOptions, hardware: str, survey: Survey | None = None) -> dict[str, Any] | None:
     """The keys to change, with their values, so that the run fits the device: {} where it does, None: no way known.
 
-    Tried in this order, each on top of those before: a dtype that the device has, recomputed activations, one row at a
-    time, 4 bits.
+    Tried in this order, each on top of those before that helped: a dtype that the device has, recomputed activations, one
+    row at a time, 4 bits, and at last shorter rows with as many tokens in a step, not below what is trained on where
+    nobody says: a memory learns to recall as far as its rows reach.
     """
     card, settings, survey = HARDWARE[hardware], options.training, survey or Survey(options)
     changes: dict[str, Any] = {}
@@ -179,9 +186,17 @@ def ways_to_fit(options: RunOptions, hardware: str, survey: Survey | None = None
         ladder.append({"rows": 1, "accumulate": settings.accumulate * settings.rows})
     if options.quantization == "none" and options.lora_rank and hardware != "cpu":
         ladder.append({"quantization": "4bit"})
+    length = row_length(settings, survey.base)
+    shorter = length // 2
+    while shorter >= max(LONGEST, 2 * (options.memory.max_self_attn_length or 0)):
+        ladder.append({"length": shorter, "accumulate": settings.accumulate * settings.rows * (length // shorter)})
+        shorter //= 2
+    least: int | None = None
     for change in ladder:
-        changes |= change
-        if budget(options.changed(**changes), hardware, survey).fits:
+        plan = budget(options.changed(**changes | change), hardware, survey)
+        if least is None or plan.peak < least:
+            changes, least = changes | change, plan.peak
+        if plan.fits:
             return changes
     return None
 
