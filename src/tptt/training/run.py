@@ -79,10 +79,9 @@ def run(options: RunOptions, callbacks: Sequence[TrainerCallback] = ()) -> Conve
     check_output(options)
     loading = model_options(options)
     plain = options.changed(base_config=None)  # a dry run's stand-in for the base: here is the base itself
+    # what does not fit each other is told before data or weights are read; on a copy, which building a model changes
+    skeleton(conversion_config(plain, base_config(plain)), torch.float32)
     config = conversion_config(plain, base_config(plain), options.base_model_name)
-    skeleton(
-        conversion_config(plain, base_config(plain)), torch.float32
-    )  # what does not fit is told before data or weights
     data: TextSplit | None = None if options.data is None else load_text(options.data, options.column)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
