@@ -81,6 +81,8 @@ def test_a_run_from_its_file_to_its_folder_and_on(run_file, tmp_path):
     assert code == 0, output
     assert "at step 8." in (out / "report.md").read_text()
     assert not yaml.safe_load((out / "run.yaml").read_text())["resume"]
+    code, output = invoke(out / "run.yaml", "--dry-run", "--hardware", "cpu")
+    assert code == 0, output
 
 
 def test_the_column_of_a_table(run_file, base):

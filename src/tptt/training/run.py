@@ -85,7 +85,7 @@ def run(options: RunOptions, callbacks: Sequence[TrainerCallback] = ()) -> Conve
     data: TextSplit | None = None if options.data is None else load_text(options.data, options.column)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / RUN_FILE).write_text(replace(options, resume=False).to_yaml(), encoding="utf-8")
+    (out / RUN_FILE).write_text(replace(plain, resume=False).to_yaml(), encoding="utf-8")
     converted = convert_and_train(
         config, data, options.training, out, callbacks, trainer_arguments(options), options.resume, **loading
     )
