@@ -5,24 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from peft import LoraConfig
 from transformers import TrainerCallback
 
 from tptt.configuration import TpttConfig
 from tptt.modeling import TpttModel
-from tptt.surgery import find_attention, memories
+from tptt.surgery import memories
 from tptt.training import BranchProbe, Material, TrainingSettings, train
 from tptt.training.convert import calibrate_on
 from tptt.training.window import window_alone
 
 Tick = Callable[[int], None]
-
-
-def lora_config(base) -> dict:
-    """LoRA of rank 8 on the projections that the memory reads and writes to."""
-    attention = find_attention(base)[0]
-    targets = [n for n in attention.sizes.layout.parts if getattr(attention.module, n).weight.ndim == 2]
-    return LoraConfig(r=8, lora_alpha=16, bias="none", task_type="CAUSAL_LM", target_modules=targets).to_dict()
 
 
 def new_arm(

@@ -19,8 +19,9 @@ from tptt.inference.session import position_limit
 from tptt.surgery import attach_memory, detach_memory
 from tptt.training import Material, TrainingSettings
 from tptt.training.convert import check_reach
+from tptt.training.lora import lora_config
 
-from .arms import lora_config, new_arm, train_arm
+from .arms import new_arm, train_arm
 from .measures import measure, measured_lengths, recall_by_format
 from .options import QuickstartOptions, check_output
 from .plots import plot_memory, plot_quality, plot_training

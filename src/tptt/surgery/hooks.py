@@ -188,7 +188,8 @@ def _mixed(module, softmax: torch.Tensor) -> torch.Tensor:
     if site.softmax_squared is not None:
         site.softmax_squared.append(softmax.float().pow(2).mean((0, 1)))
     device = softmax.device.type
-    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+    casts = device != "meta" and torch.is_autocast_enabled(device)  # torch has no autocast for meta tensors
+    with torch.autocast(device, enabled=False) if casts else nullcontext():
         q, k, v = site.geometry.split(module, call["outputs"])
         layer = call["layer"]
         one = None

@@ -1,0 +1,68 @@
+"""What the runs in configs/ take, computed from their bases' configurations, as comments in their own files.
+
+python -m benchmarks.configs            # prints
+python -m benchmarks.configs --write    # puts it at the end of each file
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from transformers.utils import logging
+
+from tptt.cli.plan import as_keys, duration
+from tptt.training.budget import Survey, budget, ways_to_fit
+from tptt.training.run_file import RunOptions, load_run
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+CARDS = ("t4", "rtx-4090", "80gb")
+HEAD = "# Estimates of `python -m benchmarks.configs --write` (tptt.training.budget says of what):"
+_CACHED = 32_768
+
+
+def comments(options: RunOptions) -> str:
+    """The figures of one run, as comments."""
+    survey = Survey(options)
+    found = survey.parameters
+    lines = [
+        f"parameters: base {found.base:,}, LoRA {found.lora:,}, memory {found.memory:,}; trained {found.trained:,}"
+    ]
+    for name in CARDS:
+        changes = ways_to_fit(options, name, survey)
+        plan = budget(options.changed(**(changes or {})), name, survey)
+        used = (
+            f"{plan.peak / 2**30:.1f} of {plan.hardware.usable / 2**30:.1f} GiB{' (narrowly)' if plan.narrow else ''}"
+        )
+        if changes is None:
+            lines.append(f"{plan.hardware.title}: does not fit")
+            continue
+        seconds = "no time known" if plan.seconds is None else duration(plan.seconds)
+        lines.append(f"{plan.hardware.title}: {used}, {seconds}{f', with {as_keys(changes)}' if changes else ''}")
+    base, converted = budget(options, CARDS[-1], survey).cache[_CACHED]
+    lines.append(
+        f"cache of one sequence after {_CACHED:,} tokens: {base / 2**20:.1f} MiB for the base, {converted / 2**20:.1f} MiB converted"
+    )
+    return "\n".join([HEAD, *(f"#   {line}" for line in lines)]) + "\n"
+
+
+def with_comments(path: Path) -> str:
+    """The file at ``path`` with its figures computed anew."""
+    text = path.read_text(encoding="utf-8").partition(HEAD)[0].rstrip("\n")
+    return f"{text}\n\n{comments(load_run(path))}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="put the figures into the files")
+    arguments = parser.parse_args()
+    logging.set_verbosity_error()
+    for path in sorted(CONFIGS.glob("*.yaml")):
+        text = with_comments(path)
+        if arguments.write:
+            path.write_text(text, encoding="utf-8")
+        print(f"{path.name}\n{text.partition(HEAD)[2]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+""" "At N tokens expect X", from the curves that benchmarks/conversion.py measured. It interpolates and never invents."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# in the package's assets; not imported from there, which stand above this level
+CURVES = Path(__file__).parents[1] / "assets" / "curves.json"
+MEASURES = ("recall_trained", "recall_2x", "recall_4x", "recall_unseen", "perplexity_ratio")
+"""What a point of the curves holds beside ``tokens``: mean and standard deviation over seeds of recall beyond the window in
+formats trained on, at once, twice and four times the training length; in a format never trained; perplexity over the base's."""
+_FAR = 2.0  # times as large or small: from here on a run is another than the measured one
+
+
+class NoCurvesError(ValueError):
+    """There is nothing measured to plan by."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Measured points of one base, ascending in tokens.
+
+    Args:
+        base: name of the base; ``parameters`` its number.
+        length, window: tokens of a training row, and of the softmax window.
+        points: (tokens, {measure: (mean, standard deviation)}).
+        machine, commit: where and with what it was measured.
+    """
+
+    base: str
+    parameters: int
+    length: int
+    window: int
+    points: tuple[tuple[int, Mapping[str, tuple[float, float]]], ...]
+    machine: str = ""
+    commit: str = ""
+
+    @classmethod
+    def load(cls, path: str | Path = CURVES) -> Curves:
+        """Read a file of `benchmarks.conversion`.
+
+        Raises:
+            NoCurvesError: there is no such file, or it holds no point.
+            ValueError: the file is of another form; the message says what is missing.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise NoCurvesError("no measured curves are shipped with this installation")
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            points = sorted((int(p["tokens"]), _measures(p)) for p in found["points"])
+            curves = cls(
+                found["base"]["name"], int(found["base"]["parameters"]), int(found["length"]), int(found["window"]),
+                tuple(points), found.get("machine", ""), found.get("commit", ""),
+            )  # fmt: skip
+        except KeyError as error:
+            raise ValueError(f"{path} has no {error}: it is no file of measured curves") from error
+        except (TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is no file of measured curves: {error}") from error
+        if not curves.points:
+            raise NoCurvesError(f"{path} holds no measured point")
+        return curves
+
+    def at(self, tokens: int) -> dict[str, tuple[float, float]]:
+        """{measure: (mean, standard deviation)} at ``tokens``: linear in log tokens between the two measured budgets
+        around it; outside of all, the nearest one's."""
+        counts = [n for n, _ in self.points]
+        if tokens <= counts[0]:
+            return dict(self.points[0][1])
+        if tokens >= counts[-1]:
+            return dict(self.points[-1][1])
+        above = next(i for i, n in enumerate(counts) if n >= tokens)
+        (n0, low), (n1, high) = self.points[above - 1], self.points[above]
+        part = math.log(tokens / n0) / math.log(n1 / n0)
+        mixed = {}
+        for name in low.keys() & high.keys():
+            (m0, s0), (m1, s1) = low[name], high[name]
+            mixed[name] = ((1 - part) * m0 + part * m1, (1 - part) * s0 + part * s1)
+        return mixed
+
+
+def _measures(point: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    return {name: (float(point[name][0]), float(point[name][1])) for name in MEASURES if point.get(name) is not None}
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What to expect of a run.
+
+    Args:
+        curves: by which.
+        values: {measure: (mean, standard deviation)} of the measured base at the run's tokens.
+        reasons: why this run is another than those measured; empty: it is like them.
+    """
+
+    curves: Curves
+    values: dict[str, tuple[float, float]]
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def extrapolates(self) -> bool:
+        """Whether the values are those of something else than this run."""
+        return bool(self.reasons)
+
+
+def expect(curves: Curves, tokens: int, parameters: int, length: int, window: int | None) -> Expectation:
+    """What the measured curves say of a run.
+
+    Args:
+        curves: measured.
+        tokens: that the run trains on.
+        parameters: of its base.
+        length: tokens of its rows.
+        window: W; None is none.
+    """
+    least, most = curves.points[0][0], curves.points[-1][0]
+    reasons = []
+    if tokens > most:
+        reasons.append(f"{tokens:,} tokens, measured were {most:,} at most: the last point's values stand, as a bound")
+    elif tokens < least:
+        reasons.append(
+            f"{tokens:,} tokens, measured were {least:,} at least: the first point's values stand, as a bound"
+        )
+    if _far(parameters, curves.parameters):
+        reasons.append(f"a base of {parameters:,} parameters, the measured one has {curves.parameters:,}")
+    if _far(length, curves.length):
+        reasons.append(f"rows of {length} tokens, the measured ones have {curves.length}")
+    if window is None:
+        reasons.append(f"no softmax window, the measured one has {curves.window} tokens")
+    elif _far(window / length, curves.window / curves.length):
+        reasons.append(
+            f"a window of 1/{length / window:.3g} of a row, the measured one has 1/{curves.length / curves.window:.3g}"
+        )
+    return Expectation(curves, curves.at(tokens), tuple(reasons))
+
+
+def _far(one: float, other: float) -> bool:
+    return max(one / other, other / one) > _FAR

@@ -1,0 +1,167 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
+
+from benchmarks.configs import CONFIGS
+from tptt.assets.train_base import build_tokenizer
+from tptt.cli.main import app
+
+SYLLABLES = ("ba", "ce", "di", "fo", "gu", "la", "me", "ni", "so", "tu")
+WORDS = [a + b + c for a in SYLLABLES for b in SYLLABLES for c in ("x", "z")]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Folder of a random Llama with a tokenizer of its own, a text and a table of it."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("base")
+    order = torch.randint(len(WORDS), (12000,)).tolist()
+    text = "\n".join(" ".join(WORDS[w] for w in order[i : i + 10]) for i in range(0, len(order), 10))
+    (folder / "text.txt").write_text(text)
+    (folder / "table.csv").write_text("words\n" + text)
+    tokenizer = build_tokenizer([text], 700)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=128, eos_token_id=0, pad_token_id=1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run_file(base, tmp_path):
+    """A small run, as a file."""
+    path = tmp_path / "run.yaml"
+    keys = {
+        "base_model_name": str(base), "data": str(base / "text.txt"), "out": str(tmp_path / "out"), "length": 128, "rows": 2,
+        "tokens": 6 * 2 * 128, "max_self_attn_length": 16, "lora_rank": 2, "recall_formats": ["records"], "probe_every": 3,
+        "save_every": 2,
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(keys))
+    return path
+
+
+def invoke(*arguments):
+    run = CliRunner().invoke(app, ["train", *map(str, arguments)])
+    return run.exit_code, " ".join(run.output.split())
+
+
+def test_a_run_from_its_file_to_its_folder_and_on(run_file, tmp_path):
+    code, output = invoke(run_file, "--lora-rank", 3, "--memory_lr=2e-2")
+    assert code == 0, output
+    out = tmp_path / "out"
+    resolved = yaml.safe_load((out / "run.yaml").read_text())
+    assert (resolved["lora_rank"], resolved["memory_lr"], resolved["operator"]) == (3, 0.02, "delta_rule")
+    report = (out / "report.md").read_text()
+    for part in (
+        "| lora_rank | `3` |",
+        "## Warnings",
+        "recall beyond W: memory only",
+        "| layer with a memory | mu |",
+        "at step 6.",
+    ):
+        assert part in report
+    assert "| 3 |" in report and "| 6 |" in report and "step 3: recall beyond, both" in output
+    assert "bypassed" in report and "warning: the memory is bypassed" in output  # six steps teach nothing
+    model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
+    assert model.config.lora_config["r"] == 3
+    assert sorted(model.config.lora_config["target_modules"]) == ["k_proj", "o_proj", "q_proj", "v_proj"]
+    ids = AutoTokenizer.from_pretrained(out)("bacex", return_tensors="pt").input_ids
+    assert model(input_ids=ids).logits.isfinite().all()
+
+    code, output = invoke(out / "run.yaml")
+    assert code == 1 and "is not empty; name another folder, or resume" in output
+    code, output = invoke(out / "run.yaml", "--resume", "--tokens", 8 * 2 * 128)
+    assert code == 0, output
+    assert "at step 8." in (out / "report.md").read_text()
+    assert not yaml.safe_load((out / "run.yaml").read_text())["resume"]
+    code, output = invoke(out / "run.yaml", "--dry-run", "--hardware", "cpu")
+    assert code == 0, output
+
+
+def test_the_column_of_a_table(run_file, base):
+    code, output = invoke(run_file, "--data", base / "table.csv", "--column", "letters", "--tokens", 256)
+    assert code == 1 and "has no column 'letters'; it has words" in output
+    code, output = invoke(
+        run_file, "--data", base / "table.csv", "--column", "words", "--tokens", 256, "--save-every", 0
+    )
+    assert code == 0, output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--rws", 3), "error: flag --rws: unknown key 'rws'; did you mean 'rows'?"),
+        (("--rows", "x"), "error: flag --rows: rows must be a whole number, got 'x'"),
+        (("--data", "no-such-file.txt"), "no-such-file.txt"),
+        (("no-such-run.yaml",), "one run file at most"),
+        (("--base-model-name", "no/such-base"), "base model 'no/such-base' was not found"),
+        (("--layers", "7"), "layers=7 chooses none of the 2 layers with attention"),
+    ],
+)
+def test_bad_runs_are_told_and_write_nothing(run_file, tmp_path, arguments, message, monkeypatch):
+    def offline(name, split):
+        raise FileNotFoundError(f"no data set {name}")
+
+    monkeypatch.setattr("datasets.load_dataset", offline)
+    code, output = invoke(run_file, *arguments)
+    assert code == 1 and message in output
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_resumed(run_file, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    code, output = invoke(run_file, "--resume")
+    assert code == 1 and "holds no checkpoint to go on from" in output
+    (tmp_path / "file").write_text("")
+    code, output = invoke(run_file, "--out", tmp_path / "file")
+    assert code == 1 and "is a file, it must be a folder" in output
+
+
+def test_4_bits_without_bitsandbytes(run_file, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    code, output = invoke(run_file, "--quantization", "4bit")
+    assert code == 1 and "4bit needs bitsandbytes, which is not installed" in output
+
+
+def test_a_dry_run_trains_nothing(run_file, tmp_path):
+    code, output = invoke(run_file, "--dry-run", "--distill", 0.1)
+    assert code == 0, output
+    for part in (
+        "1,536 in 6 steps of 256",
+        "AdamW states",
+        "teacher",
+        "T4 16 GB",
+        "131,072",
+        "no measured curves are shipped",
+    ):
+        assert part in output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_of_a_base_that_is_not_here():
+    code, output = invoke(CONFIGS / "gemma-3-270m.yaml", "--dry-run", "--hardware", "t4")
+    assert code == 0, output
+    assert "base 268,098,176" in output and "no bfloat16; set dtype to float16" in output
+    assert "the run is not computed there as it is; with dtype: float16 it takes" in output
+    code, output = invoke(CONFIGS / "qwen3-8b.yaml", "--dry-run", "--hardware", "t4", "--dtype", "float16")
+    assert code == 0 and "does not fit: it takes" in output
+    assert "with quantization: 4bit, length: 1024, accumulate: 16 it takes" in output
+    code, output = invoke(CONFIGS / "qwen3-8b.yaml", "--dry-run", "--hardware", "t4", "--lora-rank", 0)
+    assert code == 0 and "no change of keys that is known here makes it fit: take a smaller base" in output
+
+
+def test_help_and_keys():
+    done = subprocess.run(
+        [sys.executable, "-m", "tptt.cli.main", "train", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--dry-run" in done.stdout and "--keys" in done.stdout
+    code, output = invoke("--keys")
+    assert code == 0 and "max_self_attn_length" in output and "answer_weight" in output
