@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .operators import recurrence, recurrence_step, step_kernel
+from .operators import Recurrence, forward_kernel, recurrence, recurrence_step, step_kernel
 
 
 def native_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, inplace=False, needs_grad=False):
@@ -17,7 +17,7 @@ def native_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, inplace=
     """
     beta, g, state = (x if x is None else x.float() for x in (beta, g, initial_state))
     if k.shape[1] > 1 or needs_grad:
-        o, state, _ = recurrence(q, k, v, beta, g, state, scale, delta, needs_grad)
+        o, state, _ = _recurrence(needs_grad)(q, k, v, beta, g, state, scale, delta, needs_grad)
         return o, state
     if state is None:
         state = k.new_zeros(k.shape[0], k.shape[3], k.shape[4], v.shape[4], dtype=torch.float32)
@@ -28,3 +28,10 @@ def native_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, inplace=
     run = recurrence_step if torch.compiler.is_compiling() else step_kernel
     o = run(q, k, v, beta, g, state, scale, delta)
     return o, state if state is given or not inplace else given.copy_(state)
+
+
+def _recurrence(needs_grad):
+    """The kernel in the form that the caller needs: one that can be traced or differentiated costs more."""
+    if torch.compiler.is_compiling():
+        return recurrence
+    return Recurrence.apply if needs_grad else forward_kernel
