@@ -152,12 +152,13 @@ def step_kernel(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, g: Tensor | None, state: Tensor, scale: float, delta: bool
 ) -> Tensor:
     """One token, T = 1: o [B, 1, G*H, V]; ``state`` [B, H, K, V] is overwritten."""
-    batch, _, writes, heads, key_width = k.shape
+    batch, heads, key_width, value_width = state.shape
+    writes, queries = k.shape[2] if k.dim() == 5 else 1, q.shape[2]
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     beta, g = (x if x is None else x.contiguous() for x in (beta, g))
-    o = v.new_empty(batch, 1, q.shape[2], v.shape[4])
+    o = v.new_empty(batch, 1, queries, value_width)
     problem = structs.Step(
-        batch, writes, heads, q.shape[2] // heads, key_width, v.shape[4], torch.get_num_threads(), scale, delta,
+        batch, writes, heads, queries // heads, key_width, value_width, torch.get_num_threads(), scale, delta,
         q.dtype == torch.bfloat16, q.data_ptr(), k.data_ptr(), v.data_ptr(), _pointer(beta), _pointer(g),
         state.data_ptr(), o.data_ptr(),
     )  # fmt: skip
@@ -172,4 +173,4 @@ recurrence_step = torch.library.custom_op(
 
 @recurrence_step.register_fake
 def _step_output(q, k, v, *arguments):
-    return v.new_empty(v.shape[0], 1, q.shape[2], v.shape[4])
+    return v.new_empty(v.shape[0], 1, q.shape[2], v.shape[-1])
