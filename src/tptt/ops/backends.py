@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -15,8 +16,7 @@ from .step import step_recurrence
 HALF = (torch.bfloat16, torch.float16)
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(NamedTuple):
     """What the choice of a backend may depend on."""
 
     tokens: int
@@ -31,15 +31,14 @@ class Spec:
 
     @classmethod
     def of(cls, q, k, v, beta, g, initial_state, delta) -> Spec:
-        """Of a call's tensors, k, v and beta with their axis of writes."""
-        needs_grad = torch.is_grad_enabled() and any(
-            x is not None and x.requires_grad for x in (q, k, v, beta, g, initial_state)
-        )
+        """Of a call's tensors; k, v and beta may lack their axis of writes."""
+        given = (x for x in (q, k, v, beta, g, initial_state) if x is not None)
+        needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in given)
         dtype = k.dtype if q.dtype == k.dtype == v.dtype else None
         return cls(
             k.shape[1],
-            k.shape[2],
-            k.shape[4],
+            k.shape[2] if k.dim() == 5 else 1,
+            k.shape[-1],
             k.device.type,
             dtype,
             g is not None,

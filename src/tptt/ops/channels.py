@@ -16,22 +16,29 @@ BLOCK_POSITIONS = 8
 
 
 class ChannelDecays(NamedTuple):
-    """What `decay_channels` returns."""
+    """What `decay_channels` returns; the first and the fifth are None without keys that read."""
 
-    rows_decayed: torch.Tensor  # [N, R, K]: X times the decay since the chunk's start
-    keys_decayed: torch.Tensor  # [N, W, K]: k times the decay until the chunk's end
-    mixing: torch.Tensor  # [N, R, W]: sum over channels of X_i k_j exp(G_i - G_j) for j <= i (keys: j < i), else 0
+    keys: torch.Tensor | None  # [N, W, K]: k times the decay since the chunk's start
+    queries: torch.Tensor  # [N, G * C, K]: q times that
+    writes: torch.Tensor  # [N, W, K]: b times the decay until the chunk's end
     carried: torch.Tensor  # [N, K, 1]: the whole chunk's decay
+    of_keys: torch.Tensor | None  # [N, W, W]: sum over channels of k_i b_j exp(G_i - G_j) for j < i, else 0
+    of_queries: torch.Tensor  # [N, G * C, W]: the same of q_i, for j <= i
 
 
-def decay_channels(plan: Plan, rows: torch.Tensor, keys: torch.Tensor, log_decay: torch.Tensor) -> ChannelDecays:
-    """From rows X [N, R, K], keys [N, W, K] and log decays [N, W, K]."""
+def decay_channels(
+    plan: Plan, keys: torch.Tensor | None, queries: torch.Tensor, writes: torch.Tensor, log_decay: torch.Tensor
+) -> ChannelDecays:
+    """From k [N, W, K] (None where only queries read), q [N, G * C, K], b [N, W, K] and log decays [N, W, K]."""
     since_start = log_decay.cumsum(1).exp()
+    of_keys, of_queries = _overlaps(plan, keys, queries, writes, log_decay)
     return ChannelDecays(
-        _spread(plan, rows, since_start),
-        keys * _until_end(log_decay),
-        _mixing(plan, rows, keys, log_decay),
+        None if keys is None else keys * since_start,
+        queries * plan.of_queries(since_start),
+        writes * _until_end(log_decay),
         since_start[:, -1].unsqueeze(2),
+        of_keys,
+        of_queries,
     )
 
 
@@ -41,27 +48,19 @@ def _until_end(log_decay):
     return after.flip(1).cumsum(1).flip(1).exp()
 
 
-def _spread(plan, rows, factor):
-    """rows [N, R, K] times factor [N, W, K] of their positions, out of place."""
-    queries = plan.queries(rows) * plan.of_queries(factor).unsqueeze(1)
-    return torch.cat([rows[:, : plan.keys] * factor[:, : plan.keys], queries.flatten(1, 2)], 1)
-
-
-def _mixing(plan, rows, keys, log_decay):
+def _overlaps(plan, keys, queries, writes, log_decay):
     block = _block_tokens(plan) * plan.steps
-    starts = range(0, plan.positions, block)
-    past = keys[:, :0]
-    key_rows, query_rows = [], []
-    for start in starts:
-        here = slice(start, start + block)
-        of_block = _block(plan, rows, keys, log_decay, past, start, block)
-        width = plan.positions - start - block
-        for part, out in zip(of_block, (key_rows, query_rows), strict=True):
-            out.append(torch.nn.functional.pad(part, (0, width)))
+    past = writes[:, :0]
+    of_keys, of_queries = [], []
+    for start in range(0, plan.positions, block):
+        here, width = slice(start, start + block), plan.positions - start - block
+        rows_of_keys, rows_of_queries = _block(plan, keys, queries, writes, log_decay, past, start, block)
+        if keys is not None:
+            of_keys.append(torch.nn.functional.pad(rows_of_keys, (0, width)))
+        of_queries.append(torch.nn.functional.pad(rows_of_queries, (0, width)))
         total = log_decay[:, here].sum(1, keepdim=True).exp()
-        past = torch.cat([past * total, keys[:, here] * _until_end(log_decay[:, here])], 1)
-    queries = torch.cat(query_rows, 2).flatten(1, 2)
-    return torch.cat([*key_rows, queries], 1) if plan.delta else queries
+        past = torch.cat([past * total, writes[:, here] * _until_end(log_decay[:, here])], 1)
+    return None if keys is None else torch.cat(of_keys, 1), torch.cat(of_queries, 2).flatten(1, 2)
 
 
 def _block_tokens(plan):
@@ -71,22 +70,21 @@ def _block_tokens(plan):
     return tokens
 
 
-def _block(plan, rows, keys, log_decay, past, start, block):
+def _block(plan, keys, queries, writes, log_decay, past, start, block):
     """Rows of one block against all positions up to its end: keys [N, b, start + b] and queries [N, G, b / N, ...]."""
     here = slice(start, start + block)
     tokens = slice(start // plan.steps, (start + block) // plan.steps)
-    logs, ours = log_decay[:, here], keys[:, here]
+    logs = log_decay[:, here]
     lower = logs.new_ones(block, block).tril()
     between = (logs.unsqueeze(2) * lower.tril(-1).unsqueeze(2)).cumsum(1).exp()  # [N, reader, writer, K]
-    pairs = between * ours.unsqueeze(1)
-    since = logs.cumsum(1).exp()
-    own = rows[:, : plan.keys][:, here]  # [N, b or 0, K]
-    queries = plan.queries(rows)[:, :, tokens]  # [N, G, b / N, K]
+    pairs = between * writes[:, here].unsqueeze(1)
+    since, before = logs.cumsum(1).exp(), past.transpose(1, 2)
     last = slice(plan.steps - 1, None, plan.steps)
-    of_keys = own.new_zeros(len(rows), 0, start + block)
-    if plan.delta:
-        near = torch.einsum("nik,nijk->nij", own, pairs) * lower.tril(-1)
-        of_keys = torch.cat([(own * since) @ past.transpose(1, 2), near], 2)
-    near = torch.einsum("ngik,nijk->ngij", queries, pairs[:, last]) * lower[last]
-    far = (queries * since[:, last].unsqueeze(1)) @ past.transpose(1, 2).unsqueeze(1)
+    of_keys = None
+    if keys is not None:
+        near = torch.einsum("nik,nijk->nij", keys[:, here], pairs) * lower.tril(-1)
+        of_keys = torch.cat([(keys[:, here] * since) @ before, near], 2)
+    asking = queries.unflatten(1, (plan.groups, plan.tokens))[:, :, tokens]  # [N, G, b / N, K]
+    near = torch.einsum("ngik,nijk->ngij", asking, pairs[:, last]) * lower[last]
+    far = (asking * since[:, last].unsqueeze(1)) @ before.unsqueeze(1)
     return of_keys, torch.cat([far, near], 3)

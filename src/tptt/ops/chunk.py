@@ -9,10 +9,10 @@ from torch.autograd.function import once_differentiable
 from .dtypes import state_dtype
 from .layout import gather, gather_grouped, scatter, scatter_grouped
 from .plan import Plan
-from .segment import prepare, scan
+from .segment import prepare, read, scan
 from .segment_backward import backward
 
-SEGMENT_POSITIONS = 2048
+SEGMENT_POSITIONS = 4096
 """Positions times heads worked on at once: large enough for the matrix products, small enough to stay in cache."""
 
 
@@ -54,9 +54,9 @@ class _Chunks(torch.autograd.Function):
         state = initial_state.flatten(0, 1)
         for s, (start, chunks) in enumerate(starts):
             saved[s] = state.unflatten(0, saved.shape[1:3])
-            segment = _load(q, k, v, beta, g, scale, start, chunks, plan, state.dtype)
-            states, _, out = scan(segment, state)
-            scatter_grouped(o, start, _by_head(out, k, chunks, plan.tokens))
+            segment = _load(q, k, v, beta, g, start, chunks, plan, state.dtype)
+            states, updates = scan(segment, state)
+            scatter_grouped(o, start, _by_head(read(segment, states, updates, scale), k, chunks, plan.tokens))
             state = states[chunks]
         ctx.save_for_backward(q, k, v, beta, g, saved)
         ctx.scale, ctx.plan = scale, plan
@@ -71,11 +71,11 @@ class _Chunks(torch.autograd.Function):
         d_state = d_final_state.flatten(0, 1)
         with torch.autocast(k.device.type, enabled=False):
             for s, (start, chunks) in reversed(list(enumerate(_segment_starts(k, plan)))):
-                segment = _load(*inputs, ctx.scale, start, chunks, plan, saved.dtype)
-                d_rows = _load_rows(d_o, k, start, chunks, plan, saved.dtype)
-                step = backward(segment, saved[s].flatten(0, 1), d_rows, d_state)
+                segment = _load(*inputs, start, chunks, plan, saved.dtype)
+                d_out = gather_grouped(d_o, start, chunks, plan.tokens, k.shape[2], saved.dtype).flatten(0, 2)
+                step = backward(segment, saved[s].flatten(0, 1), d_out.mul_(ctx.scale), d_state)
                 d_state = step.state
-                scatter_grouped(grads[0], start, _by_head(step.queries.mul_(ctx.scale), k, chunks, plan.tokens))
+                scatter_grouped(grads[0], start, _by_head(step.queries, k, chunks, plan.tokens))
                 each = (*step[1:4], step.log_decay if step.log_decay is None else step.log_decay[:, :: plan.steps])
                 for out, grad, steps in zip(grads[1:], each, (plan.steps,) * 3 + (1,), strict=True):
                     if out is not None:
@@ -92,13 +92,12 @@ def _segment_starts(k, plan):
     return [(first * plan.tokens, min(each, total - first)) for first in range(0, total, each)]
 
 
-def _load(q, k, v, beta, g, scale, start, chunks, plan, dtype):
+def _load(q, k, v, beta, g, start, chunks, plan, dtype):
     first = start * plan.steps
     keys, values, betas = (
         None if x is None else gather(x, first, chunks, plan.positions, dtype).flatten(0, 2) for x in (k, v, beta)
     )
-    rows = _load_rows(q, k, start, chunks, plan, dtype)
-    rows[:, plan.keys :].mul_(scale)
+    queries = gather_grouped(q, start, chunks, plan.tokens, k.shape[2], dtype).flatten(0, 2)
     log_decay = None
     if g is not None:
         of_tokens = gather(g, start, chunks, plan.tokens, dtype).flatten(0, 2)
@@ -106,15 +105,7 @@ def _load(q, k, v, beta, g, scale, start, chunks, plan, dtype):
         if plan.steps > 1:  # a token decays before the first of its writes
             log_decay = keys.new_zeros(len(keys), plan.positions, *g.shape[3:])
             log_decay[:, :: plan.steps] = of_tokens
-    return prepare(plan, keys, values, None if betas is None else betas.unsqueeze(2), rows, log_decay)
-
-
-def _load_rows(x, k, start, chunks, plan, dtype):
-    """[B, T, G*H, D] -> [N, R, D], the rows of keys left empty."""
-    batch, _, heads, _ = k.shape
-    rows = torch.empty(chunks, batch, heads, plan.rows, x.shape[3], dtype=dtype, device=x.device)
-    gather_grouped(x, rows[:, :, :, plan.keys :].unflatten(3, (plan.groups, plan.tokens)), start)
-    return rows.flatten(0, 2)
+    return prepare(plan, queries, keys, values, None if betas is None else betas.unsqueeze(2), log_decay)
 
 
 def _by_head(x, k, chunks, size):

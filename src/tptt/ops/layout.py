@@ -21,14 +21,10 @@ def gather(x, start, chunks, size, dtype):
     return out
 
 
-def gather_grouped(x, out, start):
-    """[B, T, G*H, K] -> out, a view [n, B, H, G, C, K]: what `gather` does, for queries in groups of G."""
-    chunks, _, heads, groups, size, _ = out.shape
-    part = x[:, start : start + chunks * size].unflatten(2, (heads, groups))
-    missing = chunks * size - part.shape[1]
-    if missing:
-        part = functional.pad(part, [0, 0] * 3 + [0, missing])
-    out.permute(1, 0, 4, 2, 3, 5).copy_(part.unflatten(1, (chunks, size)))
+def gather_grouped(x, start, chunks, size, heads, dtype):
+    """[B, T, G*H, K] -> [n, B, H, G * C, K]: what `gather` does, with the G query heads of each of H heads together."""
+    grouped = gather(x, start, chunks, size, dtype).unflatten(2, (heads, -1))
+    return grouped.flatten(3, 4)
 
 
 def scatter(out, start, chunked):

@@ -1,8 +1,7 @@
-"""How the rows of one chunk are laid out: which read, which write, and where they stand.
+"""How the rows of one chunk are laid out: what writes, what reads, and where it stands.
 
-A chunk of C tokens writes at W = N * C positions, N for each token. Its rows X are what reads: under the delta rule the W
-keys (each reads what it is about to correct), then for each of G query groups the C queries, each at its token's last
-position: R = W + G * C, or R = G * C without the delta rule.
+A chunk of C tokens writes at W = N * C positions, N for each token. Under the delta rule each position also reads, with its
+key, what it is about to correct. Queries read in G groups of C rows, each at its token's last position.
 """
 
 from typing import NamedTuple
@@ -11,7 +10,7 @@ import torch
 
 
 class Plan(NamedTuple):
-    """Sizes of a chunk, and the few ways in which its rows and positions meet."""
+    """Sizes of a chunk, and how the rows of its queries meet its positions."""
 
     tokens: int  # C
     steps: int  # N
@@ -23,36 +22,13 @@ class Plan(NamedTuple):
         """W."""
         return self.tokens * self.steps
 
-    @property
-    def keys(self) -> int:
-        """How many of the rows are keys: W or 0."""
-        return self.positions if self.delta else 0
-
-    @property
-    def rows(self) -> int:
-        """R."""
-        return self.keys + self.groups * self.tokens
-
     def of_queries(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, W, ...] -> [N, C, ...]: the positions at which queries read."""
-        return x[:, self.steps - 1 :: self.steps]
+        """[N, W, ...] -> [N, G * C, ...]: what `x` says of the positions at which queries read."""
+        x = x[:, self.steps - 1 :: self.steps]
+        return x if self.groups == 1 else x.repeat(1, self.groups, *[1] * (x.dim() - 2))
 
-    def queries(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, R, ...] -> the view [N, G, C, ...] of the query rows."""
-        return x[:, self.keys :].unflatten(1, (self.groups, self.tokens))
-
-    def times_(self, rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-        """Multiply rows [N, R, ...] in place by what `factor` [N or 1, W, ...] says of their positions."""
-        if self.keys:
-            rows[:, : self.keys].mul_(factor)
-        self.queries(rows).mul_(self.of_queries(factor).unsqueeze(1))
-        return rows
-
-    def by_position(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, R, ...] -> [N, W, ...]: the sum over the rows that stand at a position."""
-        queries = self.queries(x).sum(1)
-        if self.steps == 1:
-            return x[:, : self.keys] + queries if self.delta else queries
-        total = x[:, : self.keys].clone() if self.delta else x.new_zeros(len(x), self.positions, *x.shape[2:])
-        self.of_queries(total).add_(queries)
-        return total
+    def add_queries_(self, x: torch.Tensor, of_queries: torch.Tensor) -> torch.Tensor:
+        """Add [N, G * C, ...] to x [N, W, ...] in place, at the positions at which queries read."""
+        here = x[:, self.steps - 1 :: self.steps]
+        here += of_queries if self.groups == 1 else of_queries.unflatten(1, (self.groups, self.tokens)).sum(1)
+        return x

@@ -1,10 +1,10 @@
 """Forward of one segment: n consecutive chunks, carried from one state to the next.
 
-The form without W (derivation in README.md). X stacks the rows beta k and, per query group, scale * q. ~ is "times the
+The form without W (derivation in README.md). Keys k and queries q read, b = beta k is what is written along. ~ is "times the
 decay since the chunk's start", ^ "times the decay until the chunk's end", D the decay between two positions of a chunk:
-    [A; P] = D . (X k^T)      T = (I + A)^-1      u = T (beta v - X~_k S)      o = X~_q S + P u      S' = gamma S + k^^T u
-Without the delta rule X has no rows of keys, and u = beta v.
-Legend: N = n * B * H chunks, chunk-major; W positions and R rows of a chunk (see plan.py).
+    A, P = D . (k b^T), D . (q b^T)      w = (I + A)^-1 (v - k~ S)      o = scale (q~ S + P w)      S' = gamma S + b^^T w
+Without the delta rule w = v.
+Legend: N = n * B * H chunks, chunk-major; W positions of a chunk, G * C rows of queries (see plan.py).
 """
 
 from dataclasses import dataclass
@@ -19,39 +19,44 @@ from .plan import Plan
 
 @dataclass(frozen=True)
 class Segment:
-    """What does not depend on the state. Without decay the decayed fields are the plain ones."""
+    """What does not depend on the state. Without decay the decayed fields are the plain ones; what only the delta rule has
+    is None without it."""
 
     plan: Plan
-    keys: torch.Tensor  # [N, W, K]
-    values: torch.Tensor  # [N, W, V]
+    keys: torch.Tensor  # [N, W, K]: k
+    queries: torch.Tensor  # [N, G * C, K]: q
+    values: torch.Tensor  # [N, W, V]: v, until the scan
     beta: torch.Tensor | None  # [N, W, 1]
-    rows: torch.Tensor  # [N, R, K]: X
+    writes: torch.Tensor  # [N, W, K]: b
     log_decay: torch.Tensor | None  # [N, W], or [N, W, K] per channel
     decays: Decays | None  # of a scalar decay
-    rows_decayed: torch.Tensor  # [N, R, K]: X~
-    keys_decayed: torch.Tensor  # [N, W, K]: k^
+    keys_decayed: torch.Tensor | None  # [N, W, K]: k~
+    queries_decayed: torch.Tensor  # [N, G * C, K]: q~
+    writes_decayed: torch.Tensor  # [N, W, K]: b^
     carried: torch.Tensor | None  # [N, 1 or K, 1]: gamma
-    mixing: torch.Tensor  # [N, R, W]: [A; P]
-    inverse: torch.Tensor | None  # [N, W, W]: T
+    of_keys: torch.Tensor | None  # [N, W, W]: A below its diagonal, anything on it
+    of_queries: torch.Tensor  # [N, G * C, W]: P
+    inverse: torch.Tensor | None  # [N, W, W]: (I + A)^-1
 
 
-def prepare(plan, keys, values, beta, rows, log_decay):
-    """The Segment of these tensors. Args: as its fields; the rows of keys are filled in here."""
-    if plan.delta:
-        torch.mul(keys, beta, out=rows[:, : plan.keys])
-    rows_decayed, keys_decayed, decays, carried = rows, keys, None, None
+def prepare(plan, queries, keys, values, beta, log_decay):
+    """The Segment of these tensors. Args: as its fields."""
+    writes = keys if beta is None else keys * beta
+    readers, decays = keys if plan.delta else None, None
     if log_decay is not None and log_decay.dim() == 3:
-        rows_decayed, keys_decayed, mixing, carried = decay_channels(plan, rows, keys, log_decay)
+        decayed = decay_channels(plan, readers, queries, writes, log_decay)
     else:
-        if log_decay is not None:
-            decays = Decays.from_logs(log_decay)
-            rows_decayed = plan.times_(rows.clone(), decays.since_start)
-            keys_decayed, carried = keys * decays.until_end, decays.carried
-        mixing = mask_(plan, _products(plan, keys, beta, rows), decays)
-    inverse = _inverse(mixing[:, : plan.keys]) if plan.delta else None
-    return Segment(
-        plan, keys, values, beta, rows, log_decay, decays, rows_decayed, keys_decayed, carried, mixing, inverse
-    )
+        of_keys = _overlaps(keys, beta) if plan.delta else None
+        of_queries = torch.bmm(queries, writes.transpose(1, 2))
+        decays = None if log_decay is None else Decays.from_logs(log_decay)
+        mask_(plan, of_keys, of_queries, decays)
+        decayed = (readers, queries, writes, None, of_keys, of_queries)
+        if decays is not None:
+            since, until = decays.since_start, decays.until_end
+            readers = keys * since if plan.delta else None
+            decayed = (readers, queries * plan.of_queries(since), writes * until, decays.carried, of_keys, of_queries)
+    inverse = _inverse(decayed[4]) if plan.delta else None
+    return Segment(plan, keys, queries, values, beta, writes, log_decay, decays, *decayed, inverse)
 
 
 def _inverse(lower):
@@ -61,65 +66,54 @@ def _inverse(lower):
     return torch.linalg.solve_triangular(lower, eye, upper=False, unitriangular=True)
 
 
-def _products(plan, keys, beta, rows):
-    """X k^T [N, R, W]. Keys times keys in double: with alike keys and beta near 2 nothing is ever forgotten, and the
+def _overlaps(keys, beta):
+    """k b^T [N, W, W]. Keys times keys in double: with alike keys and beta near 2 nothing is ever forgotten, and the
     rounding of k . k, the same at every step, would grow with T (from 1e-5 to 1e-4 after 500 tokens)."""
-    products = keys.new_empty(len(keys), plan.rows, plan.positions)
-    if plan.delta:
-        wide = keys.to(wide_dtype(keys.device))
-        torch.mul(torch.bmm(wide, wide.transpose(1, 2)), beta, out=products[:, : plan.keys])
-    torch.bmm(rows[:, plan.keys :], keys.transpose(1, 2), out=products[:, plan.keys :])
-    return products
+    wide = keys.to(wide_dtype(keys.device))
+    return torch.bmm(wide, wide.transpose(1, 2)).to(keys.dtype).mul_(beta.transpose(1, 2))
 
 
-def mask_(plan, mixing, decays):
-    """Multiply [N, R, W] by D in place (the causal mask without decay). A position's own write is cleared as well from
-    the rows of keys."""
+def mask_(plan, of_keys, of_queries, decays):
+    """Multiply [N, W, W] (or None) and [N, G * C, W] by D in place: the causal mask without decay."""
     size = plan.positions
-    lower = mixing.new_ones(1, size, size).tril_() if decays is None else decays.between
-    plan.times_(mixing, lower)
-    mixing[:, : plan.keys].diagonal(0, 1, 2).zero_()
-    return mixing
+    lower = of_queries.new_ones(1, size, size).tril_() if decays is None else decays.between
+    if of_keys is not None:
+        of_keys.mul_(lower)
+    of_queries.mul_(plan.of_queries(lower))
 
 
 def scan(segment, state):
-    """Carry `state` [B*H, K, V] through the segment.
+    """Carry `state` [B*H, K, V] through the segment; its values are used up.
 
-    Returns: states [n + 1, B*H, K, V] before each chunk and after the last, u [N, W, V] and o [N, G * C, V].
+    Returns: states [n + 1, B*H, K, V] before each chunk and after the last, and w [N, W, V].
     """
-    keys = segment.plan.keys
-    states, updates, read = _scan(segment, state, segment.rows_decayed)
-    return states, updates, torch.baddbmm(read[:, keys:], segment.mixing[:, keys:], updates)
-
-
-def scan_states(segment, state):
-    """`scan` without the output: states and u only."""
-    return _scan(segment, state, segment.rows_decayed[:, : segment.plan.keys])[:2]
-
-
-def _scan(segment, state, rows):
-    """States, u, and what `rows` [N, R or fewer, K] (X~, or its first rows) read from the state before their chunk."""
-    heads, size, chunks = len(state), segment.plan.keys, len(segment.keys) // len(state)
-    writes = segment.values if segment.beta is None else segment.values * segment.beta
-    reads = state.new_empty(*rows.shape[:2], state.shape[2])
-    updates = torch.empty_like(writes) if size else writes
+    values, delta = segment.values, segment.plan.delta
+    updates = torch.empty_like(values) if delta else values
+    chunks = len(values) // len(state)
     states = state.new_empty(chunks + 1, *state.shape)
     states[0] = state
-    keys = segment.keys_decayed.transpose(1, 2)
+    keys, writes, inverse, gamma, rest, found = by_chunk(
+        chunks, segment.keys_decayed, segment.writes_decayed, segment.inverse, segment.carried, values, updates
+    )
     for i in range(chunks):
-        now = slice(i * heads, (i + 1) * heads)
-        if rows.shape[1]:
-            torch.bmm(rows[now], states[i], out=reads[now])
-        if size:
-            writes[now].sub_(reads[now, :size])
-            torch.bmm(segment.inverse[now], writes[now], out=updates[now])
-        carry(states[i], segment.carried, now, keys, updates, out=states[i + 1])
-    return states, updates, reads
+        if delta:
+            rest[i].baddbmm_(keys[i], states[i], alpha=-1)
+            torch.bmm(inverse[i], rest[i], out=found[i])
+        carry(states[i], gamma[i], states[i + 1]).baddbmm_(writes[i].transpose(1, 2), found[i])
+    return states, updates
 
 
-def carry(state, carried, now, left, right, out):
-    """out = gamma * state + left right, for the chunks `now`; without decay (carried None) gamma is 1."""
-    if carried is None:
-        torch.baddbmm(state, left[now], right[now], out=out)
-    else:
-        torch.mul(state, carried[now], out=out).baddbmm_(left[now], right[now])
+def read(segment, states, updates, scale):
+    """o [N, G * C, V], from what `scan` returns."""
+    out = torch.bmm(segment.queries_decayed, states[:-1].flatten(0, 1))
+    return out.baddbmm_(segment.of_queries, updates, beta=scale, alpha=scale)
+
+
+def by_chunk(chunks, *tensors):
+    """Tensors [N, ...] cut into lists of [B*H, ...], one per chunk; lists of None for None."""
+    return [[None] * chunks if x is None else x.unflatten(0, (chunks, -1)).unbind() for x in tensors]
+
+
+def carry(state, gamma, out):
+    """out = gamma state; without decay (None) gamma is 1."""
+    return out.copy_(state) if gamma is None else torch.mul(state, gamma, out=out)

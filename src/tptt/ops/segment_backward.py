@@ -1,9 +1,10 @@
-"""Backward of one segment: the adjoint of `segment.scan`, chunk by chunk from the last to the first.
+"""Backward of one segment: the adjoint of `segment.scan` and `segment.read`, chunk by chunk from the last to the first.
 
-With E = T^T du and Z = [-E; do] (rows as in X), per chunk (derivation in README.md):
-    du = P^T do + k^ dS'      d[A; P] = D . (Z u^T)      dX~ = Z S^T      dk^ = u dS'^T      dS = gamma dS' + X~^T Z
-Without the delta rule Z = do and E = du.
-Legend: N = n * B * H chunks, chunk-major; W positions and R rows of a chunk (see plan.py).
+With do' = scale do, per chunk (derivation in README.md):
+    dw = P^T do' + b^ dS'      E = (I + A)^-T dw = dv      dA = -D . (E w^T)      dP = D . (do' w^T)
+    dk~ = -E S^T      dq~ = do' S^T      db^ = w dS'^T      dS = gamma dS' + q~^T do' - k~^T E
+Without the delta rule E = dw, and there is neither dA nor dk~.
+Legend: N = n * B * H chunks, chunk-major; W positions of a chunk, G * C rows of queries (see plan.py).
 """
 
 from typing import NamedTuple
@@ -11,13 +12,13 @@ from typing import NamedTuple
 import torch
 
 from .channels import decay_channels
-from .segment import carry, mask_, scan_states
+from .segment import by_chunk, carry, mask_, scan
 
 
 class SegmentGrads(NamedTuple):
     """Gradients of one segment's inputs and of the state it started from."""
 
-    queries: torch.Tensor  # [N, G * C, K], of scale * q
+    queries: torch.Tensor  # [N, G * C, K]
     keys: torch.Tensor  # [N, W, K]
     values: torch.Tensor  # [N, W, V]
     beta: torch.Tensor | None  # [N, W]
@@ -25,79 +26,119 @@ class SegmentGrads(NamedTuple):
     state: torch.Tensor  # [B*H, K, V]
 
 
-def backward(segment, state, d_rows, d_state):
-    """Gradients of `scan(segment, state)`.
+class _Gradients(NamedTuple):
+    """Of what the decays act on: first of the decayed form, then of the plain one. What only the delta rule has is None
+    without it."""
 
-    Args: state [B*H, K, V] the segment started from; d_rows [N, R, V] with the output's gradient in the rows of queries
-    (those of keys are scratch space, overwritten); d_state [B*H, K, V] gradient of the state after the segment.
+    keys: torch.Tensor | None  # [N, W, K]
+    queries: torch.Tensor  # [N, G * C, K]
+    writes: torch.Tensor  # [N, W, K]
+    of_keys: torch.Tensor | None  # [N, W, W]
+    of_queries: torch.Tensor  # [N, G * C, W]
+
+
+def backward(segment, state, d_o, d_state):
+    """Gradients of one segment's outputs.
+
+    Args: state [B*H, K, V] the segment started from; d_o [N, G * C, V] gradient of the output, times scale; d_state
+    [B*H, K, V] gradient of the state after the segment.
     """
-    plan, keys = segment.plan, segment.keys
-    states, updates = scan_states(segment, state)
-    d_states, d_updates = _reverse_scan(segment, d_rows, d_state)
-    before, d_after = states[:-1].flatten(0, 1), d_states[1:].flatten(0, 1)
-    d_mixing = torch.bmm(d_rows, updates.transpose(1, 2))
-    d_x = torch.bmm(d_rows, before.transpose(1, 2))
-    d_keys = torch.bmm(updates, d_after.transpose(1, 2))
+    states, updates = scan(segment, state)
+    d_states, d_values = _reverse_scan(segment, d_o, d_state)
+    before, d_after, found = states[:-1].flatten(0, 1), d_states[1:].flatten(0, 1), updates.transpose(1, 2)
+    minus = -d_values if segment.plan.delta else None
+    grads = _Gradients(
+        None if minus is None else torch.bmm(minus, before.transpose(1, 2)),
+        torch.bmm(d_o, before.transpose(1, 2)),
+        torch.bmm(updates, d_after.transpose(1, 2)),
+        None if minus is None else torch.bmm(minus, found),
+        torch.bmm(d_o, found),
+    )
     d_log_decay = None
     if segment.carried is not None and segment.decays is None:
-        d_x, d_keys, d_log_decay = _through_channels(segment, d_x, d_keys, d_mixing, before, d_after)
+        d_keys, d_queries, d_writes, d_log_decay = _through_channels(segment, grads, before, d_after)
     else:
         if segment.decays is not None:
-            d_carried = torch.linalg.vecdot(before.flatten(1), d_after.flatten(1))
-            d_log_decay = _log_decay_grad(segment, d_mixing, d_x, d_keys, d_carried)
-            plan.times_(d_x, segment.decays.since_start)
-            d_keys.mul_(segment.decays.until_end)
-        mask_(plan, d_mixing, segment.decays)
-        d_x.baddbmm_(d_mixing, keys)
-        d_keys.baddbmm_(d_mixing.transpose(1, 2), segment.rows)
-    d_writes, d_beta = d_updates, None
-    if plan.delta:
-        d_writes = d_rows[:, : plan.keys].neg_()
-        d_keys.addcmul_(d_x[:, : plan.keys], segment.beta)
+            d_log_decay = _through_decays_(segment, grads, before, d_after)
+        d_keys, d_queries, d_writes = _through_products_(segment, grads)
+    d_beta = None if segment.beta is None else torch.linalg.vecdot(d_writes, segment.keys)
     if segment.beta is not None:
-        d_beta = torch.linalg.vecdot(d_writes, segment.values)
-        if plan.delta:
-            d_beta += torch.linalg.vecdot(d_x[:, : plan.keys], keys)
         d_writes = d_writes.mul_(segment.beta)
-    return SegmentGrads(d_x[:, plan.keys :], d_keys, d_writes, d_beta, d_log_decay, d_states[0])
+    d_keys = d_writes if d_keys is None else d_keys.add_(d_writes)
+    return SegmentGrads(d_queries, d_keys, d_values, d_beta, d_log_decay, d_states[0])
 
 
-def _reverse_scan(segment, d_rows, d_state):
-    """Fill the rows of keys in d_rows with -E. Returns the states' gradients [n + 1, B*H, K, V], and du [N, W, V]."""
-    heads, size, chunks = len(d_state), segment.plan.keys, len(segment.keys) // len(d_state)
-    rows = segment.rows_decayed.transpose(1, 2)
-    d_updates = torch.bmm(segment.mixing[:, size:].transpose(1, 2), d_rows[:, size:])
+def _reverse_scan(segment, d_o, d_state):
+    """The states' gradients [n + 1, B*H, K, V] and E [N, W, V]."""
+    delta, chunks = segment.plan.delta, len(d_o) // len(d_state)
+    d_updates = torch.bmm(segment.of_queries.transpose(1, 2), d_o)
+    d_values = torch.empty_like(d_updates) if delta else d_updates
     d_states = d_state.new_empty(chunks + 1, *d_state.shape)
     d_states[chunks] = d_state
+    keys, queries, writes, inverse, gamma, d_out, d_found, solved = by_chunk(
+        chunks, segment.keys_decayed, segment.queries_decayed, segment.writes_decayed, segment.inverse, segment.carried,
+        d_o, d_updates, d_values,
+    )  # fmt: skip
     for i in reversed(range(chunks)):
-        now = slice(i * heads, (i + 1) * heads)
-        d_updates[now].baddbmm_(segment.keys_decayed[now], d_states[i + 1])
-        if size:
-            torch.neg(torch.bmm(segment.inverse[now].transpose(1, 2), d_updates[now]), out=d_rows[now, :size])
-        carry(d_states[i + 1], segment.carried, now, rows, d_rows, out=d_states[i])
-    return d_states, d_updates
+        d_found[i].baddbmm_(writes[i], d_states[i + 1])
+        carry(d_states[i + 1], gamma[i], d_states[i]).baddbmm_(queries[i].transpose(1, 2), d_out[i])
+        if delta:
+            torch.bmm(inverse[i].transpose(1, 2), d_found[i], out=solved[i])
+            d_states[i].baddbmm_(keys[i].transpose(1, 2), solved[i], alpha=-1)
+    return d_states, d_values
 
 
-def _through_channels(segment, d_rows_decayed, d_keys_decayed, d_mixing, before, d_after):
-    """Gradients of X, k and the log decays through `decay_channels`."""
-    inputs = [x.detach().requires_grad_() for x in (segment.rows, segment.keys, segment.log_decay)]
+def _through_channels(segment, grads, before, d_after):
+    """Gradients of k, q, b and the log decays through `decay_channels`."""
+    plan = segment.plan
+    inputs = [segment.keys if plan.delta else None, segment.queries, segment.writes, segment.log_decay]
+    inputs = [x if x is None else x.detach().requires_grad_() for x in inputs]
     with torch.enable_grad():
-        outputs = decay_channels(segment.plan, *inputs)
+        outputs = decay_channels(plan, *inputs)
     d_carried = (before * d_after).sum(2, keepdim=True)
-    return torch.autograd.grad(outputs, inputs, (d_rows_decayed, d_keys_decayed, d_mixing, d_carried))
+    d_outputs = (*grads[:3], d_carried, *grads[3:])
+    outputs, inputs, d_outputs = ([x for x in some if x is not None] for some in (outputs, inputs, d_outputs))
+    found = torch.autograd.grad(outputs, inputs, d_outputs)
+    return found if plan.delta else (None, *found)
 
 
-def _log_decay_grad(segment, d_mixing, d_rows_decayed, d_keys_decayed, d_carried):
-    """[N, W]. A position's decay scales what passes it: from a writer before it (or the chunk's start) to a reader at
-    or after it (or the chunk's end). Summed as such: the usual difference of row and column sums cancels, and after
-    strong decays nothing but its rounding would be left.
+def _through_decays_(segment, grads, before, d_after):
+    """Gradient of the log decays [N, W]; those of k~, q~ and b^ become those of k, q and b.
+
+    A position's decay scales what passes it: from a writer before it (or the chunk's start) to a reader at or after it (or
+    the chunk's end). Summed as such: the usual difference of row and column sums cancels, and after strong decays nothing
+    but its rounding would be left.
     """
-    plan, size = segment.plan, segment.plan.positions
-    passing = plan.by_position(d_mixing * segment.mixing)  # [N, reader, writer]
-    from_start = plan.by_position(torch.linalg.vecdot(d_rows_decayed, segment.rows_decayed))  # [N, reader]
-    to_end = torch.linalg.vecdot(d_keys_decayed, segment.keys_decayed)  # [N, writer]
+    plan, decays = segment.plan, segment.decays
+    size, dot = plan.positions, torch.linalg.vecdot
+    passing = torch.zeros_like(decays.between)
+    from_start = decays.since_start.new_zeros(passing.shape[:2])
+    if plan.delta:
+        torch.mul(grads.of_keys, segment.of_keys, out=passing)
+        passing.diagonal(0, 1, 2).zero_()
+        dot(grads.keys, segment.keys_decayed, out=from_start)
+        grads.keys.mul_(decays.since_start)
+    plan.add_queries_(passing, grads.of_queries * segment.of_queries)  # [N, reader, writer]
+    plan.add_queries_(from_start, dot(grads.queries, segment.queries_decayed))  # [N, reader]
+    to_end = dot(grads.writes, segment.writes_decayed)  # [N, writer]
+    grads.queries.mul_(plan.of_queries(decays.since_start))
+    grads.writes.mul_(decays.until_end)
     writer_before = passing.new_ones(size, size).triu_(1)  # [writer, position]
     reader_since = passing.new_ones(size, size).tril_()  # [reader, position]
     passing = (passing @ writer_before).add_(from_start.unsqueeze(2)).mul_(reader_since).sum(1)
-    carried = segment.decays.carried.flatten(1) * d_carried.unsqueeze(1)
+    carried = decays.carried.flatten(1) * dot(before.flatten(1), d_after.flatten(1)).unsqueeze(1)
     return passing + to_end @ writer_before + carried
+
+
+def _through_products_(segment, grads):
+    """Gradients of k, q and b from those through the states and through A and P. Overwrites `grads`."""
+    plan, writes = segment.plan, segment.writes
+    d_keys, d_queries, d_writes, d_of_keys, d_of_queries = grads
+    mask_(plan, d_of_keys, d_of_queries, segment.decays)
+    d_queries.baddbmm_(d_of_queries, writes)
+    d_writes.baddbmm_(d_of_queries.transpose(1, 2), segment.queries)
+    if plan.delta:
+        d_of_keys.diagonal(0, 1, 2).zero_()
+        d_keys.baddbmm_(d_of_keys, writes)
+        d_writes.baddbmm_(d_of_keys.transpose(1, 2), segment.keys)
+    return d_keys, d_queries, d_writes

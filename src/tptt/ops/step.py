@@ -19,24 +19,29 @@ def step_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, inplace=Fa
     """
     dtype = state_dtype(q, k, v)
     batch, _, steps, heads, key_width = k.shape
-    queries = q.to(dtype).view(batch, heads, -1, key_width)
-    keys, values = (x.to(dtype)[:, 0].unsqueeze(3) for x in (k, v))  # [B, N, H, 1, K or V]
-    decay = None if g is None else g.to(dtype).exp().view(batch, heads, 1, -1)
+    value_width, pairs = v.shape[4], batch * heads  # an operation costs as much as its work: few, on [B*H, ., .]
+    queries = q.to(dtype).reshape(pairs, -1, key_width)
+    decay = None if g is None else g.to(dtype).exp().reshape(pairs, 1, -1)
     if initial_state is None:
-        state = keys.new_zeros(batch, heads, key_width, values.shape[-1])
+        state = queries.new_zeros(pairs, key_width, value_width)
     else:
-        state = initial_state.to(dtype)
+        state = initial_state.to(dtype).reshape(pairs, key_width, value_width)
+    mine = inplace  # may `state` be overwritten: it is neither the caller's nor what a gradient needs
     for j in range(steps):
-        mine = inplace  # may `state` be overwritten: it is neither the caller's nor what a gradient needs
-        key, last = keys[:, j], j == steps - 1
-        readers = torch.cat([key, queries], 2) if last else key
-        read = (readers if decay is None else readers * decay) @ state
-        write = values[:, j] - read[:, :, :1] if delta else values[:, j]
+        key, write = k[:, 0, j].to(dtype).reshape(pairs, 1, -1), v[:, 0, j].to(dtype).reshape(pairs, 1, -1)
+        readers = torch.cat([key, queries], 1) if j == steps - 1 else key
+        read = torch.bmm(readers if decay is None else readers * decay, state)
+        if delta:
+            write = write - read[:, :1]
         if beta is not None:
-            write = beta[:, 0, j].to(dtype).view(batch, heads, 1, 1) * write
+            write = write * beta[:, 0, j].to(dtype).reshape(pairs, 1, 1)
         if decay is not None:
-            state = (state.mul_ if mine else state.mul)(decay.transpose(2, 3))
+            state = (state.mul_ if mine else state.mul)(decay.transpose(1, 2))
             decay, mine = None, True
-        state = (state.addcmul_ if mine else state.addcmul)(key.transpose(2, 3), write)
-    o = scale * (read[:, :, 1:] + (queries @ key.transpose(2, 3)) * write)
-    return o.flatten(1, 2).unsqueeze(1).to(v.dtype), state
+        state = (state.addcmul_ if mine else state.addcmul)(key.transpose(1, 2), write)
+        mine = inplace
+    o = torch.baddbmm(read[:, 1:], torch.bmm(queries, key.transpose(1, 2)), write, beta=scale, alpha=scale)
+    o, state = o.view(batch, 1, -1, value_width).to(v.dtype), state.view(batch, heads, key_width, value_width)
+    if not inplace:
+        return o, state
+    return o, initial_state if initial_state.is_contiguous() else initial_state.copy_(state)

@@ -2,6 +2,6 @@
 
 from .library import unavailable
 from .one_token import Parameters, memory_step
-from .recurrence import native_recurrence
+from .recurrence import native_recurrence, native_step
 
-__all__ = ["Parameters", "memory_step", "native_recurrence", "unavailable"]
+__all__ = ["Parameters", "memory_step", "native_recurrence", "native_step", "unavailable"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import structs
 from .library import library
@@ -45,26 +46,7 @@ def _pointer(x):
     return None if x is None else x.data_ptr()
 
 
-@torch.library.custom_op("tptt::recurrence", mutates_args=(), device_types="cpu")
-def recurrence(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, g: Tensor | None, initial_state: Tensor | None,
-    scale: float, delta: bool, keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """o [B, T, G*H, V], the final state [B, H, K, V], and the states before each segment (nothing unless ``keep``)."""
-    o, state, saved = _outputs(q, k, v, delta, keep)
-    q, k, v = map(_rows, (q, k, v))
-    start = None if initial_state is None else initial_state.contiguous()
-    problem = _problem(
-        q, k, v, beta, g, scale, delta, o=structs.Tensor.without_writes(o), initial_state=_pointer(start),
-        final_state=state.data_ptr(), saved=saved.data_ptr() if keep else None,
-    )  # fmt: skip
-    library().forward(problem)
-    return o, state, saved
-
-
-@recurrence.register_fake
-def _outputs(q, k, v, *arguments):
-    keep = arguments[-1]
+def _outputs(q, k, v, beta, g, initial_state, scale, delta, keep):
     batch, tokens, _, heads, key_width = k.shape
     value_width = v.shape[4]
     segments = _sizes(k)[2] if keep else 0
@@ -76,28 +58,22 @@ def _outputs(q, k, v, *arguments):
     )
 
 
-@torch.library.custom_op("tptt::recurrence_backward", mutates_args=(), device_types="cpu")
-def recurrence_backward(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, g: Tensor | None, saved: Tensor, d_o: Tensor,
-    d_final_state: Tensor, scale: float, delta: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k, v, beta, g and the initial state; those of an absent beta or g are empty."""
-    grads = _gradients(q, k, v, beta, g, saved)
-    q, k, v, d_o = map(_rows, (q, k, v, d_o))
-    d_final_state = d_final_state.contiguous()
-    d_q, d_k, d_v, d_beta, d_g, d_state = grads
+def forward_kernel(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, g: Tensor | None, initial_state: Tensor | None,
+    scale: float, delta: bool, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """o [B, T, G*H, V], the final state [B, H, K, V], and the states before each segment (nothing unless ``keep``)."""
+    o, state, saved = _outputs(q, k, v, beta, g, initial_state, scale, delta, keep)
+    q, k, v = map(_rows, (q, k, v))
+    start = None if initial_state is None else initial_state.contiguous()
     problem = _problem(
-        q, k, v, beta, g, scale, delta, saved=saved.data_ptr(), d_o=structs.Tensor.without_writes(d_o),
-        d_q=structs.Tensor.without_writes(d_q), d_k=structs.Tensor.of(d_k), d_v=structs.Tensor.of(d_v),
-        d_beta=structs.Tensor.of(None if beta is None else d_beta),
-        d_g=structs.Tensor.without_writes(None if g is None else d_g), d_final_state=d_final_state.data_ptr(),
-        d_initial_state=d_state.data_ptr(),
+        q, k, v, beta, g, scale, delta, o=structs.Tensor.without_writes(o), initial_state=_pointer(start),
+        final_state=state.data_ptr(), saved=saved.data_ptr() if keep else None,
     )  # fmt: skip
-    library().backward(problem)
-    return grads
+    library().forward(problem)
+    return o, state, saved
 
 
-@recurrence_backward.register_fake
 def _gradients(q, k, v, beta, g, saved, *arguments):
     batch, _, _, heads, key_width = k.shape
     absent = v.new_empty(0, dtype=torch.float32)
@@ -108,6 +84,34 @@ def _gradients(q, k, v, beta, g, saved, *arguments):
     )
 
 
+def backward_kernel(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, g: Tensor | None, saved: Tensor, d_o: Tensor,
+    d_final_state: Tensor | None, scale: float, delta: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k, v, beta, g and the initial state; those of an absent beta or g are empty."""
+    grads = _gradients(q, k, v, beta, g, saved)
+    q, k, v, d_o = map(_rows, (q, k, v, d_o))
+    d_final_state = None if d_final_state is None else d_final_state.contiguous()
+    d_q, d_k, d_v, d_beta, d_g, d_state = grads
+    problem = _problem(
+        q, k, v, beta, g, scale, delta, saved=saved.data_ptr(), d_o=structs.Tensor.without_writes(d_o),
+        d_q=structs.Tensor.without_writes(d_q), d_k=structs.Tensor.of(d_k), d_v=structs.Tensor.of(d_v),
+        d_beta=structs.Tensor.of(None if beta is None else d_beta),
+        d_g=structs.Tensor.without_writes(None if g is None else d_g), d_final_state=_pointer(d_final_state),
+        d_initial_state=d_state.data_ptr(),
+    )  # fmt: skip
+    library().backward(problem)
+    return grads
+
+
+recurrence = torch.library.custom_op("tptt::recurrence", forward_kernel, mutates_args=(), device_types="cpu")
+recurrence.register_fake(_outputs)
+recurrence_backward = torch.library.custom_op(
+    "tptt::recurrence_backward", backward_kernel, mutates_args=(), device_types="cpu"
+)
+recurrence_backward.register_fake(_gradients)
+
+
 def _keep_inputs(ctx, inputs, output):
     q, k, v, beta, g, initial_state, scale, delta, _ = inputs
     ctx.save_for_backward(q, k, v, beta, g, output[2])
@@ -115,11 +119,9 @@ def _keep_inputs(ctx, inputs, output):
     ctx.mark_non_differentiable(output[2])
 
 
-def _differentiate(ctx, d_o, d_final_state, _):
+def _differentiate(ctx, d_o, d_final_state, _, run=recurrence_backward):
     q, k, v, beta, g, saved = ctx.saved_tensors
-    d_q, d_k, d_v, d_beta, d_g, d_state = recurrence_backward(
-        q, k, v, beta, g, saved, d_o, d_final_state, ctx.scale, ctx.delta
-    )
+    d_q, d_k, d_v, d_beta, d_g, d_state = run(q, k, v, beta, g, saved, d_o, d_final_state, ctx.scale, ctx.delta)
     d_beta, d_g = None if beta is None else d_beta, None if g is None else d_g
     return d_q, d_k, d_v, d_beta, d_g, d_state if ctx.with_state else None, None, None, None
 
@@ -127,16 +129,36 @@ def _differentiate(ctx, d_o, d_final_state, _):
 recurrence.register_autograd(_differentiate, setup_context=_keep_inputs)
 
 
+class Recurrence(torch.autograd.Function):
+    """`recurrence` where nothing traces: an operator's dispatch, there and back, takes as long as a hundred tokens."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        output = forward_kernel(*inputs)
+        ctx.set_materialize_grads(False)
+        _keep_inputs(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_o, d_final_state, _):
+        if d_o is None:  # only the state was used
+            q, _, v = ctx.saved_tensors[:3]
+            d_o = v.new_zeros(*q.shape[:3], v.shape[4])
+        return _differentiate(ctx, d_o, d_final_state, None, backward_kernel)
+
+
 def step_kernel(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, g: Tensor | None, state: Tensor, scale: float, delta: bool
 ) -> Tensor:
     """One token, T = 1: o [B, 1, G*H, V]; ``state`` [B, H, K, V] is overwritten."""
-    batch, _, writes, heads, key_width = k.shape
+    batch, heads, key_width, value_width = state.shape
+    writes, queries = k.shape[2] if k.dim() == 5 else 1, q.shape[2]
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     beta, g = (x if x is None else x.contiguous() for x in (beta, g))
-    o = v.new_empty(batch, 1, q.shape[2], v.shape[4])
+    o = v.new_empty(batch, 1, queries, value_width)
     problem = structs.Step(
-        batch, writes, heads, q.shape[2] // heads, key_width, v.shape[4], torch.get_num_threads(), scale, delta,
+        batch, writes, heads, queries // heads, key_width, value_width, torch.get_num_threads(), scale, delta,
         q.dtype == torch.bfloat16, q.data_ptr(), k.data_ptr(), v.data_ptr(), _pointer(beta), _pointer(g),
         state.data_ptr(), o.data_ptr(),
     )  # fmt: skip
@@ -151,4 +173,4 @@ recurrence_step = torch.library.custom_op(
 
 @recurrence_step.register_fake
 def _step_output(q, k, v, *arguments):
-    return v.new_empty(v.shape[0], 1, q.shape[2], v.shape[4])
+    return v.new_empty(v.shape[0], 1, q.shape[2], v.shape[-1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .operators import recurrence, recurrence_step, step_kernel
+from .operators import Recurrence, forward_kernel, recurrence, recurrence_step, step_kernel
 
 
 def native_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, inplace=False, needs_grad=False):
@@ -17,14 +17,34 @@ def native_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, inplace=
     """
     beta, g, state = (x if x is None else x.float() for x in (beta, g, initial_state))
     if k.shape[1] > 1 or needs_grad:
-        o, state, _ = recurrence(q, k, v, beta, g, state, scale, delta, needs_grad)
+        o, state, _ = _recurrence(needs_grad)(q, k, v, beta, g, state, scale, delta, needs_grad)
         return o, state
     if state is None:
-        state = k.new_zeros(k.shape[0], k.shape[3], k.shape[4], v.shape[4], dtype=torch.float32)
-    elif state is initial_state and not inplace:
-        state = state.clone(memory_format=torch.contiguous_format)
-    given, state = state, state.contiguous()
+        state, inplace = k.new_zeros(k.shape[0], k.shape[3], k.shape[4], v.shape[4], dtype=torch.float32), True
+    return native_step(q, k, v, beta, g, scale=scale, state=state, delta=delta, inplace=inplace)
+
+
+def native_step(q, k, v, beta, g, *, scale, state, delta, inplace):
+    """`native_recurrence` for one token, without gradients.
+
+    Args: as there, T = 1; k, v and beta may lack their axis of writes; state [B, H, K, V], overwritten if inplace (it is
+    then float32).
+    Returns: o [B, 1, G*H, V] in v's dtype, the state after the token [B, H, K, V] in float32.
+    """
+    beta, g = (x if x is None or x.dtype == torch.float32 else x.float() for x in (beta, g))
+    own = state
+    if not inplace:
+        own = state.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    elif not state.is_contiguous():
+        own = state.contiguous()
     # straight to the kernel where nothing traces: an operator's dispatch takes as long as the step of a small state
     run = recurrence_step if torch.compiler.is_compiling() else step_kernel
-    o = run(q, k, v, beta, g, state, scale, delta)
-    return o, state if state is given or not inplace else given.copy_(state)
+    o = run(q, k, v, beta, g, own, scale, delta)
+    return o, state.copy_(own) if inplace and own is not state else own
+
+
+def _recurrence(needs_grad):
+    """The kernel in the form that the caller needs: one that can be traced or differentiated costs more."""
+    if torch.compiler.is_compiling():
+        return recurrence
+    return Recurrence.apply if needs_grad else forward_kernel
