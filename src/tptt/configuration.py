@@ -15,7 +15,7 @@ OPERATORS = (
     "delta_rule", "gated_delta_rule", "kda", "linear_attention", "gated_linear_attention", "delta_rule_v",
     "delta_rule_kv", "delta_rule_gelu", "delta_product", "gated_delta_product", "delta_product_r", "delta_product_c",
 )  # fmt: skip
-FEATURE_MAPS = ("sign_split", "silu")
+FEATURE_MAPS = ("sign_split", "silu", "cubic")
 WRITE_GATES = ("learned", "constant", "k", "v", "kv")
 STATES = ("query_head", "kv_head")
 MIX_GATES = ("token", "head", "none")
@@ -65,7 +65,8 @@ class MemoryConfig:
             ``delta_product_c``, two writes per token (2502.10297): itself and a virtual one made by its difference from
             the token before (gated: with a decay per head), by a rotation, or by the mean of both.
         feature_map: of queries and keys before the L2 norm: ``sign_split`` SiLU([Wx, -Wx]) with W learned from the
-            identity, or ``silu`` without parameters.
+            identity, ``silu`` without parameters, or ``cubic`` ReLU(Wx)^3 with W [8 D, D] learned from random rotations: a
+            state four times as large that follows a softmax head more closely (`benchmarks/features.py`).
         write_gate: beta: ``learned`` sigmoid of a linear map of the layer's input, ``constant`` 1/2, or without parameters
             the sigmoid of the keys (``k``), values (``v``) or their product (``kv``), averaged over three tokens and the
             head's channels.

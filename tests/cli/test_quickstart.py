@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from tptt.assets.train_base import build_tokenizer
 from tptt.cli.main import app
-from tptt.data import FORMATS
+from tptt.data import FORMATS, DrillRows, RecallRows
 from tptt.quickstart import QuickstartOptions
+from tptt.quickstart.records import RecordMaterial
 from tptt.training import TrainingSettings
 
 SYLLABLES = ("ba", "ce", "di", "fo", "gu", "la", "me", "ni", "so", "tu")
@@ -71,7 +72,8 @@ def test_the_whole_job(base, tmp_path):
 def test_training_follows_the_default_recipe(tmp_path):
     options, recipe = QuickstartOptions(tmp_path, steps=7, seed=3), TrainingSettings()
     settings = options.settings(64)
-    assert settings == replace(recipe, tokens=settings.tokens, length=64, seed=3)
+    facts = tuple(2 * n for n in recipe.facts)
+    assert settings == replace(recipe, tokens=settings.tokens, length=64, seed=3, facts=facts, mag_start=0.01)
     assert settings.steps(64) == 7
 
 
@@ -105,3 +107,13 @@ def test_help_names_the_options():
     )
     for option in ("--base-model", "--data", "--out", "--window", "--length", "--steps", "--seed", "--threads"):
         assert option in done.stdout
+
+
+def test_rows_of_all_formats_are_records_and_those_of_one_are_its_own(base):
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
+    material = RecordMaterial.of(tokenizer, str(base / "text.txt"), 4096, 64)
+    rows = material.rows(TrainingSettings(recall_mix=0.5), 64, 8)
+    asked = [i for i in range(8) if len(rows[i]["loss_weights"].unique()) == 2]
+    assert asked == [i for i in range(8) if rows.is_recall(i)] and len(asked) == 4
+    assert "\n@" in tokenizer.decode(rows[asked[0]]["input_ids"])
+    assert isinstance(material.recall(), RecallRows) and isinstance(material.recall("passkey"), DrillRows)

@@ -163,7 +163,7 @@ class LinearMemory(nn.Module):
         """
         if (
             q.shape[1] != 1 or torch.is_grad_enabled() or torch.compiler.is_compiling() or not q.is_cpu or unavailable()
-            or self.taps or self.recurrence.activation or self.output_scale.dtype != torch.float32
+            or self.taps or self.recurrence.activation or self.config.feature_map == "cubic" or self.output_scale.dtype != torch.float32
             or softmax.dtype not in (torch.float32, torch.bfloat16)
             or not q.dtype == k.dtype == v.dtype == hidden_states.dtype == softmax.dtype
         ):  # fmt: skip

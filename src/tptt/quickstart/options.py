@@ -55,10 +55,16 @@ class QuickstartOptions:
         return length, window
 
     def settings(self, length: int) -> TrainingSettings:
-        """How both arms are trained, with rows of ``length`` tokens: the defaults, for ``steps`` steps of ``rows`` rows."""
+        """How both arms are trained, with rows of ``length`` tokens: the defaults, for ``steps`` steps of ``rows`` rows.
+
+        mu rises as in the workflow of TPTT; records are short, so that a row takes twice as many.
+        """
         recipe = TrainingSettings()
         tokens = self.steps * self.rows * recipe.accumulate * recipe.carry * length
-        return TrainingSettings(tokens=tokens, length=length, rows=self.rows, seed=self.seed)
+        facts = tuple(2 * n for n in recipe.facts)
+        return TrainingSettings(
+            tokens=tokens, length=length, rows=self.rows, seed=self.seed, facts=facts, mag_start=0.01
+        )
 
 
 def check_output(out: Path) -> None:

@@ -106,7 +106,7 @@ With mu = 0 and no window the base with its memory gives the base's logits bit f
 
 {distance_table(results)}
 
-By format, rows of {results.length}, for the base and the converted model:
+Trained and measured were key-value records. Other formats, in which nothing was trained, in rows of {results.length}:
 
 {format_table(results)}
 
@@ -178,11 +178,12 @@ tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)  # needs the tptt package, 1.0 or newer
 ```
 
-Trained on {results.tokens:,} tokens of text and recall rows by `tptt quickstart`:
+Trained on {results.tokens:,} tokens of text and key-value recall rows by `tptt quickstart`:
 
 {quality_table(results)}
 
-Recall: facts stated in running text and asked again, W = {results.window}. By format, rows of {results.length} tokens:
+Recall: key-value records stated in running text and asked again, W = {results.window}. Other formats, in which nothing
+was trained, in rows of {results.length} tokens:
 
 {format_table(results)}
 

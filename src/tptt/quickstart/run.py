@@ -25,6 +25,7 @@ from .arms import new_arm, train_arm
 from .measures import measure, measured_lengths, recall_by_format
 from .options import QuickstartOptions, check_output
 from .plots import plot_memory, plot_quality, plot_training
+from .records import RecordMaterial
 from .reload import generate_fresh
 from .report import write_card, write_report
 from .results import Results
@@ -73,7 +74,7 @@ def run(options: QuickstartOptions, console: Console | None = None) -> Results:
     results = Results(name, length, window, parameters=base.num_parameters(), seconds=seconds, tokens=settings.tokens)
     console.print(f"  {results.parameters:,} parameters; rows of {length} tokens, softmax window W = {window}")
     with stage("read the text"):
-        material = Material.of(tokenizer, options.data, settings.tokens, length * settings.carry, settings.seed)
+        material = RecordMaterial.of(tokenizer, options.data, settings.tokens, length * settings.carry, settings.seed)
     lengths = measured_lengths(length, material, position_limit(base))
     if len(lengths) < 3:
         results.notes.append(f"measured at {lengths} only: the base or the text reaches no further")
