@@ -22,10 +22,12 @@ def test_cubic_is_what_it_says_and_tells_keys_apart():
     raw = (x[0, :, 0] @ cubic.weight[0].T).relu() ** 3
     torch.testing.assert_close(cubic(x)[0, :, 0], raw / raw.norm(dim=-1, keepdim=True))
 
-    def likeness(features):  # of keys that have nothing to do with each other
-        return float((features(x) * features(y)).sum(-1).mean().detach())
+    near = x + 0.5 * y
 
-    assert cubic.width == 4 * split.width and likeness(cubic) < 0.7 * likeness(split)
+    def likeness(features):  # of keys that nearly match
+        return float((features(x) * features(near)).sum(-1).mean().detach())
+
+    assert cubic.width == 4 * split.width and likeness(cubic) < likeness(split) - 0.03
 
 
 def test_a_model_with_cubic_features_keeps_the_invariants():
