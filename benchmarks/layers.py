@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -223,7 +224,8 @@ def points(bench: Bench, seeds: Sequence[int], budgets: Sequence[float]) -> dict
             sets = [tuple(sorted(choose(tuple(bench.ranking(s)["order"]), n))) for s in seeds]
             lines = [bench.trained(s, w) for s, w in zip(seeds, sets, strict=True)]
             ratios = [[x["perplexity"][str(t)] / base["perplexity"]["1"] for x in lines] for t in LENGTHS]
-            beyond = [[x["beyond"][str(t)] or 0.0 for x in lines] for t in LENGTHS]
+            asked = [[x["beyond"][str(t)] for x in lines] for t in LENGTHS]
+            beyond = [[math.nan if y is None else y for y in one] for one in asked]  # nothing asked is no recall of 0
             share = statistics.mean(x["kv_bytes"] / base["kv_bytes"] for x in lines)
             found[arm][n] = {"sets": sets, "share": share, "ratios": ratios, "beyond": beyond}
     return found

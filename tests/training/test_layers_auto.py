@@ -182,6 +182,25 @@ def test_a_layer_whose_own_window_is_as_narrow_is_no_candidate():
     assert set(choice.whole) <= {1, 3} and {0, 2} <= set(choice.memory)
 
 
+def test_what_a_layer_saves_is_weighed_against_its_bytes():
+    """Layer 3 saves most, layer 2 most per byte: of its own window of 12 it lacks three tokens."""
+    model = attends(converted(family="gemma2"), [0, 0, 1, 1])
+    choice = choose_layers(model, batches(length=60), 0.99)
+    first = choice.rounds[0].kl
+    assert min(first, key=first.__getitem__) == 3 and choice.whole[:2] == (2, 3)
+
+
+@pytest.mark.parametrize("operator", ["delta_rule_v", "delta_product"])
+def test_states_count_with_what_the_memory_keeps_of_the_last_tokens(operator):
+    config = replace(CONFIG, operator=operator)
+    model = converted(config)
+    with torch.no_grad():
+        cache = model(input_ids=tokens(1, LENGTH), use_cache=True).past_key_values
+    kept = [x for layer in cache.layers for x in (layer.state, layer.taps, layer.seen) if x is not None]
+    assert sum(x.nbytes for x in kept) == sum(x.state for x in layer_kv(model, LENGTH))
+    assert len(kept) > len(cache.layers)
+
+
 def test_bytes_of_each_layer():
     kinds = layer_kv(converted(family="gemma2"), 100)
     token = 2 * 2 * 8 * 4  # keys and values, two heads of 8, float32
@@ -299,6 +318,12 @@ def test_chosen_trained_saved_and_loaded(place, text, tmp_path, lora):
     with torch.no_grad():
         assert torch.equal(again(input_ids=ids).logits, made.model.eval()(input_ids=ids).logits)
     assert_invariants(again)
+
+
+def test_windows_are_measured_without_their_untrained_memory_at_the_length_asked_for(place, text):
+    still = SETTINGS | {"lr": 0.0, "memory_lr": 0.0, "kv_budget": 0.51, "kv_length": 4096}
+    low, high = (convert(place, text, settings=still, layers="auto", mag_weight=w).choice for w in (0.1, 0.9))
+    assert low == high and low.length == 4096 and len(low.whole) == 2
 
 
 def test_it_starts_where_naming_the_layers_starts(place, text):
