@@ -14,6 +14,20 @@ import torch
 torch.set_num_threads(1)
 
 
+class Words:
+    """A recall vocabulary of token ids 10..59 without a tokenizer."""
+
+    marker = (5,)
+    record_length = 3
+    words = torch.arange(10, 60)
+    keys, values = words[0::2], words[1::2]
+
+
+@pytest.fixture
+def words():
+    return Words()
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     random.seed(0)

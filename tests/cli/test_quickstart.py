@@ -6,36 +6,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from tptt.assets.train_base import build_tokenizer
 from tptt.cli.main import app
 from tptt.data import FORMATS, DrillRows, RecallRows
 from tptt.quickstart import QuickstartOptions
 from tptt.quickstart.records import RecordMaterial
 from tptt.training import TrainingSettings
 
-SYLLABLES = ("ba", "ce", "di", "fo", "gu", "la", "me", "ni", "so", "tu")
-WORDS = [a + b + c for a in SYLLABLES for b in SYLLABLES for c in ("x", "z")]
-
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """Folder of a random Llama with a tokenizer of its own, and a text file."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("base")
-    order = torch.randint(len(WORDS), (12000,)).tolist()
-    text = "\n".join(" ".join(WORDS[w] for w in order[i : i + 10]) for i in range(0, len(order), 10))
-    (folder / "text.txt").write_text(text)
-    tokenizer = build_tokenizer([text], 700)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64, eos_token_id=0, pad_token_id=1,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+def base(make_base):
+    return make_base(64)
 
 
 def invoke(*arguments):

@@ -2,36 +2,17 @@ import subprocess
 import sys
 
 import pytest
-import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from benchmarks.configs import CONFIGS
-from tptt.assets.train_base import build_tokenizer
 from tptt.cli.main import app
-
-SYLLABLES = ("ba", "ce", "di", "fo", "gu", "la", "me", "ni", "so", "tu")
-WORDS = [a + b + c for a in SYLLABLES for b in SYLLABLES for c in ("x", "z")]
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """Folder of a random Llama with a tokenizer of its own, a text and a table of it."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("base")
-    order = torch.randint(len(WORDS), (12000,)).tolist()
-    text = "\n".join(" ".join(WORDS[w] for w in order[i : i + 10]) for i in range(0, len(order), 10))
-    (folder / "text.txt").write_text(text)
-    (folder / "table.csv").write_text("words\n" + text)
-    tokenizer = build_tokenizer([text], 700)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=128, eos_token_id=0, pad_token_id=1,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+def base(make_base):
+    return make_base(128)
 
 
 @pytest.fixture

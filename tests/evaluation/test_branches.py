@@ -14,18 +14,9 @@ from tptt.training.window import window_alone
 WINDOW = 8
 
 
-class Words:
-    """A recall vocabulary of token ids 10..59 without a tokenizer."""
-
-    marker = (5,)
-    record_length = 3
-    words = torch.arange(10, 60)
-    keys, values = words[0::2], words[1::2]
-
-
 @pytest.fixture
-def recall():
-    return RecallRows(Words(), torch.full((300,), 3), facts=4)
+def recall(words):
+    return RecallRows(words, torch.full((300,), 3), facts=4)
 
 
 @pytest.fixture

@@ -7,15 +7,6 @@ from tptt.data import RecallRows
 from tptt.evaluation import cache_bytes, kv_entries, memory_held, perplexity, recall_accuracy
 
 
-class Words:
-    """A recall vocabulary of token ids 10..59 without a tokenizer."""
-
-    marker = (5,)
-    record_length = 3
-    words = torch.arange(10, 60)
-    keys, values = words[0::2], words[1::2]
-
-
 class Oracle(torch.nn.Module):
     """Knows the value of a key that was stated at most ``reach`` tokens before the key is asked."""
 
@@ -36,8 +27,8 @@ class Oracle(torch.nn.Module):
 
 
 @pytest.fixture
-def recall():
-    return RecallRows(Words(), torch.full((300,), 3), facts=6)
+def recall(words):
+    return RecallRows(words, torch.full((300,), 3), facts=6)
 
 
 def test_perplexity_of_equal_logits_is_the_vocabulary():

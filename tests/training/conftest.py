@@ -7,23 +7,14 @@ from tptt.data import RecallRows
 from tptt.training import MixedRows
 
 
-class Words:
-    """A recall vocabulary of token ids 10..59 without a tokenizer."""
-
-    marker = (5,)
-    record_length = 3
-    words = torch.arange(10, 60)
-    keys, values = words[0::2], words[1::2]
-
-
 @pytest.fixture
-def rows():
+def rows(words):
     """make(**options) -> 16 rows of 32 tokens, half of them recall rows."""
 
     def make(count=16, **options):
         stream = torch.randint(64, (500,), generator=torch.Generator().manual_seed(0))
         options = {"recall_share": 0.5, "facts": (2, 4)} | options
-        return MixedRows(stream, RecallRows(Words(), stream), 32, count, **options)
+        return MixedRows(stream, RecallRows(words, stream), 32, count, **options)
 
     return make
 

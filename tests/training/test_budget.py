@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from benchmarks.configs import CONFIGS, HEAD, with_comments
 from benchmarks.tiny import tiny_config
 from tptt import TpttModel, parameter_groups
+from tptt.evaluation.perplexity import next_token_losses
 from tptt.training.budget import Survey, budget, cache_bytes, ways_to_fit
 from tptt.training.hardware import GIB, HARDWARE, Hardware
-from tptt.training.losses import token_losses
 from tptt.training.run_file import RunOptions, load_run
 from tptt.training.skeleton import config_from_file
 
@@ -99,7 +99,7 @@ def test_logits_and_loss_are_what_the_loss_takes_at_its_peak(dtype, tmp_path):
     tracker = MemTracker()
     with tracker:
         logits = hidden * 1  # what the head puts out
-        token_losses(logits, labels).sum().backward()
+        next_token_losses(logits, labels).sum().backward()
     peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]  # without what was there before
     options = RunOptions(base_config=str(describe(tiny_config("llama", vocab_size=words), tmp_path)))
     options = options.changed(length=length, rows=rows, bf16=False, dtype=str(dtype).removeprefix("torch."))

@@ -22,6 +22,7 @@ from tptt.assets.baselines import baselines
 from tptt.assets.card import write_card
 from tptt.data import FORMATS, IGNORE, DrillRows, Lexicon, RecallRows, RecallVocabulary, stdlib_text, tokenize
 from tptt.evaluation import perplexity, recall_accuracy
+from tptt.evaluation.perplexity import next_token_losses
 
 END = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -103,9 +104,8 @@ class Batches:
 
 def losses_of(model, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean cross entropy of the text rows and the weighted one of the recall rows, in nats."""
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    losses, weights = losses.view(ids.shape[0], -1), weights[:, 1:].to(losses.device)
+    losses = next_token_losses(model(input_ids=ids, use_cache=False).logits, ids)
+    weights = weights[:, 1:].to(losses.device)
     text = weights.amin(1) == 1
     zero = losses.new_zeros(())
     return (

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+
+from .console import errors_told, quiet
 
 
 def quickstart(
@@ -29,7 +29,7 @@ def quickstart(
 ) -> None:
     """Convert a base, train it, compare it with the base and with its window alone, save, reload, generate, report."""
     console = Console(highlight=False)
-    try:
+    with errors_told():
         from tptt.quickstart.options import QuickstartOptions, check_output
 
         options = QuickstartOptions(
@@ -43,24 +43,10 @@ def quickstart(
             threads=threads,
         )
         check_output(out)
-        _quiet()
+        quiet()
         from tptt.quickstart.run import run
 
         run(options, console)
-    except (ValueError, OSError, RuntimeError) as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", markup=False, style="red", soft_wrap=True)
-        raise typer.Exit(1) from error
-
-
-def _quiet() -> None:
-    """Only our own progress bar and lines."""
-    from transformers.utils import logging as hf_logging
-
-    warnings.simplefilter("ignore")
-    for name in ("transformers", "tptt"):  # what ours warns of stands among the results
-        logging.getLogger(name).setLevel(logging.ERROR)
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
 
 
 def main() -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-
 import typer
 from rich.console import Console
 
-from .quickstart import _quiet
+from .console import errors_told, quiet
 
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
 """For typer: every key is a flag, and the keys are read from the dataclasses that hold them."""
@@ -24,7 +22,7 @@ def train(
     `tptt train --keys` lists them. Without a base_model_name it is the embedded one.
     """
     console = Console(highlight=False)
-    try:
+    with errors_told():
         from tptt.assets import BASE
         from tptt.training.run_file import load_run, parse_flags
 
@@ -33,7 +31,7 @@ def train(
 
             return show_keys(console)
         options = load_run(*parse_flags(context.args), base_model_name=str(BASE))
-        _quiet()
+        quiet()
         if dry_run:
             from .plan import show_plan
 
@@ -43,15 +41,11 @@ def train(
         from .progress import ShowProgress
 
         check_output(options)
-        logging.getLogger("tptt").setLevel(logging.ERROR)  # its warnings are printed below
         with ShowProgress(console) as shown:
             converted = run(options, [shown])
         for text in converted.warnings:
             console.print(f"warning: {text}", markup=False, style="yellow", soft_wrap=True)
         console.print(f"model, run.yaml and report.md: {options.out}", markup=False, soft_wrap=True)
-    except (ValueError, OSError, RuntimeError) as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", markup=False, style="red", soft_wrap=True)
-        raise typer.Exit(1) from error
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from .drills import DrillRows
 from .formats import FORMATS, chosen_formats
 from .lexicon import Lexicon
-from .recall import IGNORE, RecallBatch, RecallRows, RecallVocabulary
+from .recall import IGNORE, Draws, RecallBatch, RecallRows, RecallVocabulary
 from .rows import pack_rows, tokenize
 from .text import TextSplit, load_text, stdlib_text
 
@@ -11,6 +11,7 @@ __all__ = [
     "FORMATS",
     "IGNORE",
     "DrillRows",
+    "Draws",
     "Lexicon",
     "RecallBatch",
     "RecallRows",

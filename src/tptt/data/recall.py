@@ -9,6 +9,7 @@ recall (Arora et al. 2023, arXiv 2312.04927) set in text.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -59,6 +60,12 @@ class RecallBatch:
     answers: torch.Tensor
     distance: torch.Tensor
     number: torch.Tensor
+
+
+class Draws(Protocol):
+    """What draws recall rows: `RecallRows`, `DrillRows`."""
+
+    def draw(self, batch: int, length: int, generator: torch.Generator, facts: int | None = None) -> RecallBatch: ...
 
 
 def _of_single_tokens(ids: torch.Tensor, answers: torch.Tensor, distance: torch.Tensor) -> RecallBatch:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from tptt.data import Draws
 from tptt.surgery import memories, set_mag_weight, softmax_squares
 from tptt.surgery.attach import weights_loaded
 from tptt.surgery.hooks import carriers
 
 from .perplexity import evaluating, perplexity
-from .recall import Draws, RecallScore, recall_accuracy
+from .recall import RecallScore, recall_accuracy
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch.nn import functional as F
 
+from tptt.data import IGNORE
+
 
 @contextmanager
 def evaluating(model):
@@ -20,6 +22,14 @@ def evaluating(model):
             yield
     finally:
         model.train(training)
+
+
+def next_token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross entropy in nats of each token but the first, [N, T - 1], for logits [N, T, V]; 0 where the label is IGNORE."""
+    flat = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="none"
+    )
+    return flat.view(len(labels), -1)
 
 
 def token_losses(model, rows: torch.Tensor, tokens_per_batch: int = 4096) -> torch.Tensor:
@@ -34,9 +44,7 @@ def token_losses(model, rows: torch.Tensor, tokens_per_batch: int = 4096) -> tor
     with evaluating(model):
         for ids in rows.split(max(1, tokens_per_batch // rows.shape[1])):
             ids = ids.to(model.device)
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-            losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-            found.append(losses.view(len(ids), -1).cpu())
+            found.append(next_token_losses(model(input_ids=ids, use_cache=False).logits, ids).cpu())
     return torch.cat(found)
 
 

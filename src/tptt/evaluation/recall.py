@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch.nn import functional as F
 
-from tptt.data import IGNORE, RecallBatch
+from tptt.data import IGNORE, Draws, RecallBatch
 
 from .perplexity import evaluating
-
-
-class Draws(Protocol):
-    """What draws rows: `tptt.data.RecallRows`, `tptt.data.DrillRows`."""
-
-    def draw(self, batch: int, length: int, generator: torch.Generator, facts: int | None = None) -> RecallBatch: ...
 
 
 @dataclass(frozen=True)

@@ -6,24 +6,26 @@ A base that has read more of the world takes the formats of `tptt.data.FORMATS`,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from tptt.data import FORMATS, RecallRows, RecallVocabulary, chosen_formats
-from tptt.training import Material, MixedRows, TrainingSettings
+from tptt.data import FORMATS, Draws, RecallRows, RecallVocabulary, chosen_formats
+from tptt.training import Material
 
 
 @dataclass(frozen=True)
 class RecordMaterial(Material):
     """A `Material` whose recall rows of all formats are records; a format asked for by name stays what it is."""
 
-    def rows(self, settings: TrainingSettings, length: int, count: int) -> MixedRows:
-        """``count`` training rows of ``length`` tokens."""
-        rows = super().rows(replace(settings, recall_mix=0.0), length, count)
-        rows.recall, rows.share = RecallRows(RecallVocabulary(self.tokenizer), self.stream), settings.recall_mix
-        return rows
+    def taught(self, formats: str | Sequence[str]) -> Draws:
+        """Draws recall rows to train on."""
+        return RecallRows(RecallVocabulary(self.tokenizer), self.stream) if _all(formats) else super().taught(formats)
 
-    def recall(self, formats: str | Sequence[str] = "all", facts: int = 8):
+    def recall(self, formats: str | Sequence[str] = "all", facts: int = 8) -> Draws:
         """Draws held-out recall rows."""
-        if set(chosen_formats(formats if isinstance(formats, str) else tuple(formats))) != set(FORMATS):
+        if not _all(formats):
             return super().recall(formats, facts)
         return RecallRows(RecallVocabulary(self.tokenizer), self.held_out, 2 * facts)
+
+
+def _all(formats: str | Sequence[str]) -> bool:
+    return set(chosen_formats(formats if isinstance(formats, str) else tuple(formats))) == set(FORMATS)

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
 
 from .hooks import carriers
 from .softmax import with_softmax, without_softmax
+
+
+@contextmanager
+def _whole(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within, the attention ``modules`` compute what the base's compute: no window, no memory. LoRA stays."""
+    off = [m for m in modules if not m._tptt.off]
+    alone = [m for m in off if m._tptt.alone]
+    try:
+        for module in alone:
+            with_softmax(module)
+        for module in off:
+            module._tptt.off = True
+        yield
+    finally:
+        for module in off:
+            module._tptt.off = False
+        for module in alone:
+            without_softmax(module)
 
 
 @contextmanager
@@ -20,23 +38,11 @@ def as_base(model: nn.Module) -> Iterator[nn.Module]:
     Raises:
         ValueError: the base's own weights train, so that it is no longer there.
     """
-    modules = carriers(model)
     peft = next((m for m in model.modules() if hasattr(m, "disable_adapter") and hasattr(m, "peft_config")), None)
     if peft is None and any(p.requires_grad for n, p in model.named_parameters() if ".liza." not in n):
         raise ValueError("the base's own weights train, so that it cannot be its own teacher: use lora_config")
-    alone = [m for m in modules if m._tptt.alone]
-    try:
-        for module in alone:
-            with_softmax(module)
-        for module in modules:
-            module._tptt.off = True
-        with nullcontext() if peft is None else peft.disable_adapter():
-            yield model
-    finally:
-        for module in modules:
-            module._tptt.off = False
-        for module in alone:
-            without_softmax(module)
+    with _whole(carriers(model)), nullcontext() if peft is None else peft.disable_adapter():
+        yield model
 
 
 @contextmanager
@@ -44,58 +50,44 @@ def softmax_as(model: nn.Module, whole: Collection[int] = (), none: Collection[i
     """Within, the layers numbered in ``whole`` have the base's own attention (no window, no memory; LoRA stays) and those in
     ``none`` a softmax that gives zeros. For calls without a cache; layers without a memory are passed over."""
     modules = carriers(model)
-    off = [m for m in modules if m._tptt.layer in whole and not m._tptt.off]
     mute = [m for m in modules if m._tptt.layer in none and not m._tptt.alone]
-    alone = [m for m in off if m._tptt.alone]
-    try:
-        for module in alone:
-            with_softmax(module)
-        for module in off:
-            module._tptt.off = True
-        for module in mute:
-            without_softmax(module)
-        yield model
-    finally:
-        for module in mute:
-            with_softmax(module)
-        for module in off:
-            module._tptt.off = False
-        for module in alone:
-            without_softmax(module)
+    with _whole(m for m in modules if m._tptt.layer in whole):
+        try:
+            for module in mute:
+                without_softmax(module)
+            yield model
+        finally:
+            for module in mute:
+                with_softmax(module)
 
 
 @contextmanager
-def attention_outputs(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+def _collected(model: nn.Module, name: str) -> Iterator[list[torch.Tensor]]:
+    """Collects what each layer with a memory appends to the list ``name`` of its site, in layer order."""
+    modules = carriers(model)
+    found: list[torch.Tensor] = []
+    for module in modules:
+        setattr(module._tptt, name, [])
+    try:
+        yield found
+    finally:
+        for module in modules:
+            found += getattr(module._tptt, name)
+            setattr(module._tptt, name, None)
+
+
+def attention_outputs(model: nn.Module) -> AbstractContextManager[list[torch.Tensor]]:
     """Collects what the attention of each layer with a memory gives out before its output projection, [B, T, H * V], in
     layer order.
 
     The list is filled when the block is left.
     """
-    modules = carriers(model)
-    found: list[torch.Tensor] = []
-    for module in modules:
-        module._tptt.outputs = []
-    try:
-        yield found
-    finally:
-        for module in modules:
-            found += module._tptt.outputs
-            module._tptt.outputs = None
+    return _collected(model, "outputs")
 
 
-@contextmanager
-def softmax_squares(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+def softmax_squares(model: nn.Module) -> AbstractContextManager[list[torch.Tensor]]:
     """Collects the mean squares [H * V] of the softmax branch of each layer with a memory over one call, in layer order.
 
     The list is filled when the block is left.
     """
-    modules = carriers(model)
-    found: list[torch.Tensor] = []
-    for module in modules:
-        module._tptt.softmax_squared = []
-    try:
-        yield found
-    finally:
-        for module in modules:
-            found += module._tptt.softmax_squared
-            module._tptt.softmax_squared = None
+    return _collected(model, "softmax_squared")

@@ -117,9 +117,7 @@ class BranchProbe(TrainerCallback):
             control.should_training_stop = True
 
     def _look(self, state, judged: bool) -> None:
-        training = self.model.training
         use = branch_use(self.model, self.recall, self.length, self.window, _ROWS, text=self.text)
-        self.model.train(training)
         self.looks.append(Look(state.global_step, use))
         state.log_history.append(self.looks[-1].logs() | {"step": state.global_step})
         for text in advice(use) if judged else ():

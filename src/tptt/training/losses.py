@@ -7,17 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from tptt.data import IGNORE
-
 _TOKENS_AT_ONCE = 2048  # rows of logits in float32 at a time
-
-
-def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropy in nats of each token but the first, [B, T - 1]; 0 where the label is IGNORE."""
-    flat = F.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="none"
-    )
-    return flat.view(len(labels), -1)
 
 
 def kl_from_base(logits: torch.Tensor, base_logits: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:

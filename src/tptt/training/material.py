@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tptt.data import DrillRows, Lexicon, TextSplit, load_text, pack_rows, stdlib_text, tokenize
+from tptt.data import Draws, DrillRows, Lexicon, TextSplit, load_text, pack_rows, stdlib_text, tokenize
 
 from .rows import MixedRows
 from .settings import TrainingSettings
@@ -72,13 +72,16 @@ class Material:
 
     def rows(self, settings: TrainingSettings, length: int, count: int) -> MixedRows:
         """``count`` training rows of ``length`` tokens."""
-        drills = DrillRows(self.tokenizer, self.lexicon, self.stream, settings.recall_formats)
         return MixedRows(
-            self.stream, drills if settings.recall_mix else None, length, count, settings.seed, settings.recall_mix,
+            self.stream, self.taught(settings.recall_formats) if settings.recall_mix else None, length, count, settings.seed, settings.recall_mix,
             settings.facts, settings.answer_weight, settings.filler_weight,
         )  # fmt: skip
 
-    def recall(self, formats: str | Sequence[str] = "all", facts: int = 8) -> DrillRows:
+    def taught(self, formats: str | Sequence[str]) -> Draws:
+        """Draws recall rows to train on."""
+        return DrillRows(self.tokenizer, self.lexicon, self.stream, formats)
+
+    def recall(self, formats: str | Sequence[str] = "all", facts: int = 8) -> Draws:
         """Draws held-out recall rows."""
         return DrillRows(self.tokenizer, self.held_lexicon, self.held_out, formats, facts)
 

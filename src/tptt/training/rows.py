@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch.utils.data import Dataset
 
-from tptt.data import IGNORE, RecallBatch
-
-
-class Draws(Protocol):
-    """What draws recall rows: `tptt.data.DrillRows`, `tptt.data.RecallRows`."""
-
-    def draw(self, batch: int, length: int, generator: torch.Generator, facts: int | None = None) -> RecallBatch: ...
+from tptt.data import IGNORE, Draws
 
 
 class MixedRows(Dataset):

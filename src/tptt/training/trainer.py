@@ -11,9 +11,10 @@ import torch
 from transformers import Cache, DynamicCache, Trainer
 
 from tptt.data import IGNORE
+from tptt.evaluation.perplexity import next_token_losses
 from tptt.surgery import as_base, attention_outputs, memories
 
-from .losses import attention_distance, kl_from_base, token_losses
+from .losses import attention_distance, kl_from_base
 from .optim import parameter_groups
 
 
@@ -88,7 +89,7 @@ class ConversionTrainer(Trainer):
         watched = attention_outputs(model) if teaches and self.align else nullcontext([])
         with watched as attention:
             outputs = model(**inputs, past_key_values=cache, use_cache=cache is not None)
-        loss = (token_losses(outputs.logits, labels) * weights[:, 1:]).sum() / count
+        loss = (next_token_losses(outputs.logits, labels) * weights[:, 1:]).sum() / count
         if base is not None and self.distill:
             loss = loss + self.distill * kl_from_base(outputs.logits, base) / count
         if teaches and self.align:

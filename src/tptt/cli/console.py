@@ -1,0 +1,32 @@
+"""How a verb speaks: its own lines only, and errors without a traceback."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+
+
+def quiet() -> None:
+    """Only our own progress bar and lines."""
+    from transformers.utils import logging as hf_logging
+
+    warnings.simplefilter("ignore")
+    for name in ("transformers", "tptt"):  # what ours warns of stands among the results
+        logging.getLogger(name).setLevel(logging.ERROR)
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+
+
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """What a user can mend is told in a line, and the verb ends with 1."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:
+        Console(stderr=True, highlight=False).print(f"error: {error}", markup=False, style="red", soft_wrap=True)
+        raise typer.Exit(1) from error
