@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tptt.configuration import MemoryConfig
 from tptt.ops.native import Parameters, memory_step, unavailable
 
-from .features import MAPS
+from .features import MAPS, LearnedMap
 from .gates import AVERAGES, DECAY, MIX, WRITE, ChannelGate
 from .recent import AVERAGED, VIRTUAL, Recent, fade, strength
 from .writes import Writes
@@ -96,6 +96,14 @@ class LinearMemory(nn.Module):
     def mu(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Memory-as-Gate weight [B, T, H] for the layer's input [B, T, hidden]."""
         return torch.sigmoid(torch.logit(self.mag_weight.float()) + self.mix_gate(hidden_states))
+
+    def begin_from(self, queries: torch.Tensor, keys: torch.Tensor) -> None:
+        """Let the features begin as those of linear maps of q and k, ``queries`` [H, D, D] and ``keys`` [Hk, D, D]; features
+        without parameters, or that have been trained, stay as they are."""
+        keys = keys.repeat_interleave(self.states // self.kv_heads, 0)
+        for features, maps in ((self.query_features, queries), (self.key_features, keys)):
+            if isinstance(features, LearnedMap):
+                features.begin_from(maps)
 
     def writes(
         self, hidden_states: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -62,10 +63,10 @@ def softmax_as(model: nn.Module, whole: Collection[int] = (), none: Collection[i
 
 
 @contextmanager
-def _collected(model: nn.Module, name: str) -> Iterator[list[torch.Tensor]]:
+def _collected(model: nn.Module, name: str) -> Iterator[list[Any]]:
     """Collects what each layer with a memory appends to the list ``name`` of its site, in layer order."""
     modules = carriers(model)
-    found: list[torch.Tensor] = []
+    found: list[Any] = []
     for module in modules:
         setattr(module._tptt, name, [])
     try:
@@ -91,3 +92,11 @@ def softmax_squares(model: nn.Module) -> AbstractContextManager[list[torch.Tenso
     The list is filled when the block is left.
     """
     return _collected(model, "softmax_squared")
+
+
+def projections(model: nn.Module) -> AbstractContextManager[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Collects q [B, T, H, D] and k [B, T, Hk, D] of each layer with a memory as they leave their projections, in layer order.
+
+    The list is filled when the block is left.
+    """
+    return _collected(model, "projected")

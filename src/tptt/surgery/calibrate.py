@@ -5,17 +5,32 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .base_view import softmax_squares
+from .base_view import projections, softmax_squares
+from .far import far_maps, rotary_turns
 from .hooks import carriers
 from .softmax import with_softmax, without_softmax
 
+_WINDOWS = 8  # of a sequence whose length nobody says
+
 
 @torch.no_grad()
-def calibrate(model: nn.Module, input_ids: torch.Tensor | None = None, **inputs) -> nn.Module:
-    """Set each memory's ``output_scale`` [H, V] to the root mean square of its softmax branch on ``input_ids`` [B, T].
+def calibrate(
+    model: nn.Module, input_ids: torch.Tensor | None = None, length: int | None = None, **inputs
+) -> nn.Module:
+    """Start each memory from what its layer does on ``input_ids`` [B, T].
 
-    The memory's output is normalised, so that both branches then have the same size. ``inputs`` go to the model as they
-    are (a vision model's ``pixel_values``). Returns ``model``.
+    ``output_scale`` [H, V] becomes the root mean square of the softmax branch: the memory's output is normalised, so that
+    both branches then have the same size. Feature maps that have not been trained yet begin from the base's mean scores
+    beyond the window (`tptt.surgery.far`), where the base turns queries and keys by rotary embeddings.
+
+    Args:
+        model: carries memories.
+        input_ids: tokens to measure on.
+        length: of the sequences to come, in tokens: scores are averaged from the window to there; None is 8 windows.
+        inputs: go to the model as they are (a vision model's ``pixel_values``).
+
+    Returns:
+        ``model``.
     """
     modules = carriers(model)
     alone = [m for m in modules if m._tptt.alone]
@@ -28,13 +43,18 @@ def calibrate(model: nn.Module, input_ids: torch.Tensor | None = None, **inputs)
     training = model.training
     model.eval()
     try:
-        with softmax_squares(model) as squares:
+        with softmax_squares(model) as squares, projections(model) as projected, rotary_turns(model) as turns:
             model(**inputs)
     finally:
         model.train(training)
         for module in alone:
             without_softmax(module)
-    for module, square in zip(modules, squares, strict=True):
+    for module, square, (q, k) in zip(modules, squares, projected, strict=True):
         scale = module.liza.output_scale
         scale.copy_(square.sqrt().clamp_min(1e-3).view_as(scale))
+        window = module.liza.config.max_self_attn_length
+        if module in turns and window is not None:
+            maps = far_maps(turns[module], q, k, window, max(window + 1, length or _WINDOWS * window))
+            if maps is not None:
+                module.liza.begin_from(*maps)
     return model

@@ -48,6 +48,7 @@ class Site:
     handles: list[Any] = field(default_factory=list)
     call: dict[str, Any] | None = None  # of the call that is running
     softmax_squared: list[torch.Tensor] | None = None  # while calibrating: mean squares of the softmax branch, [H * V]
+    projected: list[tuple[torch.Tensor, ...]] | None = None  # while it is a list: q, k of a call before positions
     off: bool = False  # neither memory nor window: see base_view.as_base
     outputs: list[torch.Tensor] | None = None  # while it is a list: what goes into the output projection, [B, T, H * V]
 
@@ -191,6 +192,8 @@ def _mixed(module, softmax: torch.Tensor) -> torch.Tensor:
     casts = device != "meta" and torch.is_autocast_enabled(device)  # torch has no autocast for meta tensors
     with torch.autocast(device, enabled=False) if casts else nullcontext():
         q, k, v = site.geometry.split(module, call["outputs"])
+        if site.projected is not None:
+            site.projected.append((q, k))
         layer = call["layer"]
         one = None
         if layer is not None and call["mask"] is None and not layer.record_past:

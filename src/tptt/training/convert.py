@@ -72,9 +72,9 @@ def check_reach(model, tokens: int) -> None:
 
 
 def calibrate_on(model: TpttModel, material: Material, length: int) -> None:
-    """Measure the start of the memory's output scale on the text that ``model`` will be trained on."""
+    """Measure where the memory starts on the text that ``model`` will be trained on."""
     few = pack_rows(material.stream[: _CALIBRATED_ON * length], length)
-    calibrate(model.backbone, few.to(model.device))
+    calibrate(model.backbone, few.to(model.device), length)
 
 
 def convert_and_train(

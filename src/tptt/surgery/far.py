@@ -1,0 +1,112 @@
+"""How a base's queries see keys far back: its rotary embedding, averaged over the distances that the window leaves out.
+
+The memory reads queries and keys before positions are put in, and a base's heads look up what they look up with positions
+in: what they have learned to ignore far back is all there without them. The score of a key at distance d is q^T R(d) k
+(RoFormer, arXiv 2104.09864); its mean over d is q^T C k, which needs no positions. C keeps the slow pairs of channels,
+turned by their mean angle, and takes the fast ones out.
+
+Legend: B batch, T tokens, H query heads, Hk key/value heads, D head width, R channels that turn.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .hooks import carriers
+
+_ROTARY = "apply_rotary_pos_emb"  # what modeling files of transformers call it
+_SAME = 0.95  # cosine from which what is turned counts as the projection's own output
+
+
+@dataclass
+class Turn:
+    """One call of the rotary embedding by an attention module."""
+
+    function: Callable[..., Any]
+    q: torch.Tensor  # as it went in, [B, H, T, R] or [B, T, H, R]
+    k: torch.Tensor
+    cos: torch.Tensor  # [B, T, R]
+    sin: torch.Tensor
+    axis: int  # of the heads
+
+    def mean(self, near: int, far: int) -> torch.Tensor:
+        """C [R, R], the mean over distances from ``near`` to before ``far``; R(d) x is what the base makes of x at d."""
+        cos, sin = self.cos[0, :2].double(), self.sin[0, :2].double()
+        angle = torch.atan2(sin[1] * cos[0] - cos[1] * sin[0], cos[1] * cos[0] + sin[1] * sin[0])  # of one token
+        angles = torch.arange(near, far, device=angle.device).double()[:, None] * angle
+        size = self.q.shape[-1]
+        unit = torch.eye(size, device=self.q.device)[None].unsqueeze(self.axis)
+        cos, sin = (x.mean(0).float().expand(1, size, -1) for x in (angles.cos(), angles.sin()))
+        turned = self.function(unit, unit, cos, sin, unsqueeze_dim=self.axis)[0]
+        return turned.squeeze(self.axis)[0].T  # column i is what becomes of unit vector i
+
+
+@contextmanager
+def rotary_turns(model: nn.Module) -> Iterator[dict[nn.Module, Turn]]:
+    """Within, the last call of the rotary embedding by each attention module of ``model`` that carries a memory.
+
+    Modules that turn nothing, or in a way of their own, are not among them.
+    """
+    found: dict[nn.Module, Turn] = {}
+    running: list[nn.Module] = []
+    modules = carriers(model)
+    places = {id(p): p for m in modules if callable(getattr(p := sys.modules[type(m).__module__], _ROTARY, None))}
+    originals = [(p, getattr(p, _ROTARY)) for p in places.values()]
+
+    def recording(function):
+        def call(*args, **kwargs):
+            if running and len(args) == 4 and args[2].ndim == 3 and args[2].shape[1] > 1:
+                found[running[-1]] = Turn(function, *args, axis=kwargs.get("unsqueeze_dim", 1))
+            return function(*args, **kwargs)
+
+        return call
+
+    handles = [m.register_forward_pre_hook(lambda m, args: running.append(m)) for m in modules]
+    handles += [m.register_forward_hook(lambda m, args, out: running.clear()) for m in modules]
+    try:
+        for place, function in originals:
+            if list(inspect.signature(function).parameters)[:4] == ["q", "k", "cos", "sin"]:
+                setattr(place, _ROTARY, recording(function))
+        yield found
+    finally:
+        for place, function in originals:
+            setattr(place, _ROTARY, function)
+        for handle in handles:
+            handle.remove()
+
+
+def far_maps(turn: Turn, q: torch.Tensor, k: torch.Tensor, near: int, far: int):
+    """Maps [H, D, D] and [Hk, D, D] of a layer's projections q [B, T, H, D] and k [B, T, Hk, D] to queries and keys whose
+    product is the base's mean score at distances from ``near`` to before ``far``; None: other channels are turned.
+
+    Between projection and rotary embedding a norm may scale channels (Qwen3, OLMo-2): its scale is in the maps.
+    """
+    scales = [_scale(x, y if turn.axis == 2 else y.transpose(1, 2)) for x, y in ((q, turn.q), (k, turn.k))]
+    if scales[0] is None or scales[1] is None:
+        return None
+    mean = torch.eye(q.shape[-1], device=q.device)
+    turns = turn.q.shape[-1]  # where only a part of a head turns, it is the first one
+    mean[:turns, :turns] = turn.mean(near, far)
+    return mean * scales[0][:, None, :], torch.diag_embed(scales[1])
+
+
+def _scale(raw: torch.Tensor, turned: torch.Tensor) -> torch.Tensor | None:
+    """[heads, D] by which each channel of ``raw`` [B, T, heads, D] was scaled before it was turned, those that are not turned
+    as much as the others on average; None: what was turned is something else."""
+    width = turned.shape[-1]
+    if turned.shape[:-1] != raw.shape[:-1] or width > raw.shape[-1]:
+        return None
+    part, turned = raw[..., :width].float(), turned.float()
+    ratio = turned.pow(2).mean((0, 1)).sqrt() / part.pow(2).mean((0, 1)).sqrt().clamp_min(1e-12)
+    if torch.cosine_similarity(part * ratio, turned, dim=-1).mean() < _SAME:
+        return None
+    rest = ratio.mean(-1, keepdim=True).expand(-1, raw.shape[-1] - width)
+    return torch.cat([ratio, rest], -1)

@@ -1,0 +1,137 @@
+"""Where feature maps begin: at the base's own mean scores beyond the window, in families that turn in different ways."""
+
+import sys
+
+import pytest
+import torch
+from transformers import AttentionInterface
+
+from benchmarks.tiny import randomize, tiny_model
+from tptt import MemoryConfig, attach_memory, calibrate, set_mag_weight
+from tptt.memory.features import Cubic
+from tptt.surgery import memories
+from tptt.surgery.far import rotary_turns
+from tptt.surgery.hooks import carriers
+
+NEAR, FAR = 6, 40
+TURNED = [
+    "llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma3_text", "phi", "phi3", "gpt_neox", "stablelm", "cohere", "glm",
+    "granite", "olmoe", "mixtral", "ernie4_5", "helium",
+]  # fmt: skip
+
+
+@pytest.fixture
+def scores(monkeypatch):
+    """What the base's attention function is given, call by call."""
+    seen = []
+
+    def attention(module, query, key, value, attention_mask, **kwargs):
+        seen.append((query, key))
+        value = value.repeat_interleave(query.shape[1] // value.shape[1], 1)
+        return value.transpose(1, 2).contiguous(), None  # all values are the same
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", attention)
+    return seen
+
+
+def features(model):
+    return [(m.query_features.weight, m.key_features.weight) for m in memories(model)]
+
+
+def begun_from(weight):
+    """A [H, D, D] of features of A x that have not been trained."""
+    start = Cubic.start(weight.shape[-1])[: weight.shape[-1]]
+    return start.T @ weight[:, : weight.shape[-1]]
+
+
+@pytest.mark.parametrize("family", TURNED)
+def test_they_are_the_mean_over_distances_of_the_scores_that_the_base_computes(family, scores):
+    """One token again and again: a score then depends on the distance alone."""
+    torch.manual_seed(0)
+    model = randomize(tiny_model(family)).eval()
+    ids = torch.full((1, FAR), 3)
+    attach_memory(model, MemoryConfig(feature_map="cubic", max_self_attn_length=NEAR))
+    set_mag_weight(model, 0.0)  # or else a later layer would see one token in many surroundings
+    calibrate(model, ids, length=FAR)
+    raw = {}
+    for module in carriers(model):
+        module._tptt.projected = raw[module] = []
+    scores.clear()
+    with torch.no_grad():
+        model(input_ids=ids, use_cache=False)
+    checked = 0
+    for calls, (query, key), (to_q, to_k) in zip(raw.values(), scores, features(model), strict=True):
+        q, k = (x[0, -1].float() for x in calls[0])
+        q = torch.einsum("hed,hd->he", begun_from(to_q), q)
+        groups = q.shape[0] // k.shape[0]
+        k = torch.einsum("hed,hd->he", begun_from(to_k), k.repeat_interleave(groups, 0))
+        ours = (q * k).sum(-1)
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+        theirs = (query[0, :, -1:] * key[0, :, : FAR - NEAR]).sum(-1).mean(-1)
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+        checked += 1
+    assert checked == len(memories(model))
+
+
+def remembered(family, feature_map="cubic", window=NEAR, **changes):
+    torch.manual_seed(0)
+    model = attach_memory(
+        tiny_model(family, **changes), MemoryConfig(feature_map=feature_map, max_self_attn_length=window)
+    )
+    return model, torch.arange(48).view(2, 24) % 50 + 2
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "bloom", "deepseek_v2"])
+def test_a_base_without_rotary_embeddings_of_whole_heads_begins_as_it_did(family):
+    model, ids = remembered(family)
+    before = [w.clone() for pair in features(model) for w in pair]
+    calibrate(model, ids)
+    for was, now in zip(before, (w for pair in features(model) for w in pair), strict=True):
+        assert torch.equal(was, now)
+
+
+def test_a_layer_without_positions_begins_as_it_did():
+    model, ids = remembered("smollm3", num_hidden_layers=2, no_rope_layers=[1, 0])
+    calibrate(model, ids)
+    size = features(model)[0][0].shape[-1]
+    moved = [not torch.allclose(begun_from(q), torch.eye(size), atol=1e-5) for q, _ in features(model)]
+    assert moved == [True, False]
+
+
+@pytest.mark.parametrize("feature_map", ["cubic", "sign_split"])
+def test_measuring_again_changes_nothing_and_leaves_trained_maps_alone(feature_map):
+    model, ids = remembered("llama", feature_map)
+    calibrate(model, ids)
+    once = [w.clone() for pair in features(model) for w in pair]
+    calibrate(model, ids)
+    for was, (now, _) in zip(once[::2], features(model), strict=True):
+        torch.testing.assert_close(was, now)
+    with torch.no_grad():
+        for query, _ in features(model):
+            query += 0.01 * torch.randn(query.shape)
+    trained = [q.clone() for q, _ in features(model)]
+    calibrate(model, ids, length=400)
+    for was, (now, _) in zip(trained, features(model), strict=True):
+        assert torch.equal(was, now)
+
+
+def test_far_ends_at_the_length_asked_for():
+    model, ids = remembered("llama")
+    calibrate(model, ids, length=8 * NEAR)
+    default = features(model)[0][0].clone()
+    calibrate(model, ids)
+    torch.testing.assert_close(default, features(model)[0][0])
+    calibrate(model, ids, length=100 * NEAR)
+    assert not torch.allclose(default, features(model)[0][0], atol=1e-3)
+
+
+def test_the_base_turns_as_before_when_it_has_been_watched():
+    model, ids = remembered("llama")
+    module = carriers(model)[0]
+    place = sys.modules[type(module).__module__]
+    before = place.apply_rotary_pos_emb
+    with pytest.raises(RuntimeError, match="stop"), rotary_turns(model):
+        assert place.apply_rotary_pos_emb is not before
+        raise RuntimeError("stop")
+    assert place.apply_rotary_pos_emb is before
+    assert not module._forward_pre_hooks or len(module._forward_pre_hooks) == 1
