@@ -14,14 +14,14 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tptt import MemoryConfig, attach_memory
+from tptt import MemoryConfig, attach_memory, calibrate
 from tptt.assets import BASE
 from tptt.configuration import FEATURE_MAPS
 from tptt.data import IGNORE
 from tptt.evaluation import markdown_table
-from tptt.quickstart.records import RecordMaterial
 from tptt.surgery import as_base, attention_outputs, memories
 from tptt.surgery.hooks import carriers
+from tptt.training import Material
 
 LENGTH = 512
 
@@ -54,8 +54,9 @@ def left_over(base: str, feature_map: str, steps: int, seed: int) -> list[float]
     """Of each layer, what of the base's attention output at asked answers the trained memory does not give."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base).eval().requires_grad_(False)
-    attach_memory(model, MemoryConfig(feature_map=feature_map))
-    material = RecordMaterial.of(AutoTokenizer.from_pretrained(base), None, 200_000, LENGTH, seed)
+    attach_memory(model, MemoryConfig(feature_map=feature_map, max_self_attn_length=LENGTH // 8))
+    material = Material.of(AutoTokenizer.from_pretrained(base), None, 200_000, LENGTH, seed)
+    calibrate(model, material.stream[: 4 * LENGTH].view(4, LENGTH), LENGTH)
     generator = torch.Generator().manual_seed(seed)
     drawn = material.recall().draw(40, LENGTH, generator)
     layers = captured(model, drawn.input_ids)

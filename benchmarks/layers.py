@@ -12,10 +12,8 @@ last. The others have window and memory. A set of layers that several arms choos
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from benchmarks.runs import Runs
 from benchmarks.timing import machine, write_section
 from tptt import TpttConfig, TpttModel, calibrate
 from tptt.assets import BASE
@@ -58,28 +57,6 @@ ARMS: dict[str, Callable[[Layers, int], Layers]] = {
     "ranked last by KL": lambda order, n: order[len(order) - n :],
 }
 COLORS = {"by KL": "#55a868", "evenly": "#4c72b0", "last": "#dd8452", "ranked last by KL": "#c44e52"}
-
-
-class Runs:
-    """Lines of JSON, one per result, found again by what they are results of."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def _read(self) -> list[dict[str, Any]]:
-        return [json.loads(x) for x in self.file.read_text().splitlines()] if self.file.exists() else []
-
-    def once(self, key: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The result of ``key``, made and written where it is not there yet."""
-        # read each time: another process may have been faster
-        if (found := next((x for x in self._read() if x["key"] == key), None)) is not None:
-            return found
-        start = time.perf_counter()
-        line = {"key": key} | make() | {"seconds": round(time.perf_counter() - start, 1)}
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a") as out:
-            out.write(json.dumps(line) + "\n")
-        return json.loads(json.dumps(line))  # as it is found later: all keys are text
 
 
 class Bench:

@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks.families import examine, report
 from benchmarks.generation import build, step_bytes
-from benchmarks.layers import ARMS, Runs, numbers
+from benchmarks.layers import ARMS, numbers
+from benchmarks.runs import Runs
 from benchmarks.timing import interleaved, write_section
 from tptt.evaluation import markdown_table
 

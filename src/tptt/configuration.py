@@ -15,9 +15,9 @@ OPERATORS = (
     "delta_rule", "gated_delta_rule", "kda", "linear_attention", "gated_linear_attention", "delta_rule_v",
     "delta_rule_kv", "delta_rule_gelu", "delta_product", "gated_delta_product", "delta_product_r", "delta_product_c",
 )  # fmt: skip
-FEATURE_MAPS = ("sign_split", "silu", "cubic")
+FEATURE_MAPS = ("cubic", "sign_split", "silu")
 WRITE_GATES = ("learned", "constant", "k", "v", "kv")
-STATES = ("query_head", "kv_head")
+STATES = ("kv_head", "query_head")
 MIX_GATES = ("token", "head", "none")
 
 
@@ -54,7 +54,7 @@ def _numbers(name: str, value: Any) -> str | tuple[int, ...]:
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """The linear memory of one attention layer and how it is mixed in. The defaults are what RECIPE measured best.
+    """The linear memory of one attention layer and how it is mixed in. The defaults are what `benchmarks.conversion` found best.
 
     Args:
         operator: recurrence: ``delta_rule`` (arXiv 2406.06484), with a learned decay per head ``gated_delta_rule``
@@ -64,15 +64,15 @@ class MemoryConfig:
             S at every ``state_activation_every``-th token of a sequence; ``delta_product``, ``gated_delta_product``, ``delta_product_r`` and
             ``delta_product_c``, two writes per token (2502.10297): itself and a virtual one made by its difference from
             the token before (gated: with a decay per head), by a rotation, or by the mean of both.
-        feature_map: of queries and keys before the L2 norm: ``sign_split`` SiLU([Wx, -Wx]) with W learned from the
-            identity, ``silu`` without parameters, or ``cubic`` ReLU(Wx)^3 with W [8 D, D] learned from random rotations: a
-            state four times as large that follows a softmax head more closely (`benchmarks/features.py`).
+        feature_map: of queries and keys: ``cubic``, all products of three channels of Px / ||Px|| with P [R, D] learned and
+            R such that they are at most 16 D; ``sign_split`` SiLU([Px, -Px]) / ||.|| with P [D, D] learned, 2 D, for a smaller
+            state that follows a softmax head less closely (`benchmarks/features.py`); ``silu`` SiLU(x) / ||.|| without parameters.
         write_gate: beta: ``learned`` sigmoid of a linear map of the layer's input, ``constant`` 1/2, or without parameters
             the sigmoid of the keys (``k``), values (``v``) or their product (``kv``), averaged over three tokens and the
             head's channels.
         state_activation_every: tokens between two activations of the state, for ``delta_rule_gelu``.
-        states: one state per ``query_head``, or under grouped-query attention one per ``kv_head``, written once and read by
-            every query head of its group: a smaller cache.
+        states: one state per ``kv_head``, written once and read by every query head of its group, or per ``query_head``:
+            under grouped-query attention a larger cache that remembers no better at equal size.
         mix_gate: what moves mu beside ``mag_weight``: ``token`` a linear map of the layer's input per head, ``head`` a
             learned constant per head, ``none``.
         cross_gate: beside (1 - mu) softmax + mu memory also the product of the two, taken behind the output projection, which
@@ -95,10 +95,10 @@ class MemoryConfig:
     """
 
     operator: str = "delta_rule"
-    feature_map: str = "sign_split"
+    feature_map: str = "cubic"
     write_gate: str = "learned"
     state_activation_every: int = 256
-    states: str = "query_head"
+    states: str = "kv_head"
     mix_gate: str = "token"
     cross_gate: bool = False
     mag_weight: float = 0.5

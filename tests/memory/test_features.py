@@ -16,18 +16,28 @@ def test_features_have_unit_length_and_their_width(name):
     torch.testing.assert_close(out.norm(dim=-1), torch.ones(2, 5, 3))
 
 
-def test_cubic_is_what_it_says_and_tells_keys_apart():
-    cubic, split = MAPS["cubic"](1, 16), MAPS["sign_split"](1, 16)
-    x, y = torch.randn(2, 1, 200, 1, 16)
-    raw = (x[0, :, 0] @ cubic.weight[0].T).relu() ** 3
-    torch.testing.assert_close(cubic(x)[0, :, 0], raw / raw.norm(dim=-1, keepdim=True))
+def test_the_product_of_cubic_features_is_the_third_power_of_the_cosine():
+    cubic = MAPS["cubic"](2, 16)
+    x, y = torch.randn(2, 1, 200, 2, 16)
+    cosine = torch.cosine_similarity(cubic.mapped(x), cubic.mapped(y), dim=-1)
+    torch.testing.assert_close((cubic(x) * cubic(y)).sum(-1), cosine**3)
 
-    near = x + 0.5 * y
 
-    def likeness(features):  # of keys that nearly match
-        return float((features(x) * features(near)).sum(-1).mean().detach())
+@pytest.mark.parametrize(("head_dim", "rows"), [(2, 2), (8, 8), (32, 13), (64, 17), (128, 22), (256, 28)])
+def test_cubic_features_are_at_most_sixteen_times_as_many_as_channels(head_dim, rows):
+    cubic = MAPS["cubic"](1, head_dim)
+    assert cubic.weight.shape == (1, rows, head_dim)
+    assert cubic.width == rows * (rows + 1) * (rows + 2) // 6 <= 16 * head_dim
 
-    assert cubic.width == 4 * split.width and likeness(cubic) < likeness(split) - 0.03
+
+def test_features_begin_from_maps_until_they_are_trained():
+    for name in ("cubic", "sign_split"):
+        features, maps = MAPS[name](3, 8), torch.randn(3, 8, 8)
+        assert features.begin_from(torch.randn(3, 8, 8)) and features.begin_from(maps)
+        assert torch.equal(features.weight, maps[:, : features.weight.shape[1]])
+        with torch.no_grad():
+            features.weight[1, 2, 3] += 0.01
+        assert not features.begin_from(torch.randn(3, 8, 8))
 
 
 def test_a_model_with_cubic_features_keeps_the_invariants():

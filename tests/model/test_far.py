@@ -8,8 +8,8 @@ from transformers import AttentionInterface
 
 from benchmarks.tiny import randomize, tiny_model
 from tptt import MemoryConfig, attach_memory, calibrate, set_mag_weight
-from tptt.memory.features import Cubic
 from tptt.surgery import memories
+from tptt.surgery.base_view import projections
 from tptt.surgery.far import rotary_turns
 from tptt.surgery.hooks import carriers
 
@@ -38,19 +38,13 @@ def features(model):
     return [(m.query_features.weight, m.key_features.weight) for m in memories(model)]
 
 
-def begun_from(weight):
-    """A [H, D, D] of features of A x that have not been trained."""
-    start = Cubic.start(weight.shape[-1])[: weight.shape[-1]]
-    return start.T @ weight[:, : weight.shape[-1]]
-
-
 @pytest.mark.parametrize("family", TURNED)
 def test_they_are_the_mean_over_distances_of_the_scores_that_the_base_computes(family, scores):
     """One token again and again: a score then depends on the distance alone."""
     torch.manual_seed(0)
     model = randomize(tiny_model(family)).eval()
     ids = torch.full((1, FAR), 3)
-    attach_memory(model, MemoryConfig(feature_map="cubic", max_self_attn_length=NEAR))
+    attach_memory(model, MemoryConfig(feature_map="sign_split", max_self_attn_length=NEAR))  # has all rows of the maps
     set_mag_weight(model, 0.0)  # or else a later layer would see one token in many surroundings
     calibrate(model, ids, length=FAR)
     raw = {}
@@ -62,9 +56,9 @@ def test_they_are_the_mean_over_distances_of_the_scores_that_the_base_computes(f
     checked = 0
     for calls, (query, key), (to_q, to_k) in zip(raw.values(), scores, features(model), strict=True):
         q, k = (x[0, -1].float() for x in calls[0])
-        q = torch.einsum("hed,hd->he", begun_from(to_q), q)
+        q = torch.einsum("hed,hd->he", to_q, q)
         groups = q.shape[0] // k.shape[0]
-        k = torch.einsum("hed,hd->he", begun_from(to_k), k.repeat_interleave(groups, 0))
+        k = torch.einsum("hed,hd->he", to_k, k.repeat_interleave(groups, 0))
         ours = (q * k).sum(-1)
         key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
         theirs = (query[0, :, -1:] * key[0, :, : FAR - NEAR]).sum(-1).mean(-1)
@@ -73,29 +67,49 @@ def test_they_are_the_mean_over_distances_of_the_scores_that_the_base_computes(f
     assert checked == len(memories(model))
 
 
-def remembered(family, feature_map="cubic", window=NEAR, **changes):
+def remembered(family, feature_map="cubic", states="query_head", **changes):
     torch.manual_seed(0)
     model = attach_memory(
-        tiny_model(family, **changes), MemoryConfig(feature_map=feature_map, max_self_attn_length=window)
+        tiny_model(family, **changes), MemoryConfig(feature_map=feature_map, max_self_attn_length=NEAR, states=states)
     )
     return model, torch.arange(48).view(2, 24) % 50 + 2
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "bloom", "deepseek_v2"])
-def test_a_base_without_rotary_embeddings_of_whole_heads_begins_as_it_did(family):
-    model, ids = remembered(family)
-    before = [w.clone() for pair in features(model) for w in pair]
+def test_where_no_whole_heads_turn_it_is_the_product_of_queries_and_keys(family):
+    model, ids = remembered(family, "sign_split")
     calibrate(model, ids)
-    for was, now in zip(before, (w for pair in features(model) for w in pair), strict=True):
-        assert torch.equal(was, now)
+    for to_q, to_k in features(model):
+        torch.testing.assert_close(to_q.mT @ to_k, torch.eye(to_q.shape[-1]).expand_as(to_q), rtol=1e-3, atol=1e-4)
 
 
-def test_a_layer_without_positions_begins_as_it_did():
-    model, ids = remembered("smollm3", num_hidden_layers=2, no_rope_layers=[1, 0])
+def test_a_layer_without_positions_begins_at_the_product_too():
+    model, ids = remembered("smollm3", "sign_split", num_hidden_layers=2, no_rope_layers=[1, 0])
     calibrate(model, ids)
-    size = features(model)[0][0].shape[-1]
-    moved = [not torch.allclose(begun_from(q), torch.eye(size), atol=1e-5) for q, _ in features(model)]
-    assert moved == [True, False]
+    products = [q.mT @ k.repeat_interleave(len(q) // len(k), 0) for q, k in features(model)]
+    unit = torch.eye(products[0].shape[-1]).expand_as(products[0])
+    assert [torch.allclose(x, unit, atol=1e-4) for x in products] == [False, True]
+
+
+@pytest.mark.parametrize("states", ["query_head", "kv_head"])
+def test_queries_and_keys_vary_equally_much_and_independently(states):
+    model, ids = remembered("llama", "sign_split", states=states)
+    ids = torch.randint(2, 60, (8, 64), generator=torch.Generator().manual_seed(0))
+    calibrate(model, ids)
+    set_mag_weight(model, 0.0)
+    with projections(model) as projected, torch.no_grad():
+        model(input_ids=ids, use_cache=False)
+    for (q, k), memory in zip(projected, memories(model), strict=True):
+        k = k.repeat_interleave(memory.states // memory.kv_heads, 2)
+        q, k = memory.query_features.mapped(q), memory.key_features.mapped(k)
+        q = q.unflatten(2, (memory.states, -1))
+        for head in range(memory.states):
+            of_q = torch.stack([q[:, :, head, i].flatten(0, 1).T.cov(correction=0) for i in range(q.shape[3])]).mean(0)
+            of_k = k[:, :, head].flatten(0, 1).T.cov(correction=0)
+            scale = of_k.diagonal().max()
+            torch.testing.assert_close(of_q / scale, of_k / scale, rtol=0, atol=0.01)
+            assert (of_k - of_k.diagonal().diag()).abs().max() < 0.01 * scale
+            assert torch.equal(of_k.diagonal().argsort(descending=True)[:3], torch.arange(3))
 
 
 @pytest.mark.parametrize("feature_map", ["cubic", "sign_split"])

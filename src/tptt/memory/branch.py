@@ -98,9 +98,8 @@ class LinearMemory(nn.Module):
         return torch.sigmoid(torch.logit(self.mag_weight.float()) + self.mix_gate(hidden_states))
 
     def begin_from(self, queries: torch.Tensor, keys: torch.Tensor) -> None:
-        """Let the features begin as those of linear maps of q and k, ``queries`` [H, D, D] and ``keys`` [Hk, D, D]; features
+        """Let the features begin as those of linear maps of q and k, ``queries`` [H, D, D] and ``keys`` [Hs, D, D]; features
         without parameters, or that have been trained, stay as they are."""
-        keys = keys.repeat_interleave(self.states // self.kv_heads, 0)
         for features, maps in ((self.query_features, queries), (self.key_features, keys)):
             if isinstance(features, LearnedMap):
                 features.begin_from(maps)

@@ -8,42 +8,37 @@ from torch.nn import functional as F
 
 
 class LearnedMap(nn.Module):
-    """W [H, n D, D], learned from ``start`` [n D, D]; K is the width of the features."""
+    """P [H, rows, D], learned from ``start`` [rows, D]; K is the width of the features."""
 
     def __init__(self, heads: int, start: torch.Tensor, width: int) -> None:
         super().__init__()
         self.width = width  # K
         self.weight = nn.Parameter(start.repeat(heads, 1, 1))
-        self._maps: torch.Tensor | None = None  # what it began from, other than the identity
-
-    @staticmethod
-    def start(head_dim: int) -> torch.Tensor:
-        raise NotImplementedError
+        self._begun = start  # [rows, D] or [H, rows, D]
 
     @torch.no_grad()
     def begin_from(self, maps: torch.Tensor) -> bool:
-        """Let the features begin as those of A x, A = ``maps`` [H, D, D]; False: they have been trained and stay as they are."""
-        start = self.start(maps.shape[-1]).to(self.weight)
-        begun = start if self._maps is None else start @ self._maps.to(start)
-        if not torch.allclose(begun.expand_as(self.weight), self.weight, rtol=1e-4, atol=1e-6):
+        """Let the features begin as those of the first rows of A x, A = ``maps`` [H, D, D]; False: they have been trained and
+        stay as they are."""
+        if not torch.allclose(self._begun.to(self.weight).expand_as(self.weight), self.weight, rtol=1e-4, atol=1e-6):
             return False
-        self._maps = maps.to(start)
-        self.weight.copy_(start @ self._maps)
+        self._begun = maps[:, : self.weight.shape[1]].to(self.weight)
+        self.weight.copy_(self._begun)
         return True
+
+    def mapped(self, x: torch.Tensor) -> torch.Tensor:
+        """P x, [B, T, H, rows]."""
+        return torch.einsum("bthd,hed->bthe", x.float(), self.weight.float())
 
 
 class SignSplit(LearnedMap):
-    """SiLU([Wx, -Wx]) / ||.||, W [H, D, D] learned from the identity; K = 2 D (LoLCATs, arXiv 2410.10254, section 3)."""
+    """SiLU([Px, -Px]) / ||.||, P [H, D, D] learned from the identity; K = 2 D (LoLCATs, arXiv 2410.10254, section 3)."""
 
     def __init__(self, heads: int, head_dim: int) -> None:
-        super().__init__(heads, self.start(head_dim), 2 * head_dim)
-
-    @staticmethod
-    def start(head_dim: int) -> torch.Tensor:
-        return torch.eye(head_dim, dtype=torch.float32)
+        super().__init__(heads, torch.eye(head_dim, dtype=torch.float32), 2 * head_dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.einsum("bthd,hed->bthe", x.float(), self.weight.float())
+        x = self.mapped(x)
         return F.normalize(F.silu(torch.cat([x, -x], -1)), dim=-1, eps=1e-6)
 
 
@@ -59,26 +54,39 @@ class Silu(nn.Module):
 
 
 class Cubic(LearnedMap):
-    """ReLU(Wx)^3 / ||.||, W [H, 8 D, D] learned from random rotations; K = 8 D.
+    """All products of three channels of z = Px / ||Px||, P [H, R, D]: the product of two such features is the third power of
+    the cosine of their z. K = R (R + 1) (R + 2) / 6, R the largest with K <= 16 D.
 
-    The power sets a key that matches apart from those that nearly do, and the width holds more of them: where every token of
-    a text may be asked for, a softmax head is followed far better than by `SignSplit`, with a state four times as large.
+    The power sets a key that matches apart from those that nearly do, and K of them are kept apart: where every token of a
+    text may be asked for, a softmax head is followed far better than by `SignSplit`, with a state up to eight times as large.
     """
 
-    ROTATIONS = 8
-
     def __init__(self, heads: int, head_dim: int) -> None:
-        super().__init__(heads, self.start(head_dim), self.ROTATIONS * head_dim)
-
-    @classmethod
-    def start(cls, head_dim: int) -> torch.Tensor:  # type: ignore[override]
+        rows = next(r for r in range(head_dim, 0, -1) if _cubes(r) <= 16 * head_dim)
         generator = torch.Generator().manual_seed(0)
-        square = torch.randn(cls.ROTATIONS, head_dim, head_dim, generator=generator)
-        return torch.linalg.qr(square)[0].flatten(0, 1)
+        start = torch.linalg.qr(torch.randn(head_dim, rows, generator=generator))[0].T.contiguous()
+        super().__init__(heads, start, _cubes(rows))
+        weights = torch.tensor(
+            [6.0 / repeats for repeats in _repeats(rows)]
+        ).sqrt()  # 6 orders, fewer where channels repeat
+        self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.einsum("bthd,hed->bthe", x.float(), self.weight.float())
-        return F.normalize(x.relu().pow(3), dim=-1, eps=1e-6)
+        z = F.normalize(self.mapped(x), dim=-1, eps=1e-6)
+        rows = range(z.shape[-1])  # slices: gathering triples of channels takes five times as long
+        pairs = torch.cat([z[..., : j + 1] * z[..., j : j + 1] for j in rows], -1)
+        triples = torch.cat([pairs[..., : (k + 1) * (k + 2) // 2] * z[..., k : k + 1] for k in rows], -1)
+        return triples * self.weights
+
+
+def _cubes(rows: int) -> int:
+    return rows * (rows + 1) * (rows + 2) // 6
+
+
+def _repeats(rows: int) -> list[int]:
+    """For channels i <= j <= k in the order of `Cubic.forward`, in how many of their 6 orders the same product stands."""
+    triples = [(i, j, k) for k in range(rows) for j in range(k + 1) for i in range(j + 1)]
+    return [(1, 2, 6)[3 - len(set(t))] for t in triples]
 
 
 MAPS: dict[str, type[nn.Module]] = {"sign_split": SignSplit, "silu": Silu, "cubic": Cubic}

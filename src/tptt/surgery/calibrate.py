@@ -21,7 +21,7 @@ def calibrate(
 
     ``output_scale`` [H, V] becomes the root mean square of the softmax branch: the memory's output is normalised, so that
     both branches then have the same size. Feature maps that have not been trained yet begin from the base's mean scores
-    beyond the window (`tptt.surgery.far`), where the base turns queries and keys by rotary embeddings.
+    beyond the window (`tptt.surgery.far`).
 
     Args:
         model: carries memories.
@@ -40,21 +40,24 @@ def calibrate(
         inputs["input_ids"] = input_ids
     if not any(m.liza.config.bidirectional for m in modules):
         inputs["use_cache"] = False
-    training = model.training
+    training, weights = model.training, [m.liza.mag_weight.clone() for m in modules]
     model.eval()
     try:
+        for module in modules:  # what reaches a layer must not depend on how the memories below it have begun
+            module.liza.mag_weight.zero_()
         with softmax_squares(model) as squares, projections(model) as projected, rotary_turns(model) as turns:
             model(**inputs)
     finally:
         model.train(training)
+        for module, weight in zip(modules, weights, strict=True):
+            module.liza.mag_weight.copy_(weight)
         for module in alone:
             without_softmax(module)
     for module, square, (q, k) in zip(modules, squares, projected, strict=True):
         scale = module.liza.output_scale
         scale.copy_(square.sqrt().clamp_min(1e-3).view_as(scale))
         window = module.liza.config.max_self_attn_length
-        if module in turns and window is not None:
-            maps = far_maps(turns[module], q, k, window, max(window + 1, length or _WINDOWS * window))
-            if maps is not None:
-                module.liza.begin_from(*maps)
+        far = length or (_WINDOWS * window if window else q.shape[1])
+        near = window or max(1, far // _WINDOWS)
+        module.liza.begin_from(*far_maps(turns.get(module), q, k, near, max(near + 1, far), module.liza.states))
     return model

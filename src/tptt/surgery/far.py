@@ -23,6 +23,7 @@ from torch import nn
 from .hooks import carriers
 
 _ROTARY = "apply_rotary_pos_emb"  # what modeling files of transformers call it
+_RIDGE = 1e-4  # of the mean variance, on every channel: few tokens do not vary in all of them
 _SAME = 0.95  # cosine from which what is turned counts as the projection's own output
 
 
@@ -83,19 +84,47 @@ def rotary_turns(model: nn.Module) -> Iterator[dict[nn.Module, Turn]]:
             handle.remove()
 
 
-def far_maps(turn: Turn, q: torch.Tensor, k: torch.Tensor, near: int, far: int):
-    """Maps [H, D, D] and [Hk, D, D] of a layer's projections q [B, T, H, D] and k [B, T, Hk, D] to queries and keys whose
-    product is the base's mean score at distances from ``near`` to before ``far``; None: other channels are turned.
+def far_maps(
+    turn: Turn | None, q: torch.Tensor, k: torch.Tensor, near: int, far: int, states: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Maps [H, D, D] and [``states``, D, D] of a layer's projections q [B, T, H, D] and k [B, T, Hk, D] to queries and keys
+    whose product is the base's mean score at distances from ``near`` to before ``far``.
 
-    Between projection and rotary embedding a norm may scale channels (Qwen3, OLMo-2): its scale is in the maps.
+    Between projection and rotary embedding a norm may scale channels (Qwen3, OLMo-2): its scale is in the maps. Where no
+    rotary embedding was seen, or it turns other channels, the product is that of q and k. Queries and keys are balanced:
+    their channels vary independently and equally much in both, those that vary most come first.
     """
-    scales = [_scale(x, y if turn.axis == 2 else y.transpose(1, 2)) for x, y in ((q, turn.q), (k, turn.k))]
-    if scales[0] is None or scales[1] is None:
-        return None
-    mean = torch.eye(q.shape[-1], device=q.device)
-    turns = turn.q.shape[-1]  # where only a part of a head turns, it is the first one
-    mean[:turns, :turns] = turn.mean(near, far)
-    return mean * scales[0][:, None, :], torch.diag_embed(scales[1])
+    size, (heads, kv_heads) = q.shape[-1], (q.shape[2], k.shape[2])
+    to_q, to_k = (torch.eye(size, dtype=torch.float64).repeat(n, 1, 1) for n in (heads, kv_heads))
+    if turn is not None:
+        scales = [_scale(x, y if turn.axis == 2 else y.transpose(1, 2)) for x, y in ((q, turn.q), (k, turn.k))]
+        if scales[0] is not None and scales[1] is not None:
+            width = turn.q.shape[-1]  # where only a part of a head turns, it is the first one
+            to_q[:, :width, :width] = turn.mean(near, far).double().cpu()
+            to_q, to_k = (m * s.double().cpu()[:, None, :] for m, s in zip((to_q, to_k), scales, strict=True))
+    to_k = to_k.repeat_interleave(states // kv_heads, 0)
+    varied_q, varied_k = _covariance(q), _covariance(k).repeat_interleave(states // kv_heads, 0)
+    varied_q = (to_q @ varied_q @ to_q.mT).unflatten(0, (states, -1)).mean(1)  # of the queries that read a state
+    balanced_q, balanced_k = _balanced(varied_q, to_k @ varied_k @ to_k.mT)
+    return balanced_q.repeat_interleave(heads // states, 0) @ to_q, balanced_k @ to_k
+
+
+def _covariance(x: torch.Tensor) -> torch.Tensor:
+    """[heads, D, D] of x [B, T, heads, D], in float64."""
+    x = x.float().flatten(0, 1).transpose(0, 1)
+    x = x - x.mean(1, keepdim=True)
+    return (x.mT @ x / x.shape[1]).double().cpu()
+
+
+def _balanced(q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A and A^-T [n, D, D] that make the covariances ``q`` and ``k`` [n, D, D] one diagonal, largest first (balanced
+    truncation: B. C. Moore, 1981, doi 10.1109/TAC.1981.1102568)."""
+    unit = torch.eye(q.shape[-1], dtype=q.dtype)
+    q, k = (x + (_RIDGE * x.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None] + 1e-12) * unit for x in (q, k))
+    lower = torch.linalg.cholesky(k)
+    squares, turn = torch.linalg.eigh(lower.mT @ q @ lower)
+    a = squares.clamp_min(1e-30).pow(-0.25)[..., None] * (turn.mT @ lower.mT)
+    return a.flip(1), torch.linalg.inv(a).mT.flip(1)
 
 
 def _scale(raw: torch.Tensor, turned: torch.Tensor) -> torch.Tensor | None:

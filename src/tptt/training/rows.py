@@ -31,7 +31,7 @@ class MixedRows(Dataset):
 
     def __init__(
         self, stream: torch.Tensor, recall: Draws | None, length: int, count: int, seed: int = 0,
-        recall_share: float = 0.375, facts: Sequence[int] = (2, 4, 8, 16),
+        recall_share: float = 0.5, facts: Sequence[int] = (2, 4, 8, 16),
         answer_weight: float = 5.0, filler_weight: float = 0.1,
     ) -> None:  # fmt: skip
         if len(stream) <= length:

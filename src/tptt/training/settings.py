@@ -11,7 +11,7 @@ from tptt.data import chosen_formats
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How a converted model is trained; the defaults are the best recipe that benchmarks/conversion.py found.
+    """How a converted model is trained; the defaults are the best recipe that `benchmarks.conversion` found.
 
     Args:
         tokens: in all, in optimizer steps of ``rows * accumulate`` rows (on each device) of ``length`` tokens.
@@ -46,12 +46,12 @@ class TrainingSettings:
 
     tokens: int = 524_288
     length: int | None = None
-    rows: int = 4
+    rows: int = 2
     accumulate: int = 1
     lr: float = 2.5e-3
     memory_lr: float = 1e-2
     warmup: int = 10
-    recall_mix: float = 0.375
+    recall_mix: float = 0.5
     recall_formats: str | Sequence[str] = "all"
     facts: Sequence[int] = (2, 4, 8, 16)
     answer_weight: float = 5.0

@@ -1,0 +1,1 @@
+"""The best conversion per trained token: arms, budgets, seeds, bases. `python -m benchmarks.conversion`."""

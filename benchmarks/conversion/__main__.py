@@ -1,0 +1,102 @@
+"""Which conversion learns most per trained token.
+
+python -m benchmarks.conversion                      # all arms, budgets and seeds, both bases; goes on where it was stopped
+python -m benchmarks.conversion --arms default --budgets 0.5 --seeds 0
+python -m benchmarks.conversion --report --write     # only what is there: RESULTS.md, docs/conversion-*.png, curves.json
+
+Results are lines in ``runs/conversion.jsonl``, found again by base, memory and settings: what was trained with another
+recipe is not mixed in. Several processes may fill it at once, each on its own seeds. The second base is trained by this command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.runs import Runs
+from benchmarks.timing import machine, write_section
+from tptt.assets import BASE
+from tptt.training.planner import CURVES
+
+from .arms import ARMS, REFERENCES
+from .bench import Bench
+from .report import beyond, cells_of, curves, plot, tables, write_curves
+
+ROOT = Path(__file__).parents[2]
+SECOND = (
+    "--hidden-size", "96", "--layers", "6", "--heads", "3", "--kv-heads", "3", "--intermediate-size", "256", "--vocab-size",
+    "1024", "--length", "256", "--rows", "16", "--recall-rows", "7", "--minutes", "36",
+)  # fmt: skip
+LENGTHS = {"embedded": 512, "second": 256}  # tokens of a training row; W is an eighth
+
+
+def second_base(folder: Path) -> Path:
+    """A base of another shape: 6 layers of 3 heads without groups, another vocabulary, half the context."""
+    if not (folder / "training.json").exists():
+        subprocess.run([sys.executable, "-m", "tptt.assets.train_base", "--out", str(folder), *SECOND], check=True)
+    return folder
+
+
+def bench_of(name: str, runs: Path) -> Bench:
+    base = BASE if name == "embedded" else second_base(runs / "second-base")
+    return Bench(base, LENGTHS[name], LENGTHS[name] // 8, Runs(runs / "conversion.jsonl"))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.conversion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bases", nargs="+", choices=list(LENGTHS), default=list(LENGTHS))
+    parser.add_argument(
+        "--arms", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="ARM", help=", ".join(ARMS)
+    )
+    parser.add_argument(
+        "--budgets", type=float, nargs="+", default=[0.25, 0.5, 1, 2, 4], help="millions (2^20) of tokens"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of results")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--report", action="store_true", help="train nothing, show what is there")
+    parser.add_argument("--write", action="store_true", help="put tables, plots and curves where the package has them")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    budgets = [round(b * 2**20) for b in options.budgets]
+    benches = {name: bench_of(name, options.runs) for name in options.bases}
+    if not options.report:
+        for name, bench in benches.items():
+            run(name, bench, options.arms, budgets, options.seeds)
+    for name, bench in benches.items():
+        cells = cells_of(bench, budgets, options.seeds)
+        text = tables(bench, cells)
+        print(f"{name} base\n\n{text}")
+        place = ROOT / "docs" if options.write else options.runs
+        print(plot(bench, cells, place / f"conversion-{name}.png"))
+        if options.write:
+            section = f"`python -m benchmarks.conversion`, {machine()}.\n\n{text}\n\n![conversion](../docs/conversion-{name}.png)"
+            write_section(ROOT / "benchmarks" / "RESULTS.md", f"Conversion, {name} base", section)
+            if name == "embedded":
+                write_curves(CURVES, curves(bench, cells, name))
+
+
+def run(name: str, bench: Bench, arms: Sequence[str], budgets: Sequence[int], seeds: Sequence[int]) -> None:
+    """Train what is not there yet: small budgets first, and of those what the others are compared with."""
+    bench.untrained()
+    order = sorted(arms, key=lambda arm: arm not in REFERENCES)
+    for tokens in sorted(budgets):
+        for arm in order:
+            for seed in seeds:
+                cell = bench.trained(ARMS[arm], tokens, seed)
+                print(
+                    f"{name} base, {arm}, {tokens:,} tokens, seed {seed}: recall beyond W {beyond(cell, 1):.2f}, "
+                    f"perplexity {cell['perplexity']['1']:.2f} ({cell['seconds']:.0f} s)",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What is compared: how an arm's memory is configured and trained, as differences from the default recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.original_operator import make_original
+from tptt.memory.features import MAPS, LearnedMap
+from tptt.surgery import memories
+from tptt.training.window import window_alone
+
+FORMATS = ("records", "passkey", "identifiers")
+"""Formats that are measured at every length, each held out of training in an arm of its own."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to convert.
+
+    Args:
+        what: a few words for the table.
+        config: of `TpttConfig`, over its defaults.
+        settings: of `TrainingSettings`, over its defaults.
+        change: what happens to the new model before it is trained.
+        without: a format of recall that training leaves out.
+    """
+
+    what: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    change: Callable[[nn.Module], object] | None = None
+    without: str | None = None
+
+
+@torch.no_grad()
+def random_maps(model: nn.Module) -> None:
+    """Feature maps that know nothing of the base, as they are before `tptt.calibrate`."""
+    for memory in memories(model):
+        for features in (memory.query_features, memory.key_features):
+            if isinstance(features, LearnedMap):
+                new = MAPS[memory.config.feature_map](features.weight.shape[0], features.weight.shape[-1])
+                features.weight.copy_(new.weight)
+
+
+_RAMP = {"mag_start": 0.01, "mag_steps": 100}  # the workflow of TPTT
+
+REFERENCES = {
+    "window alone": Arm("LoRA and the window, no memory", change=window_alone),
+    "original": Arm(
+        "the operator of the public package, reimplemented from a reading; it computes no delta rule",
+        {"feature_map": "silu", "mix_gate": "none"}, _RAMP, make_original,
+    ),
+    "parameter-free": Arm(
+        "the paper's branch on the exact delta rule: nothing of it is learned",
+        {"feature_map": "silu", "write_gate": "k", "mix_gate": "none"}, _RAMP,
+    ),
+    "default": Arm("TpttConfig and TrainingSettings as they are"),
+}  # fmt: skip
+HELD_OUT = {f"no {name}": Arm(f"default, {name} held out of training", without=name) for name in FORMATS}
+INGREDIENTS = {
+    "random maps": Arm("cubic features that do not begin at the base's scores", change=random_maps),
+    "sign-split": Arm("features SiLU([Px, -Px]), which begin there too", {"feature_map": "sign_split"}),
+    "4 rows": Arm("half as many steps, of twice as many rows", settings={"rows": 4}),
+    "mix .375": Arm("fewer recall rows", settings={"recall_mix": 0.375}),
+    "text alone": Arm("no recall rows", settings={"recall_mix": 0.0}),
+    "equal weights": Arm("recall rows weigh as text does", settings={"answer_weight": 1.0, "filler_weight": 1.0}),
+    "one rate": Arm("5e-3 for LoRA and memory", settings={"memory_lr": 5e-3, "lr": 5e-3}),
+    "mu ramp": Arm("mag_weight rises from 0.01 over 100 steps", settings=_RAMP),
+    "mu per head": Arm("no linear map in mu", {"mix_gate": "head"}),
+    "beta of keys": Arm("write gate without parameters", {"write_gate": "k"}),
+    "decay": Arm("gated delta rule", {"operator": "gated_delta_rule"}),
+    "KDA": Arm("a decay per channel", {"operator": "kda"}),
+    "DeltaProduct": Arm("virtual tokens", {"operator": "delta_product"}),
+    "state per query head": Arm("twice the states", {"states": "query_head"}),
+    "align": Arm("distance to the base's attention outputs, weight 1", settings={"align": 1.0}),
+    "KL": Arm("KL to the base, weight .5", settings={"distill": 0.5}),
+}
+"""Each ingredient of the default taken away, or another one put in, one at a time."""
+
+ARMS = REFERENCES | HELD_OUT | INGREDIENTS

@@ -1,0 +1,129 @@
+"""Trains and measures one cell: an arm, a budget, a seed on a base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from benchmarks.runs import Runs
+from tptt import TpttConfig, TpttModel
+from tptt.data import FORMATS as ALL_FORMATS
+from tptt.data import chosen_formats
+from tptt.evaluation import (
+    branch_use,
+    perplexity,
+    perplexity_by_position,
+    recall_accuracy,
+    recall_by_generation,
+)
+from tptt.inference.snapshot import fingerprint
+from tptt.surgery import memories
+from tptt.training import Material, TrainingSettings, train
+from tptt.training.convert import calibrate_on, load_tokenizer
+from tptt.training.lora import lora_config
+
+from .arms import FORMATS, Arm
+
+LENGTHS = (1, 2, 4, 8)  # times the training length
+_TOKENS = 16_384  # recall rows of a format and a length have about as many
+_ROWS = 4  # and are this many at least
+_TEXT = 16_384  # tokens of text measured at each length
+_FACTS = 8
+
+
+class Bench:
+    """One base.
+
+    Args:
+        base: folder or hub id.
+        length, window: of training rows, and of the softmax, in tokens.
+        runs: where results are kept.
+    """
+
+    def __init__(self, base: str | Path, length: int, window: int, runs: Runs) -> None:
+        self.base, self.length, self.window, self.runs = str(base), length, window, runs
+        inner = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        self.parameters, self.weights = inner.num_parameters(), fingerprint(inner)[:12]
+        self.lora = lora_config(inner)
+        self.materials: dict[int, Material] = {}
+
+    def material(self, seed: int) -> Material:
+        if seed not in self.materials:
+            tokenizer = load_tokenizer(TpttConfig(base_model_name=self.base))
+            # all of the text, however long the training: budgets then differ in nothing else
+            self.materials[seed] = Material.of(tokenizer, None, 4_000_000, LENGTHS[-1] * self.length, seed)
+        return self.materials[seed]
+
+    def settings(self, arm: Arm, tokens: int, seed: int) -> TrainingSettings:
+        formats = chosen_formats(without=(arm.without,)) if arm.without else "all"
+        return TrainingSettings(
+            tokens=tokens, length=self.length, seed=seed, probe_every=0, recall_formats=formats, **arm.settings
+        )
+
+    def key(self, arm: Arm, tokens: int, seed: int) -> dict[str, Any]:
+        """What a result depends on: other weights, configuration or settings are another result."""
+        config = TpttConfig(max_self_attn_length=self.window, **arm.config).memory_config()
+        return {
+            "weights": self.weights, "change": getattr(arm.change, "__name__", None), "memory": vars(config),
+            "lora": self.lora["r"], "settings": vars(self.settings(arm, tokens, seed)),
+        }  # fmt: skip
+
+    def untrained(self) -> dict[str, Any]:
+        """The base as it is, whose context ends at ``length``."""
+        key = {"weights": self.weights, "change": "base", "length": self.length, "window": self.window}
+        return self.runs.once(key, lambda: self._measured(self._plain(), 0, LENGTHS[:1]))
+
+    def trained(self, arm: Arm, tokens: int, seed: int) -> dict[str, Any]:
+        return self.runs.once(self.key(arm, tokens, seed), lambda: self._train(arm, tokens, seed))
+
+    def _plain(self):
+        return AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32)
+
+    def _train(self, arm: Arm, tokens: int, seed: int) -> dict[str, Any]:
+        settings, material = self.settings(arm, tokens, seed), self.material(seed)
+        torch.manual_seed(seed)
+        config = TpttConfig(
+            base_model_name=self.base, lora_config=self.lora, max_self_attn_length=self.window, **arm.config
+        )
+        model = TpttModel(config, dtype=torch.float32)
+        calibrate_on(model, material, self.length)
+        if arm.change is not None:
+            arm.change(model)
+        history = train(model, material, settings, self.length)
+        found = self._measured(model, seed, LENGTHS)
+        found["train_seconds"] = next(x["train_runtime"] for x in reversed(history) if "train_runtime" in x)
+        found["threads"] = torch.get_num_threads()
+        found["loss"] = [(x["step"], round(x["loss"], 4)) for x in history if "loss" in x]
+        if arm.change is None:
+            use = branch_use(model, material.recall(), self.length, self.window, 2 * _ROWS, seed)
+            found["branches"] = {name: score.beyond for name, score in use.recall.items()}
+            found["mu"] = [round(x.mu, 3) for x in use.layers]
+        return found
+
+    def _measured(self, model, seed: int, lengths: tuple[int, ...]) -> dict[str, Any]:
+        """All by length, as a multiple of the training length, and by format."""
+        material, n = self.material(seed), self.length
+        found: dict[str, Any] = {"perplexity": {}, "beyond": {}, "inside": {}, "by_distance": {}, "generated": {}}
+        for times in lengths:
+            found["perplexity"][times] = perplexity(model, material.text(times * n, _TEXT))
+            names = ALL_FORMATS if times == 1 else FORMATS
+            scores = {f: self._recall(model, f, times * n) for f in names}
+            found["beyond"][times] = {f: s.beyond for f, s in scores.items()}
+            found["inside"][times] = {f: s.inside for f, s in scores.items()}
+            found["by_distance"][times] = {f: scores[f].by_distance for f in FORMATS}
+        longest = lengths[-1] * n
+        bounds = [n // 8 * 2**i for i in range(20) if n // 8 * 2**i <= longest]
+        found["by_position"] = perplexity_by_position(model, material.text(longest, _TEXT), bounds)
+        if memories(model):
+            for f in FORMATS:
+                found["generated"][f] = recall_by_generation(
+                    model, material.recall(f, _FACTS), n, self.window, 4 * _ROWS, 1
+                )
+        return found
+
+    def _recall(self, model, name: str, length: int):
+        rows = max(_ROWS, _TOKENS // length)
+        return recall_accuracy(model, self.material(0).recall(name, _FACTS), length, self.window, rows, 1)

@@ -1,0 +1,183 @@
+"""Tables, plots and the planner's curves from the cells that are there."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.timing import machine
+from tptt.data import FORMATS as ALL_FORMATS
+from tptt.evaluation import markdown_table
+from tptt.quickstart.plots import new_figure, save
+
+from .arms import ARMS, FORMATS, HELD_OUT, INGREDIENTS, REFERENCES
+from .bench import LENGTHS, Bench
+
+Cells = dict[str, dict[int, list[dict[str, Any]]]]  # arm -> tokens -> one result per seed that is there
+
+
+def cells_of(bench: Bench, budgets: Sequence[int], seeds: Sequence[int]) -> Cells:
+    """What has been trained so far with today's recipe."""
+    found: Cells = {}
+    for name, arm in ARMS.items():
+        for tokens in budgets:
+            lines = [bench.runs.find(bench.key(arm, tokens, s)) for s in seeds]
+            if there := [x for x in lines if x is not None]:
+                found.setdefault(name, {})[tokens] = there
+    return found
+
+
+def beyond(cell: dict[str, Any], times: int, formats: Sequence[str] = FORMATS) -> float:
+    """Mean recall beyond the window over ``formats``, at ``times`` the training length."""
+    return statistics.mean(cell["beyond"][str(times)][f] or 0.0 for f in formats)
+
+
+def _mean(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
+
+
+def _name(tokens: int) -> str:
+    return f"{tokens / 2**20:g} M"
+
+
+def _row(bench: Bench, name: str, tokens: int, cells: list[dict[str, Any]]) -> list[str]:
+    base = bench.untrained()["perplexity"]["1"]
+    without = ARMS[name].without
+    measured = [f for f in FORMATS if f != without]
+    return [
+        name, _name(tokens), str(len(cells)),
+        *(_mean([beyond(c, t, measured) for c in cells]) for t in LENGTHS),
+        _mean([beyond(c, 1, [without]) for c in cells]) if without else "",
+        *(_mean([c["perplexity"][str(t)] / base for c in cells]) for t in (1, 4)),
+        _mean([c["train_seconds"] / 60 for c in cells]),
+    ]  # fmt: skip
+
+
+def tables(bench: Bench, cells: Cells) -> str:
+    """The section for one base."""
+    base = bench.untrained()
+    heads = [
+        "arm",
+        "tokens",
+        "seeds",
+        *(f"{t}x" for t in LENGTHS),
+        "held out, 1x",
+        "perplexity / base",
+        "at 4x",
+        "minutes",
+    ]
+
+    def rows(arms) -> list[list[str]]:
+        return [_row(bench, n, t, found) for n in arms for t, found in sorted(cells.get(n, {}).items())]
+
+    parts = [
+        f"Rows of {bench.length} tokens, W = {bench.window}, {bench.parameters:,} parameters. Recall beyond the window "
+        f"({', '.join(FORMATS)}; all tokens of an answer right) at 1 to {LENGTHS[-1]} times the length of training rows; of "
+        f"the base itself, with its whole context: {beyond(base, 1):.2f}. Perplexity of text over the base's at 1x.",
+        markdown_table(heads, rows(REFERENCES)),
+    ]
+    if held := rows(HELD_OUT):
+        parts += ["### A format never trained", markdown_table(heads, held)]
+    if parts_of := rows(INGREDIENTS):
+        parts += ["### One ingredient changed", markdown_table(heads, parts_of)]
+    parts.append(markdown_table(["arm", "what it is"], [[n, ARMS[n].what] for n in ARMS if n in cells]))
+    if best := _largest(cells.get("default", {})):
+        tokens, found = best
+        names = [*ALL_FORMATS]
+        parts += [
+            f"### By format and by branch, default, {_name(tokens)}",
+            markdown_table(
+                ["", *names],
+                [["base", *(f"{base['beyond']['1'][f] or 0:.2f}" for f in names)],
+                 ["default", *(_mean([c["beyond"]["1"][f] or 0.0 for c in found]) for f in names)],
+                 ["by generation", *(_generated(found, f) for f in names)]],
+            ),
+            markdown_table(
+                ["recall beyond the window, all formats", *found[0]["branches"]],
+                [["", *(_mean([c["branches"][b] or 0.0 for c in found]) for b in found[0]["branches"])]],
+            ),
+        ]  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def _generated(cells: list[dict[str, Any]], name: str) -> str:
+    counts = [c["generated"][name] for c in cells if name in c["generated"]]
+    return f"{sum(r for r, _ in counts)} of {sum(n for _, n in counts)}" if counts else ""
+
+
+def _largest(by_tokens: dict[int, Any]) -> tuple[int, Any] | None:
+    return max(by_tokens.items()) if by_tokens else None
+
+
+def plot(bench: Bench, cells: Cells, path: Path) -> Path:
+    """Recall against tokens, against length, and perplexity by position."""
+    figure, (budget, length, position) = new_figure(3)
+    for name in [n for n in REFERENCES if n in cells]:
+        _line(budget, name, cells[name], lambda c: beyond(c, 1))
+        tokens, found = _largest(cells[name])  # type: ignore[misc]
+        length.plot(
+            [t * bench.length for t in LENGTHS], [statistics.mean(beyond(c, t) for c in found) for t in LENGTHS],
+            marker="o", label=f"{name}, {_name(tokens)}",
+        )  # fmt: skip
+        places = [int(p) for p in found[0]["by_position"]]
+        position.plot(
+            places, [statistics.mean(c["by_position"][str(p)] for c in found) for p in places], marker="o", label=name
+        )
+    held = {n: cells[n] for n in HELD_OUT if n in cells}
+    for tokens in sorted({t for x in held.values() for t in x}):
+        values = [beyond(c, 1, [ARMS[n].without or ""]) for n, x in held.items() for c in x.get(tokens, [])]
+        budget.scatter([tokens], [statistics.mean(values)], marker="x", color="black", zorder=3)
+    if held:
+        budget.scatter([], [], marker="x", color="black", label="default, the format held out")
+    found = bench.untrained()["by_position"]
+    position.plot([int(p) for p in found], list(found.values()), color="black", linestyle=":", label="base")
+    budget.set(
+        xscale="log", xlabel="tokens of training", ylabel="share right", ylim=(-0.02, 1.02), title="recall beyond W"
+    )
+    length.set(
+        xscale="log", xlabel="tokens of a row", ylabel="share right", ylim=(-0.02, 1.02), title="recall by length"
+    )
+    position.set(xscale="log", xlabel="position up to", ylabel="perplexity", title="text, by position")
+    for panel in (budget, length, position):
+        panel.legend(fontsize=7)
+    return save(figure, path)
+
+
+def _line(
+    panel, name: str, by_tokens: dict[int, list[dict[str, Any]]], value: Callable[[dict[str, Any]], float]
+) -> None:
+    tokens = sorted(by_tokens)
+    each = [[value(c) for c in by_tokens[t]] for t in tokens]
+    spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in each]
+    panel.errorbar(tokens, [statistics.mean(v) for v in each], spread, marker="o", capsize=2, label=name)
+
+
+def curves(bench: Bench, cells: Cells, name: str) -> dict[str, Any]:
+    """What the planner reads: see `tptt.training.planner`."""
+    base = bench.untrained()["perplexity"]["1"]
+
+    def summed(values: Sequence[float]) -> list[float]:
+        return [round(statistics.mean(values), 4), round(statistics.stdev(values) if len(values) > 1 else 0.0, 4)]
+
+    points = []
+    for tokens, found in sorted(cells.get("default", {}).items()):
+        point: dict[str, Any] = {"tokens": tokens, "seeds": len(found)}
+        for key, times in (("recall_trained", 1), ("recall_2x", 2), ("recall_4x", 4)):
+            point[key] = summed([beyond(c, times) for c in found])
+        unseen = [beyond(c, 1, [ARMS[n].without or ""]) for n in HELD_OUT for c in cells.get(n, {}).get(tokens, [])]
+        if unseen:
+            point["recall_unseen"] = summed(unseen)
+        point["perplexity_ratio"] = summed([c["perplexity"]["1"] / base for c in found])
+        points.append(point)
+    return {
+        "base": {"name": name, "parameters": bench.parameters}, "length": bench.length, "window": bench.window,
+        "machine": machine(), "commit": machine().rsplit(" ", 1)[-1], "points": points,
+    }  # fmt: skip
+
+
+def write_curves(path: Path, found: dict[str, Any]) -> None:
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
