@@ -24,7 +24,8 @@ def by_hand(q, k, v, beta, every, start=0):
 
 @pytest.mark.parametrize("every", [1, 3, 7, 100])
 def test_against_the_definition(every):
-    memory = LinearMemory(MemoryConfig(operator="delta_rule_gelu", state_activation_every=every), 16, 2, 2, 6)
+    config = MemoryConfig(operator="delta_rule_gelu", state_activation_every=every, feature_map="sign_split")
+    memory = LinearMemory(config, 16, 2, 2, 6)
     torch.manual_seed(0)
     x, k, v = torch.randn(1, 20, 16), torch.randn(1, 20, 2, 6), torch.randn(1, 20, 2, 6)
     writes = memory.writes(x, k, v, None)

@@ -13,7 +13,7 @@ class LearnedMap(nn.Module):
     def __init__(self, heads: int, start: torch.Tensor, width: int) -> None:
         super().__init__()
         self.width = width  # K
-        self.weight = nn.Parameter(start.repeat(heads, 1, 1))
+        self.weight = nn.Parameter(start.repeat(heads, 1, 1).to(torch.empty(0).device))  # loading begins on another device
         self._begun = start  # [rows, D] or [H, rows, D]
 
     @torch.no_grad()
@@ -35,7 +35,7 @@ class SignSplit(LearnedMap):
     """SiLU([Px, -Px]) / ||.||, P [H, D, D] learned from the identity; K = 2 D (LoLCATs, arXiv 2410.10254, section 3)."""
 
     def __init__(self, heads: int, head_dim: int) -> None:
-        super().__init__(heads, torch.eye(head_dim, dtype=torch.float32), 2 * head_dim)
+        super().__init__(heads, torch.eye(head_dim, dtype=torch.float32, device="cpu"), 2 * head_dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.mapped(x)
@@ -63,13 +63,14 @@ class Cubic(LearnedMap):
 
     def __init__(self, heads: int, head_dim: int) -> None:
         rows = next(r for r in range(head_dim, 0, -1) if _cubes(r) <= 16 * head_dim)
-        generator = torch.Generator().manual_seed(0)
-        start = torch.linalg.qr(torch.randn(head_dim, rows, generator=generator))[0].T.contiguous()
+        generator = torch.Generator("cpu").manual_seed(0)
+        square = torch.randn(head_dim, rows, dtype=torch.float32, device="cpu", generator=generator)
+        start = torch.linalg.qr(square)[0].T.contiguous()
         super().__init__(heads, start, _cubes(rows))
         weights = torch.tensor(
             [6.0 / repeats for repeats in _repeats(rows)]
         ).sqrt()  # 6 orders, fewer where channels repeat
-        self.register_buffer("weights", weights, persistent=False)
+        self.register_buffer("weights", weights)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         z = F.normalize(self.mapped(x), dim=-1, eps=1e-6)
