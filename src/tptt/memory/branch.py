@@ -171,7 +171,7 @@ class LinearMemory(nn.Module):
         """
         if (
             q.shape[1] != 1 or torch.is_grad_enabled() or torch.compiler.is_compiling() or not q.is_cpu or unavailable()
-            or self.taps or self.recurrence.activation or self.config.feature_map == "cubic" or self.output_scale.dtype != torch.float32
+            or self.taps or self.recurrence.activation or self.output_scale.dtype != torch.float32
             or softmax.dtype not in (torch.float32, torch.bfloat16)
             or not q.dtype == k.dtype == v.dtype == hidden_states.dtype == softmax.dtype
         ):  # fmt: skip
@@ -188,7 +188,10 @@ class LinearMemory(nn.Module):
         )
         logit = float(torch.logit(self.mag_weight))
         state = state.contiguous()
-        return memory_step(q, k, v, hidden_states, softmax, state, learned, logit, self.recurrence.delta), state
+        out = memory_step(
+            q, k, v, hidden_states, softmax, state, learned, logit, self.recurrence.delta, self.config.feature_map
+        )
+        return out, state
 
     def softmax_share(self, softmax: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         """(1 - mu) softmax, [B, T, H * V]."""

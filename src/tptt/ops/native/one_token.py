@@ -10,9 +10,12 @@ from torch import Tensor
 from . import structs
 from .library import library
 
+FEATURES = ("silu", "sign_split", "cubic")
+"""In the order of kernels/abi.h."""
+
 
 class Parameters(NamedTuple):
-    """What a branch has learned, float32 and contiguous: feature maps [H, D, D] and [S, D, D] (None: SiLU alone), weights
+    """What a branch has learned, float32 and contiguous: feature maps [H, M, D] and [S, M, D] (None with "silu"), weights
     [., E] and biases [.] of the gates for writing [S], decay [S] and mixing [H] (None: zero, no decay), scale [H, V]."""
 
     query_map: Tensor | None
@@ -25,12 +28,12 @@ class Parameters(NamedTuple):
 
 def memory_step(
     q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, softmax: Tensor, state: Tensor, parameters: Parameters,
-    mu_logit: float, delta: bool,
+    mu_logit: float, delta: bool, feature_map: str,
 ) -> Tensor:  # fmt: skip
     """The mixed output [B, 1, H * V], like ``softmax``; ``state`` [B, S, K, V], float32 and contiguous, is overwritten.
 
     Args: q [B, 1, H, D], k [B, 1, Hk, D], v [B, 1, Hk, V], hidden [B, 1, E] and softmax [B, 1, H * V] of one dtype, float32
-    or bfloat16. Arguments are taken as valid.
+    or bfloat16; feature_map, one of `FEATURES`. Arguments are taken as valid.
     """
     batch, _, heads, width = q.shape
     states, kv_heads = state.shape[1], k.shape[2]
@@ -46,12 +49,14 @@ def memory_step(
             heads // states,
             states // kv_heads,
             width,
+            width if parameters.key_map is None else parameters.key_map.shape[1],
             v.shape[3],
             hidden.shape[2],
             torch.get_num_threads(),
             mu_logit,
             delta,
             q.dtype == torch.bfloat16,
+            FEATURES.index(feature_map),
             *pointers,
             parameters.output_scale.data_ptr(),
             state.data_ptr(),

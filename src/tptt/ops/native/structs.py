@@ -65,10 +65,11 @@ class MemoryStep(ctypes.Structure):
         [
             (name, ctypes.c_int64)
             for name in (
-                "batch", "states", "groups", "copies", "head_width", "value_width", "hidden_width", "threads",
+                "batch", "states", "groups", "copies", "head_width", "map_height", "value_width", "hidden_width", "threads",
             )
         ]
-        + [("mu_logit", ctypes.c_float), ("delta", ctypes.c_int32), ("bfloat16", ctypes.c_int32)]
+        + [("mu_logit", ctypes.c_float)]
+        + [(name, ctypes.c_int32) for name in ("delta", "bfloat16", "features")]
         + [
             (name, ctypes.c_void_p)
             for name in (
