@@ -8,12 +8,13 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from . import fla, native
 from .chunk import chunk_recurrence
 from .naive import naive_recurrence
 from .step import step_recurrence
-from .validate import check_kinds, kind
+from .validate import check_kinds
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -30,6 +31,8 @@ class Spec(NamedTuple):
     per_channel: bool
     delta: bool
     needs_grad: bool
+    plain: tuple[int, ...] | None = None
+    """Of one token B, N, H, G, K, V, if the kernels can take its tensors as they are: contiguous, beta, g and state float32."""
 
     @classmethod
     def of(cls, q, k, v, beta, g, initial_state, delta) -> Spec:
@@ -38,17 +41,21 @@ class Spec(NamedTuple):
         given = q, k, v, beta, g, initial_state
         needs_grad = torch.is_grad_enabled() and any(getattr(x, "requires_grad", False) for x in given)
         checked = _checked if torch.compiler.is_compiling() else _checked_once
-        return checked(tuple([kind(x) for x in given]), delta, needs_grad)
+        kinds = [
+            None if x is None else (x.shape, x.dtype, x.device, x.is_contiguous()) if isinstance(x, Tensor) else type(x)
+            for x in given
+        ]
+        return checked(tuple(kinds), delta, needs_grad)
 
 
 def _checked(kinds, delta, needs_grad):
     check_kinds(kinds)
-    q, k, v, _, g, _ = kinds
-    (_, tokens, *rest), device = k[0], k[2]
-    return Spec(
+    q, k, v, beta, g, state = kinds
+    (batch, tokens, *several, heads, key_width), device = k[0], k[2]
+    spec = Spec(
         tokens,
-        rest[0] if len(rest) == 3 else 1,
-        rest[-1],
+        several[0] if several else 1,
+        key_width,
         device.type,
         k[1] if q[1] == k[1] == v[1] else None,
         g is not None,
@@ -56,6 +63,11 @@ def _checked(kinds, delta, needs_grad):
         delta,
         needs_grad,
     )
+    others = [x for x in (beta, g, state) if x is not None]
+    served = tokens == 1 and not needs_grad and _native_serves(spec) is None and state is not None
+    if not served or not all(x[3] for x in (q, k, v, *others)) or any(x[1] != torch.float32 for x in others):
+        return spec
+    return spec._replace(plain=(batch, spec.writes, heads, q[0][2] // heads, key_width, v[0][-1]))
 
 
 _checked_once = lru_cache(1024)(_checked)
@@ -89,8 +101,10 @@ def _one_token(spec):
 
 def _native(spec):
     reason = native.unavailable()
-    if reason or spec is None:
-        return reason
+    return reason if reason or spec is None else _native_serves(spec)
+
+
+def _native_serves(spec):
     if spec.device != "cpu":
         return f"it runs on the CPU, the tensors are on {spec.device}"
     if spec.dtype not in (torch.float32, torch.bfloat16):

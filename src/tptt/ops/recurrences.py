@@ -10,7 +10,7 @@ import torch
 
 from .backends import BACKENDS, Spec, select
 from .dtypes import state_dtype
-from .native import native_step
+from .native import plain_step, unavailable
 from .packed import run_packed
 from .validate import check_chunk_size, check_cu_seqlens, check_values
 
@@ -111,11 +111,10 @@ def delta_rule_step(q, k, v, beta, g=None, *, state, scale=1.0, inplace=False):
     if spec.tokens != 1:
         raise ValueError(f"delta_rule_step takes exactly one token, got T = {spec.tokens}")
     if inplace:
+        if spec.plain and not unavailable() and not torch.compiler.is_compiling():
+            return plain_step(q, k, v, beta, g, state, scale, True, spec.plain), state
         _check_inplace(state, state_dtype(q, k, v), spec.needs_grad)
-    native = BACKENDS["native"].supports(spec) is None
-    if native and state is not None and not spec.needs_grad:  # nothing in between: a small state is read in 10 us
-        return native_step(q, k, v, beta, g, scale=scale, state=state, delta=True, inplace=inplace)
-    backend = BACKENDS["native" if native else "step"]
+    backend = BACKENDS["step" if BACKENDS["native"].supports(spec) else "native"]
     return _call(backend, spec, q, k, v, beta, g, state, scale, None, inplace)
 
 

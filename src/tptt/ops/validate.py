@@ -9,16 +9,9 @@ NAMES = ("q", "k", "v", "beta", "g", "initial_state")
 NEEDED = ("q", "k", "v")
 
 
-def kind(x):
-    """What is checked of an argument: shape, dtype and device, None, or the type of what is no tensor."""
-    if x is None:
-        return None
-    return (x.shape, x.dtype, x.device) if isinstance(x, torch.Tensor) else type(x)
-
-
 def check_kinds(kinds):
-    """Of q, k, v, beta, g and initial_state: raise TypeError for a wrong type or dtype, ValueError for a wrong shape or
-    device."""
+    """Of q, k, v, beta, g and initial_state, each (shape, dtype, device, ...), None or the type of what is no tensor: raise
+    TypeError for a wrong type or dtype, ValueError for a wrong shape or device."""
     shapes, device = {}, None if kinds[1] is None or isinstance(kinds[1], type) else kinds[1][2]
     for name, kind in zip(NAMES, kinds, strict=True):
         if kind is None and name not in NEEDED:

@@ -21,10 +21,10 @@ def native_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, inplace=
         return o, state
     if state is None:
         state, inplace = k.new_zeros(len(k), *k.shape[-2:], v.shape[-1], dtype=torch.float32), True
-    return native_step(q, k, v, beta, g, scale=scale, state=state, delta=delta, inplace=inplace)
+    return _step(q, k, v, beta, g, scale=scale, state=state, delta=delta, inplace=inplace)
 
 
-def native_step(q, k, v, beta, g, *, scale, state, delta, inplace):
+def _step(q, k, v, beta, g, *, scale, state, delta, inplace):
     """`native_recurrence` for one token, without gradients.
 
     Args: as there, T = 1; k, v and beta may lack their axis of writes; state [B, H, K, V], overwritten if inplace (it is
