@@ -50,7 +50,6 @@ enum TpttFeatures : int32_t {
 };
 struct TpttMemoryStep {
   int64_t batch, states, groups, copies, head_width, map_height, value_width, hidden_width, threads;
-  float mu_logit;  // of the Memory-as-Gate weight, which a gate is added to
   int32_t delta, bfloat16;  // bfloat16: of q, k, v, hidden, softmax and out
   int32_t features;         // TpttFeatures
   const void *q, *k, *v, *hidden, *softmax;            // [B, S G, D], [B, S/C, D], [B, S/C, V], [B, E], [B, S G, V]
@@ -59,6 +58,7 @@ struct TpttMemoryStep {
   const float *decay_weight, *decay_bias;              // [S, E], [S]; no bias: no decay
   const float *mix_weight, *mix_bias;                  // [S G, E], [S G]
   const float* output_scale;                           // [S G, V]
+  const float* mag_weight;                             // the Memory-as-Gate weight, to whose logit a gate is added
   float* state;                                        // [B, S, K, V], overwritten
   void* out;                                           // [B, S G, V]
 };

@@ -93,6 +93,7 @@ inline void memory_step_state(const TpttMemoryStep& p, const MemoryScratch& s, i
   const int width = int(p.head_width), values = int(p.value_width), hidden = int(p.hidden_width);
   const int64_t source = b * (p.states / p.copies) + h / p.copies;
   float* state = p.state + (b * p.states + h) * feature_width(p) * values;
+  const float mu_logit = std::log(*p.mag_weight / (1.f - *p.mag_weight));  // 0 and 1 give infinities, which are meant
   const auto map_of = [&](const float* maps, int64_t head) { return maps ? maps + head * p.map_height * width : nullptr; };
   const auto load_query = [&](int64_t head) {
     load_row(p.q, (b * p.states * p.groups + head) * width, p.bfloat16, s.raw, width);
@@ -115,7 +116,7 @@ inline void memory_step_state(const TpttMemoryStep& p, const MemoryScratch& s, i
       read_state(p, state, s.query, s.first, s.read);
     }
     const float scale = 1.f / std::sqrt(dot(s.read, s.read, values) / float(values) + 1e-6f);
-    const float mu = sigmoid(p.mu_logit + gate(p.mix_weight, p.mix_bias, head, s.hidden, hidden));
+    const float mu = sigmoid(mu_logit + gate(p.mix_weight, p.mix_bias, head, s.hidden, hidden));
     load_row(p.softmax, at, p.bfloat16, s.value, values);
     for (int j = 0; j < values; j++) {
       const float memory = s.read[j] * scale * p.output_scale[head * values + j], apart = memory - s.value[j];
