@@ -109,7 +109,7 @@ inline void step_head(const TpttStep& p, const StepScratch& s, int64_t b, int64_
   }
 }
 
-// one(p, scratch, b, h) for every row of the batch and each of ``heads``, on p.threads threads.
+// one(p, scratch, b, h) for each of ``heads`` and every row of the batch, which share its weights, on p.threads threads.
 template <class Scratch, class Problem, class One> inline void each_head(const Problem& p, int64_t heads, One one) {
   const int64_t count = p.batch * heads;
   Arena measured;
@@ -119,7 +119,7 @@ template <class Scratch, class Problem, class One> inline void each_head(const P
     Arena arena(measured.taken());
     Scratch s(p, arena);
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < count; i++) one(p, s, i / heads, i % heads);
+    for (int64_t i = 0; i < count; i++) one(p, s, i % p.batch, i / p.batch);
   }
 }
 
