@@ -5,6 +5,7 @@ import torch
 
 from tptt import MemoryConfig
 from tptt.memory import LinearMemory
+from tptt.memory.features import MAPS
 from tptt.ops.native import library as native
 from tptt.ops.native import unavailable
 
@@ -15,6 +16,8 @@ SETTINGS = [
     {}, {"operator": "gated_delta_rule"}, {"operator": "linear_attention"}, {"feature_map": "silu"},
     {"write_gate": "constant", "mix_gate": "head"}, {"mix_gate": "none", "mag_weight": 0.3}, {"states": "kv_head"},
     {"states": "kv_head", "operator": "gated_delta_rule", "feature_map": "silu"}, {"mag_weight": 1.0},
+    {"feature_map": "cubic"}, {"feature_map": "cubic", "operator": "gated_delta_rule"},
+    {"feature_map": "cubic", "operator": "linear_attention", "states": "kv_head"},
 ]  # fmt: skip
 
 
@@ -67,16 +70,26 @@ def test_the_state_is_overwritten():
         assert memory.step(*inputs, state)[1] is state
 
 
+@pytest.mark.parametrize("feature_map", MAPS)
+def test_what_is_not_finite_shows(feature_map):
+    memory, softmax, hidden, q, k, v = made({"feature_map": feature_map}, SHAPES[0])
+    with torch.no_grad():
+        for wrong in ((q * torch.nan, k, v), (q, k * torch.nan, v), (q, k, v * torch.nan)):
+            assert memory.step(softmax, hidden, *wrong, None)[0].isnan().all()
+
+
 def test_mu_zero_is_exact():
     memory, *inputs = made({"mag_weight": 0.0}, SHAPES[0])
     with torch.no_grad():
         assert torch.equal(memory.step(*inputs, torch.randn(2, 4, 16, 8))[0], inputs[0])
 
 
-def test_bfloat16():
-    memory, *inputs = made({"operator": "gated_delta_rule"}, SHAPES[2], torch.bfloat16)
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("feature_map", MAPS)
+def test_bfloat16(feature_map):
+    memory, *inputs = made({"operator": "gated_delta_rule", "feature_map": feature_map}, SHAPES[2], torch.bfloat16)
     with torch.no_grad():
-        state = torch.randn(2, 2, 128, 64)
+        state = torch.randn(2, 2, memory.key_features.width, 64)
         want, after = by_parts(memory, *inputs, state.clone())
         ours = memory.step(*inputs, state)
     assert ours[0].dtype == torch.bfloat16

@@ -7,6 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tptt.ops.step import step_recurrence
+
 from .cases import BACKENDS, KINDS, assert_close, make_case, native, reference, results, serve
 
 LENGTHS = (1, 2, 63, 64, 65, 127)
@@ -32,6 +34,31 @@ def test_float32(backend, tokens, kind):
 def test_step(kind):
     check(make_case(1, batch=2, groups=3, **KINDS[kind]), "step")
     check(make_case(1, batch=2, groups=3, state=False, **KINDS[kind]), "step")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backend", ("step", native))
+def test_one_token_without_gradients(backend, kind):
+    for state in (False, True):
+        case = serve(backend, make_case(1, batch=2, groups=3, state=state, **KINDS[kind]))[0].to(torch.float32)
+        with torch.no_grad():
+            got = dict(zip(("o", "state"), case.run(backend), strict=True))
+        assert_close(got, dict(zip(("o", "state"), reference(case), strict=True)))
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("kind", KINDS)
+def test_step_overwrites_only_in_place(kind, dtype):
+    case = make_case(1, batch=2, groups=3, **KINDS[kind]).to(dtype)
+    state = case.initial_state.float().transpose(0, 1).contiguous().transpose(0, 1)
+    arguments = (case.q, case.k, case.v, case.beta, case.g)
+    options = {"scale": 0.7, "initial_state": state, "delta": case.delta}
+    before = state.clone()
+    with torch.no_grad():
+        want_o, want = step_recurrence(*arguments, **options)
+        assert torch.equal(state, before)
+        o, after = step_recurrence(*arguments, **options, inplace=True)
+    assert after is state and o.dtype == dtype and torch.equal(o, want_o) and torch.equal(after, want)
 
 
 @pytest.mark.parametrize(

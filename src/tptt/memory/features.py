@@ -45,6 +45,8 @@ class SignSplit(LearnedMap):
 class Silu(nn.Module):
     """SiLU(x) / ||.||; K = D, no parameters."""
 
+    weight = None
+
     def __init__(self, heads: int, head_dim: int) -> None:
         super().__init__()
         self.width = head_dim  # K

@@ -41,6 +41,8 @@ class ChannelGate(nn.Module):
 class HeadGate(nn.Module):
     """One learned number per head, 0 at the start."""
 
+    weight = None
+
     def __init__(self, hidden: int, heads: int, start: float = 0.0) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.full((heads,), start, dtype=torch.float32))
@@ -51,6 +53,8 @@ class HeadGate(nn.Module):
 
 class NoGate(nn.Module):
     """Zero everywhere, no parameters."""
+
+    weight = bias = None
 
     def __init__(self, hidden: int, heads: int, start: float = 0.0) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ import torch
 
 def state_dtype(*tensors):
     """dtype of the state: float64 if any tensor is float64, else float32."""
-    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+    return torch.float64 if torch.float64 in [x.dtype for x in tensors] else torch.float32
 
 
 def wide_dtype(device):

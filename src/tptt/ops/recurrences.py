@@ -5,15 +5,14 @@ width.
 """
 
 import os
-from contextlib import nullcontext
 
 import torch
 
 from .backends import BACKENDS, Spec, select
 from .dtypes import state_dtype
-from .native import native_step
+from .native import plain_step, unavailable
 from .packed import run_packed
-from .validate import check_arguments, check_chunk_size, check_cu_seqlens, check_values
+from .validate import check_chunk_size, check_cu_seqlens, check_values
 
 DEBUG_VARIABLE = "TPTT_DEBUG"
 """Environment variable: set and not empty, every call checks the values of beta and g, which costs a synchronisation."""
@@ -72,8 +71,7 @@ def delta_rule(
     """
     if beta is None:
         raise TypeError("beta must be a tensor, got NoneType; a delta rule that always writes in full has beta = 1")
-    options = {"scale": scale, "delta": True}
-    return _run(q, k, v, beta, g, options, initial_state, output_final_state, backend, chunk_size, cu_seqlens)
+    return _run(q, k, v, beta, g, True, scale, initial_state, output_final_state, backend, chunk_size, cu_seqlens)
 
 
 def linear_attention(
@@ -96,8 +94,7 @@ def linear_attention(
 
     Args, returns and raises: as `delta_rule`; beta may be None, which is 1, and has no upper bound.
     """
-    options = {"scale": scale, "delta": False}
-    return _run(q, k, v, beta, g, options, initial_state, output_final_state, backend, chunk_size, cu_seqlens)
+    return _run(q, k, v, beta, g, False, scale, initial_state, output_final_state, backend, chunk_size, cu_seqlens)
 
 
 def delta_rule_step(q, k, v, beta, g=None, *, state, scale=1.0, inplace=False):
@@ -110,58 +107,46 @@ def delta_rule_step(q, k, v, beta, g=None, *, state, scale=1.0, inplace=False):
     """
     if beta is None:
         raise TypeError("beta must be a tensor, got NoneType; a delta rule that always writes in full has beta = 1")
-    check_arguments(q, k, v, beta, g, state)
-    if k.shape[1] != 1:
-        raise ValueError(f"delta_rule_step takes exactly one token, got T = {k.shape[1]}")
     spec = Spec.of(q, k, v, beta, g, state, True)
+    if spec.tokens != 1:
+        raise ValueError(f"delta_rule_step takes exactly one token, got T = {spec.tokens}")
     if inplace:
+        if spec.plain and not unavailable() and not torch.compiler.is_compiling():
+            return plain_step(q, k, v, beta, g, state, scale, True, spec.plain), state
         _check_inplace(state, state_dtype(q, k, v), spec.needs_grad)
-    native = BACKENDS["native"].supports(spec) is None
-    if native and state is not None and not spec.needs_grad:  # nothing in between: a small state is read in 10 us
-        return native_step(q, k, v, beta, g, scale=scale, state=state, delta=True, inplace=inplace)
-    k, v, beta = _with_writes(k, v, beta)
-    options = {"inplace": inplace, "needs_grad": spec.needs_grad}
-    with _full_precision(k.device.type):
-        backend = BACKENDS["native" if native else "step"]
-        return backend.run(q, k, v, beta, g, scale=scale, initial_state=state, delta=True, **options)
+    backend = BACKENDS["step" if BACKENDS["native"].supports(spec) else "native"]
+    return _call(backend, spec, q, k, v, beta, g, state, scale, None, inplace)
 
 
-def _run(q, k, v, beta, g, options, initial_state, output_final_state, backend, chunk_size, cu_seqlens):
+def _run(q, k, v, beta, g, delta, scale, initial_state, output_final_state, backend, chunk_size, cu_seqlens):
     one_state_per_row = initial_state if cu_seqlens is None or initial_state is None else initial_state[:1]
-    check_arguments(q, k, v, beta, g, one_state_per_row)
+    spec = Spec.of(q, k, v, beta, g, one_state_per_row, delta)
     check_chunk_size(chunk_size)
     cuts = None if cu_seqlens is None else check_cu_seqlens(cu_seqlens, k, initial_state)
-    if os.environ.get(DEBUG_VARIABLE):
-        check_values(beta, g, MOST_BETA if options["delta"] else float("inf"))
-    k, v, beta = _with_writes(k, v, beta)
+    if DEBUG_VARIABLE in os.environ and os.environ[DEBUG_VARIABLE]:  # `get` takes 4 us where there is none
+        check_values(beta, g, MOST_BETA if delta else float("inf"))
+    if cuts is None:
+        o, state = _call(select(backend, spec), spec, q, k, v, beta, g, initial_state, scale, chunk_size)
+    else:
 
-    def run(q, k, v, beta, g, state):
-        spec = Spec.of(q, k, v, beta, g, state, options["delta"])
-        chosen = select(backend, spec)
-        if not k.shape[1]:
-            return _nothing(q, k, v, state)
-        more = {"chunk_size": chunk_size, "needs_grad": spec.needs_grad}
-        return chosen.run(q, k, v, beta, g, initial_state=state, **more, **options)
+        def run(q, k, v, beta, g, state):
+            spec = Spec.of(q, k, v, beta, g, state, delta)
+            return _call(select(backend, spec), spec, q, k, v, beta, g, state, scale, chunk_size)
 
-    with _full_precision(k.device.type):
-        if cuts is None:
-            o, state = run(q, k, v, beta, g, initial_state)
-        else:
-            o, state = run_packed(run, q, k, v, beta, g, cuts, initial_state)
+        o, state = run_packed(run, q, k, v, beta, g, cuts, initial_state)
     return o, state if output_final_state else None
 
 
-def _full_precision(device):
-    """Autocast off; nothing at all where it is not on, which saves a token's step 2 us."""
-    casts = device != "meta" and torch.is_autocast_enabled(device)  # torch has no autocast for meta tensors
-    return torch.autocast(device, enabled=False) if casts else nullcontext()
-
-
-def _with_writes(k, v, beta):
-    """k, v and beta with their axis of N writes."""
-    if k.dim() == 5:
-        return k, v, beta
-    return k.unsqueeze(2), v.unsqueeze(2), None if beta is None else beta.unsqueeze(2)
+def _call(backend, spec, q, k, v, beta, g, state, scale, chunk_size, inplace=False):
+    if not spec.tokens:
+        return _nothing(q, k, v, state)
+    if k.dim() == 4 and (spec.tokens > 1 or spec.needs_grad or not backend.bare):
+        k, v, beta = k.unsqueeze(2), v.unsqueeze(2), None if beta is None else beta.unsqueeze(2)
+    arguments = q, k, v, beta, g, state, scale, spec.delta, chunk_size, spec.needs_grad, inplace
+    if spec.device != "meta" and torch.is_autocast_enabled(spec.device):  # torch has no autocast for meta tensors
+        with torch.autocast(spec.device, enabled=False):
+            return backend.run(*arguments)
+    return backend.run(*arguments)
 
 
 def _check_inplace(state, dtype, needs_grad):
@@ -174,9 +159,9 @@ def _check_inplace(state, dtype, needs_grad):
 def _nothing(q, k, v, initial_state):
     """T = 0."""
     dtype = state_dtype(q, k, v)
-    batch, _, _, heads, key_width = k.shape
+    batch, (heads, key_width), value_width = len(k), k.shape[-2:], v.shape[-1]
     if initial_state is None:
-        state = k.new_zeros(batch, heads, key_width, v.shape[4], dtype=dtype)
+        state = k.new_zeros(batch, heads, key_width, value_width, dtype=dtype)
     else:
         state = initial_state.to(dtype, copy=True)
-    return v.new_empty(batch, 0, q.shape[2], v.shape[4]), state
+    return v.new_empty(batch, 0, q.shape[2], value_width), state

@@ -2,6 +2,7 @@
 
 from .library import unavailable
 from .one_token import Parameters, memory_step
-from .recurrence import native_recurrence, native_step
+from .operators import plain_step
+from .recurrence import native_recurrence
 
-__all__ = ["Parameters", "memory_step", "native_recurrence", "native_step", "unavailable"]
+__all__ = ["Parameters", "memory_step", "native_recurrence", "plain_step", "unavailable"]

@@ -148,6 +148,21 @@ class Recurrence(torch.autograd.Function):
         return _differentiate(ctx, d_o, d_final_state, None, backward_kernel)
 
 
+def plain_step(q, k, v, beta, g, state, scale, delta, sizes):
+    """One token of contiguous tensors, beta, g and state float32: o [B, 1, G*H, V]; ``state`` is overwritten. ``sizes``:
+    B, N, H, G, K, V. Of a small state the kernel takes 10 us, so that nothing is asked here that a caller knows."""
+    batch, _, heads, groups, _, value_width = sizes
+    o = v.new_empty((batch, 1, heads * groups, value_width))
+    library().step(
+        structs.Step(
+            *sizes, torch.get_num_threads(), scale, delta, v.dtype == torch.bfloat16, q.data_ptr(), k.data_ptr(),
+            v.data_ptr(), None if beta is None else beta.data_ptr(), None if g is None else g.data_ptr(),
+            state.data_ptr(), o.data_ptr(),
+        )
+    )  # fmt: skip
+    return o
+
+
 def step_kernel(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, g: Tensor | None, state: Tensor, scale: float, delta: bool
 ) -> Tensor:
@@ -156,14 +171,8 @@ def step_kernel(
     writes, queries = k.shape[2] if k.dim() == 5 else 1, q.shape[2]
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     beta, g = (x if x is None else x.contiguous() for x in (beta, g))
-    o = v.new_empty(batch, 1, queries, value_width)
-    problem = structs.Step(
-        batch, writes, heads, queries // heads, key_width, value_width, torch.get_num_threads(), scale, delta,
-        q.dtype == torch.bfloat16, q.data_ptr(), k.data_ptr(), v.data_ptr(), _pointer(beta), _pointer(g),
-        state.data_ptr(), o.data_ptr(),
-    )  # fmt: skip
-    library().step(problem)
-    return o
+    sizes = batch, writes, heads, queries // heads, key_width, value_width
+    return plain_step(q, k, v, beta, g, state, scale, delta, sizes)
 
 
 recurrence_step = torch.library.custom_op(

@@ -10,9 +10,9 @@ from .operators import Recurrence, forward_kernel, recurrence, recurrence_step, 
 def native_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, inplace=False, needs_grad=False):
     """`naive_recurrence` for float32 or bfloat16 q, k and v (one dtype), a scalar decay or none, on a CPU.
 
-    Args: q [B, T, G*H, K], k [B, T, N, H, K], v [B, T, N, H, V], beta [B, T, N, H] or None, g [B, T, H] or None,
-    initial_state [B, H, K, V] or None; needs_grad: keep what the backward needs; inplace (T = 1, a float32
-    state): overwrite initial_state. Arguments are taken as valid.
+    Args: q [B, T, G*H, K], k [B, T, N, H, K], v [B, T, N, H, V], beta [B, T, N, H] or None (for T = 1 without gradients
+    all three perhaps without their axis of writes), g [B, T, H] or None, initial_state [B, H, K, V] or None; needs_grad:
+    keep what the backward needs; inplace (T = 1, a float32 state): overwrite initial_state. Arguments are taken as valid.
     Returns: o [B, T, G*H, V] in v's dtype, state [B, H, K, V] in float32.
     """
     beta, g, state = (x if x is None else x.float() for x in (beta, g, initial_state))
@@ -20,11 +20,11 @@ def native_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, inplace=
         o, state, _ = _recurrence(needs_grad)(q, k, v, beta, g, state, scale, delta, needs_grad)
         return o, state
     if state is None:
-        state, inplace = k.new_zeros(k.shape[0], k.shape[3], k.shape[4], v.shape[4], dtype=torch.float32), True
-    return native_step(q, k, v, beta, g, scale=scale, state=state, delta=delta, inplace=inplace)
+        state, inplace = k.new_zeros(len(k), *k.shape[-2:], v.shape[-1], dtype=torch.float32), True
+    return _step(q, k, v, beta, g, scale=scale, state=state, delta=delta, inplace=inplace)
 
 
-def native_step(q, k, v, beta, g, *, scale, state, delta, inplace):
+def _step(q, k, v, beta, g, *, scale, state, delta, inplace):
     """`native_recurrence` for one token, without gradients.
 
     Args: as there, T = 1; k, v and beta may lack their axis of writes; state [B, H, K, V], overwritten if inplace (it is

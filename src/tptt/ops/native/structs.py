@@ -65,15 +65,15 @@ class MemoryStep(ctypes.Structure):
         [
             (name, ctypes.c_int64)
             for name in (
-                "batch", "states", "groups", "copies", "head_width", "value_width", "hidden_width", "threads",
+                "batch", "states", "groups", "copies", "head_width", "map_height", "value_width", "hidden_width", "threads",
             )
         ]
-        + [("mu_logit", ctypes.c_float), ("delta", ctypes.c_int32), ("bfloat16", ctypes.c_int32)]
+        + [(name, ctypes.c_int32) for name in ("delta", "bfloat16", "features")]
         + [
             (name, ctypes.c_void_p)
             for name in (
                 "q", "k", "v", "hidden", "softmax", "query_map", "key_map", "write_weight", "write_bias", "decay_weight",
-                "decay_bias", "mix_weight", "mix_bias", "output_scale", "state", "out",
+                "decay_bias", "mix_weight", "mix_bias", "output_scale", "mag_weight", "state", "out",
             )
         ]
     )  # fmt: skip

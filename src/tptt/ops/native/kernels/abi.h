@@ -40,18 +40,25 @@ struct TpttStep {
 };
 
 // One token through a whole memory branch: feature maps, gates, the recurrence, normalisation, Memory as Gate.
-// B batch, S states, G query heads per state, C states per key head, D width of raw keys and queries, V value width,
-// E width of the layer's input; K = 2 D with key_map, else D. All contiguous; parameters are float.
+// B batch, S states, G query heads per state, C states per key head, D width of raw keys and queries, M rows of a feature
+// map (D without one), K width of the features, V value width, E width of the layer's input. All contiguous; parameters
+// are float.
+enum TpttFeatures : int32_t {
+  TPTT_SILU,        // of the raw vector, K = D
+  TPTT_SIGN_SPLIT,  // SiLU of the mapped vector and its negative, K = 2 M
+  TPTT_CUBIC        // third power of the mapped vector's positive part, K = M
+};
 struct TpttMemoryStep {
-  int64_t batch, states, groups, copies, head_width, value_width, hidden_width, threads;
-  float mu_logit;  // of the Memory-as-Gate weight, which a gate is added to
+  int64_t batch, states, groups, copies, head_width, map_height, value_width, hidden_width, threads;
   int32_t delta, bfloat16;  // bfloat16: of q, k, v, hidden, softmax and out
+  int32_t features;         // TpttFeatures
   const void *q, *k, *v, *hidden, *softmax;            // [B, S G, D], [B, S/C, D], [B, S/C, V], [B, E], [B, S G, V]
-  const float *query_map, *key_map;                    // [S G, D, D], [S, D, D]; null: SiLU alone
+  const float *query_map, *key_map;                    // [S G, M, D], [S, M, D]; null with TPTT_SILU
   const float *write_weight, *write_bias;              // [S, E], [S]; null: zero, and so on
   const float *decay_weight, *decay_bias;              // [S, E], [S]; no bias: no decay
   const float *mix_weight, *mix_bias;                  // [S G, E], [S G]
   const float* output_scale;                           // [S G, V]
+  const float* mag_weight;                             // the Memory-as-Gate weight, to whose logit a gate is added
   float* state;                                        // [B, S, K, V], overwritten
   void* out;                                           // [B, S G, V]
 };

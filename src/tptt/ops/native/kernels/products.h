@@ -61,6 +61,24 @@ inline __attribute__((always_inline)) void strip(float* c, int c_row, const floa
     tile<1, STRIPS, ONTO>(c + m * c_row, c_row, a + m * a_row, a_row, a_step, b, b_row, depth, d + m * c_row, factor);
 }
 
+// y [rows] = A x, A [rows, width]: LANES rows at a time, which are summed across lanes together.
+inline void matrix_vector(const float* a, const float* x, int rows, int width, float* y) {
+  constexpr int BESIDE = 4;  // sums that grow side by side: one alone would wait for itself
+  int m = 0;
+  for (; m + LANES <= rows; m += LANES) {
+    Vec total[LANES] = {};
+    for (int first = 0; first < LANES; first += BESIDE) {
+      const float* at = a + int64_t(m + first) * width;
+      for (int i = 0; i + LANES <= width; i += LANES)
+        for (int j = 0; j < BESIDE; j++) total[first + j] += load(at + j * width + i) * load(x + i);
+    }
+    store(y + m, sums(total));
+    for (int i = width / LANES * LANES; i < width; i++)
+      for (int j = 0; j < LANES; j++) y[m + j] += a[int64_t(m + j) * width + i] * x[i];
+  }
+  for (; m < rows; m++) y[m] = dot(a + int64_t(m) * width, x, width);
+}
+
 // C [rows, columns] from A [rows, depth] and B [depth, columns]; columns is a multiple of LANES.
 // 32 registers hold 16 sums and what they need, 16 registers 12 sums.
 template <Onto ONTO>

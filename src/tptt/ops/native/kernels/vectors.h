@@ -90,6 +90,14 @@ template <int S> inline void exchange_all(Vec* x) {
   if constexpr (S > 1) exchange_all<S / 2>(x);
 }
 
+// The sum of each of x[0] to x[LANES - 1], in that order; overwrites x.
+template <int S = LANES / 2> inline Vec sums(Vec* x) {
+  constexpr auto lanes = std::make_integer_sequence<int, LANES>{};
+  for (int i = 0; i < S; i++) x[i] = exchange<S, false>(x[i], x[i + S], lanes) + exchange<S, true>(x[i], x[i + S], lanes);
+  if constexpr (S > 1) return sums<S / 2>(x);
+  return x[0];
+}
+
 // to [columns, to_row] = from [rows, from_row] transposed; rows and columns are multiples of LANES.
 inline void transpose(const float* from, int from_row, float* to, int to_row, int rows, int columns) {
   for (int i = 0; i < rows; i += LANES)
