@@ -46,7 +46,7 @@ struct TpttStep {
 enum TpttFeatures : int32_t {
   TPTT_SILU,        // of the raw vector, K = D
   TPTT_SIGN_SPLIT,  // SiLU of the mapped vector and its negative, K = 2 M
-  TPTT_CUBIC        // third power of the mapped vector's positive part, K = M
+  TPTT_CUBIC        // products of three channels of the mapped vector at length 1, K = M (M + 1) (M + 2) / 6
 };
 struct TpttMemoryStep {
   int64_t batch, states, groups, copies, head_width, map_height, value_width, hidden_width, threads;

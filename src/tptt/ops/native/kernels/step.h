@@ -5,29 +5,17 @@
 
 namespace {
 
-// Which rows of a state a pass visits.
-struct Every {
-  int count;
-  int operator[](int i) const { return i; }
-};
-struct Listed {
-  int count;
-  const int32_t* list;
-  int operator[](int i) const { return list[i]; }
-};
-
-// state <- decay state + key u^T, where WRITE, and read = state^T reader, added where ADD; columns of STRIPS vectors.
-template <int STRIPS, bool WRITE, bool ADD, class Rows>
-inline void pass(float* state, int width, Rows rows, const float* key, const float* u, float decay, const float* reader,
+// state <- decay state + key u^T, where WRITE, and read = state^T reader; columns of STRIPS vectors.
+template <int STRIPS, bool WRITE>
+inline void pass(float* state, int width, int rows, const float* key, const float* u, float decay, const float* reader,
                  float* read) {
   Vec write[STRIPS], total[STRIPS];
   for (int j = 0; j < STRIPS; j++) {
     if (WRITE) write[j] = load(u + j * LANES);
-    total[j] = ADD ? load(read + j * LANES) : Vec{};
+    total[j] = Vec{};
   }
   const Vec factor = splat(decay);
-  for (int n = 0; n < rows.count; n++) {
-    const int i = rows[n];
+  for (int i = 0; i < rows; i++) {
     float* at = state + int64_t(i) * width;
     const Vec reads = splat(reader[i]), writes = WRITE ? splat(key[i]) : Vec{};
     for (int j = 0; j < STRIPS; j++) {
@@ -40,16 +28,15 @@ inline void pass(float* state, int width, Rows rows, const float* key, const flo
 }
 
 // `pass` over every column from n on, STRIPS vectors at a time while there are so many, then half of it.
-template <int STRIPS, bool WRITE, bool ADD, class Rows>
-inline void passes(float* state, int width, Rows rows, const float* key, const float* u, float decay,
-                   const float* reader, float* read, int n) {
+template <int STRIPS, bool WRITE>
+inline void passes(float* state, int width, int rows, const float* key, const float* u, float decay, const float* reader,
+                   float* read, int n) {
   for (; n + STRIPS * LANES <= width; n += STRIPS * LANES)
-    pass<STRIPS, WRITE, ADD>(state + n, width, rows, key, WRITE ? u + n : u, decay, reader, read + n);
-  if constexpr (STRIPS > 1) return passes<STRIPS / 2, WRITE, ADD>(state, width, rows, key, u, decay, reader, read, n);
+    pass<STRIPS, WRITE>(state + n, width, rows, key, WRITE ? u + n : u, decay, reader, read + n);
+  if constexpr (STRIPS > 1) return passes<STRIPS / 2, WRITE>(state, width, rows, key, u, decay, reader, read, n);
   for (; n < width; n++) {
-    float total = ADD ? read[n] : 0.f;
-    for (int m = 0; m < rows.count; m++) {
-      const int i = rows[m];
+    float total = 0.f;
+    for (int i = 0; i < rows; i++) {
       float* at = state + int64_t(i) * width + n;
       if (WRITE) *at = *at * decay + key[i] * u[n];
       total += reader[i] * *at;
@@ -59,16 +46,12 @@ inline void passes(float* state, int width, Rows rows, const float* key, const f
 }
 
 constexpr int STRIPS = LANES == 16 ? 8 : 4;
-template <class Rows> void read_rows(float* state, int width, Rows rows, const float* reader, float* read) {
-  passes<STRIPS, false, false>(state, width, rows, nullptr, nullptr, 1.f, reader, read, 0);
+inline void read_rows(float* state, int width, int rows, const float* reader, float* read) {
+  passes<STRIPS, false>(state, width, rows, nullptr, nullptr, 1.f, reader, read, 0);
 }
-template <class Rows> void read_more(float* state, int width, Rows rows, const float* reader, float* read) {
-  passes<STRIPS, false, true>(state, width, rows, nullptr, nullptr, 1.f, reader, read, 0);
-}
-template <class Rows>
-void write_rows(float* state, int width, Rows rows, const float* key, const float* u, float decay, const float* reader,
-                float* read) {
-  passes<STRIPS, true, false>(state, width, rows, key, u, decay, reader, read, 0);
+inline void write_rows(float* state, int width, int rows, const float* key, const float* u, float decay,
+                       const float* reader, float* read) {
+  passes<STRIPS, true>(state, width, rows, key, u, decay, reader, read, 0);
 }
 
 struct StepScratch {
@@ -81,7 +64,6 @@ struct StepScratch {
 
 inline void step_head(const TpttStep& p, const StepScratch& s, int64_t b, int64_t h) {
   const int key_width = int(p.key_width), width = int(p.value_width);
-  const Every rows{key_width};
   float* state = p.state + (b * p.heads + h) * key_width * width;
   float decay = 1.f;
   if (p.g) decay = exp(splat(p.g[b * p.heads + h] < -1e4f ? -1e4f : p.g[b * p.heads + h]))[0];
@@ -91,18 +73,18 @@ inline void step_head(const TpttStep& p, const StepScratch& s, int64_t b, int64_
   };
   load_query(0);
   for (int64_t n = 0; n < p.writes; n++) load_row(p.k, row_of(n) * key_width, p.bfloat16, s.keys + n * key_width, key_width);
-  if (p.delta) read_rows(state, width, rows, s.keys, s.read);
+  if (p.delta) read_rows(state, width, key_width, s.keys, s.read);
   for (int64_t n = 0; n < p.writes; n++) {
     load_row(p.v, row_of(n) * width, p.bfloat16, s.value, width);
     const float beta = p.beta ? p.beta[row_of(n)] : 1.f, before = n ? 1.f : decay;
     for (int j = 0; j < width; j++) s.u[j] = beta * (p.delta ? s.value[j] - before * s.read[j] : s.value[j]);
     const float* next = n + 1 < p.writes ? s.keys + (n + 1) * key_width : s.query;
-    write_rows(state, width, rows, s.keys + n * key_width, s.u, before, next, s.read);
+    write_rows(state, width, key_width, s.keys + n * key_width, s.u, before, next, s.read);
   }
   for (int64_t g = 0; g < p.groups; g++) {
     if (g) {
       load_query(g);
-      read_rows(state, width, rows, s.query, s.read);
+      read_rows(state, width, key_width, s.query, s.read);
     }
     for (int j = 0; j < width; j++) s.read[j] *= p.scale;
     store_row(p.o, ((b * p.heads + h) * p.groups + g) * width, p.bfloat16, s.read, width);
