@@ -5,13 +5,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks.conversion import arms, bench
+from benchmarks.conversion import report as conversion_report
 from benchmarks.families import examine, report
 from benchmarks.generation import build, step_bytes
 from benchmarks.layers import ARMS, numbers
 from benchmarks.runs import Runs
 from benchmarks.timing import interleaved, write_section
+from tptt import TpttConfig, TpttModel
+from tptt.assets import BASE
 from tptt.evaluation import markdown_table
+from tptt.memory.features import MAPS
+from tptt.surgery import memories
+from tptt.training.planner import MEASURES, Curves
 
 ROOT = Path(__file__).parents[1]
 
@@ -96,3 +104,49 @@ def test_every_attention_layer_is_counted_among_the_bytes():
     arms = build()
     assert step_bytes(arms["base"], None, 2000) - step_bytes(arms["base"], None, 1000) == 1000 * 4 * 2 * 4 * 4 * 64
     assert step_bytes(arms["W = 64"], 64, 2000) == step_bytes(arms["W = 64"], 64, 1000)
+
+
+@pytest.fixture
+def small_bench(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "_TOKENS", 512)
+    monkeypatch.setattr(bench, "_TEXT", 1024)
+    monkeypatch.setattr(bench, "_CORPUS", 20_000)
+    return bench.Bench(BASE, 128, 16, Runs(tmp_path / "runs" / "conversion.jsonl"))
+
+
+def test_conversion_trains_a_cell_once_and_reports_it(small_bench, tmp_path, monkeypatch):
+    tokens = 1024
+    wanted = {"default": 2, "no passkey": 1, "window alone": 1}
+    for name, seeds in wanted.items():
+        for seed in range(seeds):
+            cell = small_bench.trained(arms.ARMS[name], tokens, seed)
+            assert set(cell["beyond"]) == {"1", "2", "4", "8"} and set(cell["beyond"]["8"]) == set(arms.FORMATS)
+            assert cell["train_seconds"] > 0 and ("branches" in cell) is (name != "window alone")
+    monkeypatch.setattr(small_bench, "_train", None)  # what is there is not made again
+    cells = conversion_report.cells_of(small_bench, [tokens, 2 * tokens], [0, 1, 2])
+    assert {n: {t: len(c) for t, c in x.items()} for n, x in cells.items()} == {
+        n: {tokens: m} for n, m in wanted.items()
+    }
+    assert cells["default"][tokens][0]["beyond"] == small_bench.trained(arms.ARMS["default"], tokens, 0)["beyond"]
+
+    text = conversion_report.tables(small_bench, cells)
+    assert "### A format never trained" in text and "### One ingredient changed" not in text
+    assert text.count("\n| default | ") == 3 and "window alone" in text  # results, what it is, by format
+    assert conversion_report.plot(small_bench, cells, tmp_path / "plot.png").stat().st_size > 10_000
+    conversion_report.write_curves(tmp_path / "curves.json", conversion_report.curves(small_bench, cells, "embedded"))
+    curves = Curves.load(tmp_path / "curves.json")
+    assert curves.parameters == small_bench.parameters and set(curves.at(tokens)) == set(MEASURES)
+
+
+def test_conversion_keeps_other_recipes_apart(small_bench):
+    keys = [str(small_bench.key(arm, 1024, 0)) for arm in arms.ARMS.values()]
+    assert len(set(keys)) == len(keys)
+    assert small_bench.key(arms.ARMS["default"], 1024, 0) != small_bench.key(arms.ARMS["default"], 1024, 1)
+
+
+def test_random_maps_know_nothing_of_the_base():
+    model = TpttModel(TpttConfig(base_model_name=str(BASE), max_self_attn_length=16), dtype=torch.float32)
+    begun = memories(model)[1].key_features.weight.clone()
+    arms.random_maps(model)
+    fresh = MAPS["cubic"](2, 32).weight
+    assert torch.equal(memories(model)[1].key_features.weight, fresh) and not torch.allclose(begun, fresh)

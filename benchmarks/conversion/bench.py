@@ -32,6 +32,7 @@ _TOKENS = 16_384  # recall rows of a format and a length have about as many
 _ROWS = 4  # and are this many at least
 _TEXT = 16_384  # tokens of text measured at each length
 _FACTS = 8
+_CORPUS = 4_000_000  # tokens, as many for every budget: budgets then differ in nothing else
 
 
 class Bench:
@@ -53,8 +54,7 @@ class Bench:
     def material(self, seed: int) -> Material:
         if seed not in self.materials:
             tokenizer = load_tokenizer(TpttConfig(base_model_name=self.base))
-            # all of the text, however long the training: budgets then differ in nothing else
-            self.materials[seed] = Material.of(tokenizer, None, 4_000_000, LENGTHS[-1] * self.length, seed)
+            self.materials[seed] = Material.of(tokenizer, None, _CORPUS, LENGTHS[-1] * self.length, seed)
         return self.materials[seed]
 
     def settings(self, arm: Arm, tokens: int, seed: int) -> TrainingSettings:

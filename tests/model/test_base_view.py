@@ -6,8 +6,8 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from benchmarks.tiny import randomize, tiny_model
 from tests.families.models import build, tokens
-from tptt import MemoryConfig, TpttConfig, TpttModel, attach_memory, calibrate
-from tptt.surgery import as_base, attention_outputs, softmax_squares
+from tptt import MemoryConfig, TpttConfig, TpttModel, attach_memory, calibrate, set_mag_weight
+from tptt.surgery import as_base, attention_outputs, memories, softmax_squares
 
 TARGETS = {
     "llama": ["q_proj", "k_proj", "v_proj", "o_proj"],
@@ -126,10 +126,14 @@ def test_attention_outputs_carry_gradients(pair):
 
 
 def test_squares_are_what_calibration_takes(pair):
+    """Without the memories: what reaches a layer must not depend on how those below it have begun."""
     _, model = pair()
+    set_mag_weight(model, 0.0)
     with softmax_squares(model) as squares:
         logits(model)
+    set_mag_weight(model, 0.4)
     calibrate(model, IDS)
+    assert all(float(m.mag_weight) == pytest.approx(0.4) for m in memories(model))
     scales = [m.liza.output_scale for m in model.modules() if hasattr(m, "liza")]
     for square, scale in zip(squares, scales, strict=True):
         torch.testing.assert_close(square.sqrt(), scale.detach().flatten(), rtol=1e-5, atol=1e-6)

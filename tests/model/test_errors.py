@@ -18,7 +18,7 @@ def family():
     ("settings", "message"),
     [
         ({"operatr": "delta_rule"}, "unknown configuration key operatr; valid are"),
-        ({"states": "layer"}, "unknown states 'layer'; valid are query_head, kv_head"),
+        ({"states": "layer"}, "unknown states 'layer'; valid are kv_head, query_head"),
         ({"operator": "titan"}, "unknown operator 'titan'; valid are delta_rule"),
         ({"write_gate": "x"}, "unknown write_gate 'x'; valid are learned"),
         ({"mix_gate": "x"}, "unknown mix_gate 'x'; valid are token"),

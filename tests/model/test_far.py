@@ -58,7 +58,8 @@ def test_they_are_the_mean_over_distances_of_the_scores_that_the_base_computes(f
         q, k = (x[0, -1].float() for x in calls[0])
         q = torch.einsum("hed,hd->he", to_q, q)
         groups = q.shape[0] // k.shape[0]
-        k = torch.einsum("hed,hd->he", to_k, k.repeat_interleave(groups, 0))
+        to_k, k = (x.repeat_interleave(groups, 0) for x in (to_k, k))
+        k = torch.einsum("hed,hd->he", to_k, k)
         ours = (q * k).sum(-1)
         key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
         theirs = (query[0, :, -1:] * key[0, :, : FAR - NEAR]).sum(-1).mean(-1)
