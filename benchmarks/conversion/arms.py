@@ -28,6 +28,7 @@ class Arm:
         settings: of `TrainingSettings`, over its defaults.
         change: what happens to the new model before it is trained.
         without: a format of recall that training leaves out.
+        records: trained and measured on dense key-value records of single-token words, as `tptt quickstart` is.
     """
 
     what: str
@@ -35,6 +36,7 @@ class Arm:
     settings: Mapping[str, Any] = field(default_factory=dict)
     change: Callable[[nn.Module], object] | None = None
     without: str | None = None
+    records: bool = False
 
 
 @torch.no_grad()
@@ -61,6 +63,10 @@ REFERENCES = {
     ),
     "default": Arm("TpttConfig and TrainingSettings as they are"),
 }  # fmt: skip
+RECORDS = {
+    "window alone, records": Arm("window alone on key-value records", change=window_alone, records=True),
+    "default, records": Arm("default on key-value records", records=True),
+}
 HELD_OUT = {f"no {name}": Arm(f"default, {name} held out of training", without=name) for name in FORMATS}
 INGREDIENTS = {
     "random maps": Arm("cubic features that do not begin at the base's scores", change=random_maps),
@@ -82,4 +88,4 @@ INGREDIENTS = {
 }
 """Each ingredient of the default taken away, or another one put in, one at a time."""
 
-ARMS = REFERENCES | HELD_OUT | INGREDIENTS
+ARMS = REFERENCES | RECORDS | HELD_OUT | INGREDIENTS

@@ -20,6 +20,7 @@ from tptt.evaluation import (
     recall_by_generation,
 )
 from tptt.inference.snapshot import fingerprint
+from tptt.quickstart.records import RecordMaterial
 from tptt.surgery import memories
 from tptt.training import Material, TrainingSettings, train
 from tptt.training.convert import calibrate_on, load_tokenizer
@@ -51,30 +52,33 @@ class Bench:
         self.lora = lora_config(inner)
         self.materials: dict[int, Material] = {}
 
-    def material(self, seed: int) -> Material:
+    def material(self, seed: int, records: bool = False) -> Material:
         if seed not in self.materials:
             tokenizer = load_tokenizer(TpttConfig(base_model_name=self.base))
             self.materials[seed] = Material.of(tokenizer, None, _CORPUS, LENGTHS[-1] * self.length, seed)
-        return self.materials[seed]
+        found = self.materials[seed]
+        return RecordMaterial(**vars(found)) if records else found
 
     def settings(self, arm: Arm, tokens: int, seed: int) -> TrainingSettings:
         formats = chosen_formats(without=(arm.without,)) if arm.without else "all"
+        more = {"facts": tuple(2 * n for n in TrainingSettings.facts)} if arm.records else {}  # records are short
         return TrainingSettings(
-            tokens=tokens, length=self.length, seed=seed, probe_every=0, recall_formats=formats, **arm.settings
+            tokens=tokens, length=self.length, seed=seed, probe_every=0, recall_formats=formats, **more, **arm.settings
         )
 
     def key(self, arm: Arm, tokens: int, seed: int) -> dict[str, Any]:
         """What a result depends on: other weights, configuration or settings are another result."""
         config = TpttConfig(max_self_attn_length=self.window, **arm.config).memory_config()
-        return {
+        found = {
             "weights": self.weights, "change": getattr(arm.change, "__name__", None), "memory": vars(config),
             "lora": self.lora["r"], "settings": vars(self.settings(arm, tokens, seed)),
         }  # fmt: skip
+        return found | {"records": True} if arm.records else found
 
     def untrained(self) -> dict[str, Any]:
         """The base as it is, whose context ends at ``length``."""
         key = {"weights": self.weights, "change": "base", "length": self.length, "window": self.window}
-        return self.runs.once(key, lambda: self._measured(self._plain(), 0, LENGTHS[:1]))
+        return self.runs.once(key, lambda: self._measured(self._plain(), self.material(0), LENGTHS[:1]))
 
     def trained(self, arm: Arm, tokens: int, seed: int) -> dict[str, Any]:
         return self.runs.once(self.key(arm, tokens, seed), lambda: self._train(arm, tokens, seed))
@@ -83,7 +87,7 @@ class Bench:
         return AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32)
 
     def _train(self, arm: Arm, tokens: int, seed: int) -> dict[str, Any]:
-        settings, material = self.settings(arm, tokens, seed), self.material(seed)
+        settings, material = self.settings(arm, tokens, seed), self.material(seed, arm.records)
         torch.manual_seed(seed)
         config = TpttConfig(
             base_model_name=self.base, lora_config=self.lora, max_self_attn_length=self.window, **arm.config
@@ -93,7 +97,7 @@ class Bench:
         if arm.change is not None:
             arm.change(model)
         history = train(model, material, settings, self.length)
-        found = self._measured(model, seed, LENGTHS)
+        found = self._measured(model, material, LENGTHS)
         found["train_seconds"] = next(x["train_runtime"] for x in reversed(history) if "train_runtime" in x)
         found["threads"] = torch.get_num_threads()
         found["loss"] = [(x["step"], round(x["loss"], 4)) for x in history if "loss" in x]
@@ -103,27 +107,28 @@ class Bench:
             found["mu"] = [round(x.mu, 3) for x in use.layers]
         return found
 
-    def _measured(self, model, seed: int, lengths: tuple[int, ...]) -> dict[str, Any]:
-        """All by length, as a multiple of the training length, and by format."""
-        material, n = self.material(seed), self.length
+    def _measured(self, model, material: Material, lengths: tuple[int, ...]) -> dict[str, Any]:
+        """All by length, as a multiple of the training length, and by format; records have no other."""
+        n, records = self.length, isinstance(material, RecordMaterial)
+        measured = ("all",) if records else FORMATS
         found: dict[str, Any] = {"perplexity": {}, "beyond": {}, "inside": {}, "by_distance": {}, "generated": {}}
         for times in lengths:
             found["perplexity"][times] = perplexity(model, material.text(times * n, _TEXT))
-            names = ALL_FORMATS if times == 1 else FORMATS
-            scores = {f: self._recall(model, f, times * n) for f in names}
+            names = ALL_FORMATS if times == 1 and not records else measured
+            scores = {f: self._recall(model, material, f, times * n) for f in names}
             found["beyond"][times] = {f: s.beyond for f, s in scores.items()}
             found["inside"][times] = {f: s.inside for f, s in scores.items()}
-            found["by_distance"][times] = {f: scores[f].by_distance for f in FORMATS}
+            found["by_distance"][times] = {f: scores[f].by_distance for f in measured}
         longest = lengths[-1] * n
         bounds = [n // 8 * 2**i for i in range(20) if n // 8 * 2**i <= longest]
         found["by_position"] = perplexity_by_position(model, material.text(longest, _TEXT), bounds)
         if memories(model):
-            for f in FORMATS:
+            for f in measured:
                 found["generated"][f] = recall_by_generation(
                     model, material.recall(f, _FACTS), n, self.window, 4 * _ROWS, 1
                 )
         return found
 
-    def _recall(self, model, name: str, length: int):
+    def _recall(self, model, material: Material, name: str, length: int):
         rows = max(_ROWS, _TOKENS // length)
-        return recall_accuracy(model, self.material(0).recall(name, _FACTS), length, self.window, rows, 1)
+        return recall_accuracy(model, material.recall(name, _FACTS), length, self.window, rows, 1)

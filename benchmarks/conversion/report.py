@@ -13,7 +13,7 @@ from tptt.data import FORMATS as ALL_FORMATS
 from tptt.evaluation import markdown_table
 from tptt.quickstart.plots import new_figure, save
 
-from .arms import ARMS, FORMATS, HELD_OUT, INGREDIENTS, REFERENCES
+from .arms import ARMS, FORMATS, HELD_OUT, INGREDIENTS, RECORDS, REFERENCES
 from .bench import LENGTHS, Bench
 
 Cells = dict[str, dict[int, list[dict[str, Any]]]]  # arm -> tokens -> one result per seed that is there
@@ -47,7 +47,7 @@ def _name(tokens: int) -> str:
 def _row(bench: Bench, name: str, tokens: int, cells: list[dict[str, Any]]) -> list[str]:
     base = bench.untrained()["perplexity"]["1"]
     without = ARMS[name].without
-    measured = [f for f in FORMATS if f != without]
+    measured = ["all"] if ARMS[name].records else [f for f in FORMATS if f != without]
     return [
         name, _name(tokens), str(len(cells)),
         *(_mean([beyond(c, t, measured) for c in cells]) for t in LENGTHS),
@@ -80,6 +80,8 @@ def tables(bench: Bench, cells: Cells) -> str:
         f"the base itself, with its whole context: {beyond(base, 1):.2f}. Perplexity of text over the base's at 1x.",
         markdown_table(heads, rows(REFERENCES)),
     ]
+    if records := rows(RECORDS):
+        parts += ["### Key-value records alone", markdown_table(heads, records)]
     if held := rows(HELD_OUT):
         parts += ["### A format never trained", markdown_table(heads, held)]
     if parts_of := rows(INGREDIENTS):
