@@ -66,6 +66,11 @@ REFERENCES = {
 RECORDS = {
     "window alone, records": Arm("window alone on key-value records", change=window_alone, records=True),
     "default, records": Arm("default on key-value records", records=True),
+    "plain, records": Arm(
+        "what the plain Trainer does: one rate of 5e-3, no weights",
+        records=True,
+        settings={"lr": 5e-3, "memory_lr": 5e-3, "answer_weight": 1.0, "filler_weight": 1.0},
+    ),
 }
 HELD_OUT = {f"no {name}": Arm(f"default, {name} held out of training", without=name) for name in FORMATS}
 INGREDIENTS = {
