@@ -116,12 +116,14 @@ def small_bench(tmp_path, monkeypatch):
 
 def test_conversion_trains_a_cell_once_and_reports_it(small_bench, tmp_path, monkeypatch):
     tokens = 1024
-    wanted = {"default": 2, "no passkey": 1, "window alone": 1}
+    wanted = {"default": 2, "no passkey": 1, "window alone": 1, "default, records": 1}
     for name, seeds in wanted.items():
         for seed in range(seeds):
             cell = small_bench.trained(arms.ARMS[name], tokens, seed)
-            assert set(cell["beyond"]) == {"1", "2", "4", "8"} and set(cell["beyond"]["8"]) == set(arms.FORMATS)
+            formats = {"all"} if name == "default, records" else set(arms.FORMATS)
+            assert set(cell["beyond"]) == {"1", "2", "4", "8"} and set(cell["beyond"]["8"]) == formats
             assert cell["train_seconds"] > 0 and ("branches" in cell) is (name != "window alone")
+            assert 0 <= conversion_report.beyond(cell, 2, arms.ARMS[name].formats) <= 1
     monkeypatch.setattr(small_bench, "_train", None)  # what is there is not made again
     cells = conversion_report.cells_of(small_bench, [tokens, 2 * tokens], [0, 1, 2])
     assert {n: {t: len(c) for t, c in x.items()} for n, x in cells.items()} == {
@@ -131,7 +133,9 @@ def test_conversion_trains_a_cell_once_and_reports_it(small_bench, tmp_path, mon
 
     text = conversion_report.tables(small_bench, cells)
     assert "### A format never trained" in text and "### One ingredient changed" not in text
-    assert text.count("\n| default | ") == 3 and "window alone" in text  # results, what it is, by format
+    assert (
+        text.count("\n| default | ") == 3 and "### Key-value records alone" in text and "window alone" in text
+    )  # results, what it is, by format
     assert conversion_report.plot(small_bench, cells, tmp_path / "plot.png").stat().st_size > 10_000
     conversion_report.write_curves(tmp_path / "curves.json", conversion_report.curves(small_bench, cells, "embedded"))
     curves = Curves.load(tmp_path / "curves.json")

@@ -92,7 +92,7 @@ def run(name: str, bench: Bench, arms: Sequence[str], budgets: Sequence[int], se
             for seed in seeds:
                 cell = bench.trained(ARMS[arm], tokens, seed)
                 print(
-                    f"{name} base, {arm}, {tokens:,} tokens, seed {seed}: recall beyond W {beyond(cell, 1):.2f}, "
+                    f"{name} base, {arm}, {tokens:,} tokens, seed {seed}: recall beyond W {beyond(cell, 1, ARMS[arm].formats):.2f}, "
                     f"perplexity {cell['perplexity']['1']:.2f} ({cell['seconds']:.0f} s)",
                     flush=True,
                 )

@@ -38,6 +38,11 @@ class Arm:
     without: str | None = None
     records: bool = False
 
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Of `FORMATS`, those that it is trained on; records have no other."""
+        return ("all",) if self.records else tuple(f for f in FORMATS if f != self.without)
+
 
 @torch.no_grad()
 def random_maps(model: nn.Module) -> None:

@@ -47,10 +47,9 @@ def _name(tokens: int) -> str:
 def _row(bench: Bench, name: str, tokens: int, cells: list[dict[str, Any]]) -> list[str]:
     base = bench.untrained()["perplexity"]["1"]
     without = ARMS[name].without
-    measured = ["all"] if ARMS[name].records else [f for f in FORMATS if f != without]
     return [
         name, _name(tokens), str(len(cells)),
-        *(_mean([beyond(c, t, measured) for c in cells]) for t in LENGTHS),
+        *(_mean([beyond(c, t, ARMS[name].formats) for c in cells]) for t in LENGTHS),
         _mean([beyond(c, 1, [without]) for c in cells]) if without else "",
         *(_mean([c["perplexity"][str(t)] / base for c in cells]) for t in (1, 4)),
         _mean([c["train_seconds"] / 60 for c in cells]),
