@@ -59,16 +59,8 @@ def _row(bench: Bench, name: str, tokens: int, cells: list[dict[str, Any]]) -> l
 def tables(bench: Bench, cells: Cells) -> str:
     """The section for one base."""
     base = bench.untrained()
-    heads = [
-        "arm",
-        "tokens",
-        "seeds",
-        *(f"{t}x" for t in LENGTHS),
-        "held out, 1x",
-        "perplexity / base",
-        "at 4x",
-        "minutes",
-    ]
+    times = [f"{t}x" for t in LENGTHS]
+    heads = ["arm", "tokens", "seeds", *times, "held out, 1x", "perplexity / base", "at 4x", "minutes"]
 
     def rows(arms) -> list[list[str]]:
         return [_row(bench, n, t, found) for n in arms for t, found in sorted(cells.get(n, {}).items())]
@@ -81,6 +73,11 @@ def tables(bench: Bench, cells: Cells) -> str:
     ]
     if records := rows(RECORDS):
         parts += ["### Key-value records alone", markdown_table(heads, records)]
+        if best := _largest(cells.get("default, records", {})):
+            parts += [
+                _by_distance(best[1]),
+                f"By generation: {_generated(best[1], 'all')} answers right ({_name(best[0])}).",
+            ]
     if held := rows(HELD_OUT):
         parts += ["### A format never trained", markdown_table(heads, held)]
     if parts_of := rows(INGREDIENTS):
@@ -101,8 +98,28 @@ def tables(bench: Bench, cells: Cells) -> str:
                 ["recall beyond the window, all formats", *found[0]["branches"]],
                 [["", *(_mean([c["branches"][b] or 0.0 for c in found]) for b in found[0]["branches"])]],
             ),
+            f"Mean mu by layer: {', '.join(_mean([c['mu'][i] for c in found]) for i in range(len(found[0]['mu'])))}.",
+            _by_distance(found),
         ]  # fmt: skip
     return "\n\n".join(parts)
+
+
+def _by_distance(cells: list[dict[str, Any]]) -> str:
+    """Shares right by length and distance, over formats and seeds together."""
+    sums: dict[tuple[int, int], list[int]] = {}
+    for times in LENGTHS:
+        for bins in (x for c in cells for x in c["by_distance"][str(times)].values()):
+            for distance, counts in bins.items():
+                total = sums.setdefault((times, int(distance)), [0, 0])
+                total[:] = [a + b for a, b in zip(total, counts, strict=True)]
+    distances = sorted({d for _, d in sums})
+
+    def share(times: int, distance: int) -> str:
+        right, asked = sums.get((times, distance), (0, 0))
+        return f"{right / asked:.2f}" if asked else ""
+
+    rows = [[f"{t}x", *(share(t, d) for d in distances)] for t in LENGTHS]
+    return markdown_table(["recall by distance in tokens", *(f"to {d}" for d in distances)], rows)
 
 
 def _generated(cells: list[dict[str, Any]], name: str) -> str:
@@ -175,7 +192,7 @@ def curves(bench: Bench, cells: Cells, name: str) -> dict[str, Any]:
         point["perplexity_ratio"] = summed([c["perplexity"]["1"] / base for c in found])
         points.append(point)
     return {
-        "base": {"name": name, "parameters": bench.parameters}, "length": bench.length, "window": bench.window,
+        "base": {"name": f"the {name} base", "parameters": bench.parameters}, "length": bench.length, "window": bench.window,
         "machine": machine(), "commit": machine().rsplit(" ", 1)[-1], "points": points,
     }  # fmt: skip
 
