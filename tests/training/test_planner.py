@@ -3,7 +3,8 @@ import json
 import pytest
 
 from tptt.cli.plan import expectations
-from tptt.training.planner import Curves, NoCurvesError, expect
+from tptt.training import TrainingSettings
+from tptt.training.planner import MEASURES, Curves, NoCurvesError, expect
 
 
 def point(tokens, recall, ratio):
@@ -60,6 +61,15 @@ def test_nothing_is_invented_beyond_the_last_point(curves):
 
 def test_twice_as_large_is_still_the_same(curves):
     assert not expect(curves, 524_288, 2_000_000, 1024, 64).extrapolates
+
+
+def test_the_curves_that_are_shipped_cover_the_default_run():
+    shipped = Curves.load()
+    settings = TrainingSettings()
+    found = expect(shipped, settings.tokens, shipped.parameters, shipped.length, shipped.window)
+    assert not found.extrapolates and set(found.values) == set(MEASURES)
+    assert all(0 <= mean <= 1 for name, (mean, _) in found.values.items() if name.startswith("recall"))
+    assert 1 <= found.values["perplexity_ratio"][0] < 1.3
 
 
 def test_without_a_file_it_says_so(tmp_path):
