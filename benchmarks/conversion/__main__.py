@@ -67,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     budgets = [round(b * 2**20) for b in options.budgets]
     benches = {name: bench_of(name, options.runs) for name in options.bases}
+    where = machine()  # before anything is written: it says whether the tree is the commit's
     if not options.report:
         for name, bench in benches.items():
             run(name, bench, options.arms, budgets, options.seeds)
@@ -77,10 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         place = ROOT / "docs" if options.write else options.runs
         print(plot(bench, cells, place / f"conversion-{name}.png"))
         if options.write:
-            section = f"`python -m benchmarks.conversion`, {machine()}.\n\n{text}\n\n![conversion](../docs/conversion-{name}.png)"
+            section = f"`python -m benchmarks.conversion`, {where}.\n\n{text}\n\n![conversion](../docs/conversion-{name}.png)"
             write_section(ROOT / "benchmarks" / "RESULTS.md", f"Conversion, {name} base", section)
             if name == "embedded":
-                write_curves(CURVES, curves(bench, cells, name))
+                write_curves(CURVES, curves(bench, cells, name, where))
 
 
 def run(name: str, bench: Bench, arms: Sequence[str], budgets: Sequence[int], seeds: Sequence[int]) -> None:

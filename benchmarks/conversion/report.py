@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.timing import machine
 from tptt.data import FORMATS as ALL_FORMATS
 from tptt.evaluation import markdown_table
 from tptt.quickstart.plots import new_figure, save
@@ -174,8 +173,8 @@ def _line(
     panel.errorbar(tokens, [statistics.mean(v) for v in each], spread, marker="o", capsize=2, label=name)
 
 
-def curves(bench: Bench, cells: Cells, name: str) -> dict[str, Any]:
-    """What the planner reads: see `tptt.training.planner`."""
+def curves(bench: Bench, cells: Cells, name: str, where: str) -> dict[str, Any]:
+    """What the planner reads (see `tptt.training.planner`), of the base ``name``, measured on the machine ``where``."""
     base = bench.untrained()["perplexity"]["1"]
 
     def summed(values: Sequence[float]) -> list[float]:
@@ -193,7 +192,7 @@ def curves(bench: Bench, cells: Cells, name: str) -> dict[str, Any]:
         points.append(point)
     return {
         "base": {"name": f"the {name} base", "parameters": bench.parameters}, "length": bench.length, "window": bench.window,
-        "machine": machine(), "commit": machine().rsplit(" ", 1)[-1], "points": points,
+        "machine": where, "commit": where.rsplit(" ", 1)[-1], "points": points,
     }  # fmt: skip
 
 
