@@ -78,7 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         place = ROOT / "docs" if options.write else options.runs
         print(plot(bench, cells, place / f"conversion-{name}.png"))
         if options.write:
-            section = f"`python -m benchmarks.conversion`, {where}.\n\n{text}\n\n![conversion](../docs/conversion-{name}.png)"
+            section = (
+                f"`python -m benchmarks.conversion`, {where}.\n\n{text}\n\n![conversion](../docs/conversion-{name}.png)"
+            )
             write_section(ROOT / "benchmarks" / "RESULTS.md", f"Conversion, {name} base", section)
             if name == "embedded":
                 write_curves(CURVES, curves(bench, cells, name, where))

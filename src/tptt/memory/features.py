@@ -13,7 +13,9 @@ class LearnedMap(nn.Module):
     def __init__(self, heads: int, start: torch.Tensor, width: int) -> None:
         super().__init__()
         self.width = width  # K
-        self.weight = nn.Parameter(start.repeat(heads, 1, 1).to(torch.empty(0).device))  # loading begins on another device
+        self.weight = nn.Parameter(
+            start.repeat(heads, 1, 1).to(torch.empty(0).device)
+        )  # loading begins on another device
         self._begun = start  # [rows, D] or [H, rows, D]
 
     @torch.no_grad()
