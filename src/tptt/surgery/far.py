@@ -97,11 +97,11 @@ def far_maps(
     size, (heads, kv_heads) = q.shape[-1], (q.shape[2], k.shape[2])
     to_q, to_k = (torch.eye(size, dtype=torch.float64).repeat(n, 1, 1) for n in (heads, kv_heads))
     if turn is not None:
-        scales = [_scale(x, y if turn.axis == 2 else y.transpose(1, 2)) for x, y in ((q, turn.q), (k, turn.k))]
-        if scales[0] is not None and scales[1] is not None:
+        of_q, of_k = (_scale(x, y if turn.axis == 2 else y.transpose(1, 2)) for x, y in ((q, turn.q), (k, turn.k)))
+        if of_q is not None and of_k is not None:
             width = turn.q.shape[-1]  # where only a part of a head turns, it is the first one
             to_q[:, :width, :width] = turn.mean(near, far).double().cpu()
-            to_q, to_k = (m * s.double().cpu()[:, None, :] for m, s in zip((to_q, to_k), scales, strict=True))
+            to_q, to_k = to_q * of_q.double().cpu()[:, None, :], to_k * of_k.double().cpu()[:, None, :]
     to_k = to_k.repeat_interleave(states // kv_heads, 0)
     varied_q, varied_k = _covariance(q), _covariance(k).repeat_interleave(states // kv_heads, 0)
     varied_q = (to_q @ varied_q @ to_q.mT).unflatten(0, (states, -1)).mean(1)  # of the queries that read a state
