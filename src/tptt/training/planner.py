@@ -67,14 +67,13 @@ class Curves:
         return curves
 
     def at(self, tokens: int) -> dict[str, tuple[float, float]]:
-        """{measure: (mean, standard deviation)} at ``tokens``: linear in log tokens between the two measured budgets
-        around it; outside of all, the nearest one's."""
+        """{measure: (mean, standard deviation)} at ``tokens``: a measured budget's own; between two of them linear in log
+        tokens, in what both have; outside of all, the nearest one's."""
         counts = [n for n, _ in self.points]
-        if tokens <= counts[0]:
-            return dict(self.points[0][1])
-        if tokens >= counts[-1]:
-            return dict(self.points[-1][1])
-        above = next(i for i, n in enumerate(counts) if n >= tokens)
+        nearest = min(max(tokens, counts[0]), counts[-1])
+        if nearest in counts:
+            return dict(self.points[counts.index(nearest)][1])
+        above = next(i for i, n in enumerate(counts) if n > tokens)
         (n0, low), (n1, high) = self.points[above - 1], self.points[above]
         part = math.log(tokens / n0) / math.log(n1 / n0)
         mixed = {}
