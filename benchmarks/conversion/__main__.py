@@ -4,7 +4,7 @@ python -m benchmarks.conversion                      # all arms, budgets and see
 python -m benchmarks.conversion --arms default --budgets 0.5 --seeds 0
 python -m benchmarks.conversion --report --write     # only what is there: RESULTS.md, docs/conversion-*.png, curves.json
 
-Results are lines in ``runs/conversion.jsonl``, found again by base, memory and settings: what was trained with another
+Results are lines in ``results.jsonl`` beside this file, found again by base, memory and settings: what was trained with another
 recipe is not mixed in. Several processes may fill it at once, each on its own seeds. The second base is trained by this command.
 """
 
@@ -42,9 +42,9 @@ def second_base(folder: Path) -> Path:
     return folder
 
 
-def bench_of(name: str, runs: Path) -> Bench:
+def bench_of(name: str, runs: Path, results: Path) -> Bench:
     base = BASE if name == "embedded" else second_base(runs / "second-base")
-    return Bench(base, LENGTHS[name], LENGTHS[name] // 8, Runs(runs / "conversion.jsonl"))
+    return Bench(base, LENGTHS[name], LENGTHS[name] // 8, Runs(results))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,14 +59,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--budgets", type=float, nargs="+", default=[0.25, 0.5, 1, 2, 4], help="millions (2^20) of tokens"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of results")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the second base, and of plots")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results.jsonl")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--report", action="store_true", help="train nothing, show what is there")
     parser.add_argument("--write", action="store_true", help="put tables, plots and curves where the package has them")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     budgets = [round(b * 2**20) for b in options.budgets]
-    benches = {name: bench_of(name, options.runs) for name in options.bases}
+    benches = {name: bench_of(name, options.runs, options.results) for name in options.bases}
     where = machine()  # before anything is written: it says whether the tree is the commit's
     if not options.report:
         for name, bench in benches.items():
