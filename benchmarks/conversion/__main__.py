@@ -32,7 +32,7 @@ SECOND = (
     "--hidden-size", "96", "--layers", "6", "--heads", "3", "--kv-heads", "3", "--intermediate-size", "256", "--vocab-size",
     "1024", "--length", "256", "--rows", "16", "--recall-rows", "7", "--minutes", "36",
 )  # fmt: skip
-LENGTHS = {"embedded": 512, "second": 256}  # tokens of a training row; W is an eighth
+ROWS = {"embedded": 512, "second": 256}  # tokens of a training row; W is an eighth
 
 
 def second_base(folder: Path) -> Path:
@@ -44,14 +44,14 @@ def second_base(folder: Path) -> Path:
 
 def bench_of(name: str, runs: Path, results: Path) -> Bench:
     base = BASE if name == "embedded" else second_base(runs / "second-base")
-    return Bench(base, LENGTHS[name], LENGTHS[name] // 8, Runs(results))
+    return Bench(base, ROWS[name], ROWS[name] // 8, Runs(results))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="benchmarks.conversion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--bases", nargs="+", choices=list(LENGTHS), default=list(LENGTHS))
+    parser.add_argument("--bases", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument(
         "--arms", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="ARM", help=", ".join(ARMS)
     )

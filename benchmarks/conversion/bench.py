@@ -20,7 +20,7 @@ from tptt.evaluation import (
     recall_by_generation,
 )
 from tptt.inference.snapshot import fingerprint
-from tptt.quickstart.records import RecordMaterial
+from tptt.quickstart.records import FACTS, RecordMaterial
 from tptt.surgery import memories
 from tptt.training import Material, TrainingSettings, train
 from tptt.training.convert import calibrate_on, load_tokenizer
@@ -61,7 +61,7 @@ class Bench:
 
     def settings(self, arm: Arm, tokens: int, seed: int) -> TrainingSettings:
         formats = chosen_formats(without=(arm.without,)) if arm.without else "all"
-        more = {"facts": tuple(2 * n for n in TrainingSettings.facts)} if arm.records else {}  # records are short
+        more = {"facts": FACTS} if arm.records else {}
         return TrainingSettings(
             tokens=tokens, length=self.length, seed=seed, probe_every=0, recall_formats=formats, **more, **arm.settings
         )

@@ -13,9 +13,10 @@ class LearnedMap(nn.Module):
     def __init__(self, heads: int, start: torch.Tensor, width: int) -> None:
         super().__init__()
         self.width = width  # K
-        self.weight = nn.Parameter(
-            start.repeat(heads, 1, 1).to(torch.empty(0).device)
-        )  # loading begins on another device
+        here = torch.empty(
+            0
+        ).device  # a model is built on "meta" where its weights are loaded later; ``start`` never is
+        self.weight = nn.Parameter(start.repeat(heads, 1, 1).to(here))
         self._begun = start  # [rows, D] or [H, rows, D]
 
     @torch.no_grad()
@@ -71,10 +72,8 @@ class Cubic(LearnedMap):
         square = torch.randn(head_dim, rows, dtype=torch.float32, device="cpu", generator=generator)
         start = torch.linalg.qr(square)[0].T.contiguous()
         super().__init__(heads, start, _cubes(rows))
-        weights = torch.tensor(
-            [6.0 / repeats for repeats in _repeats(rows)]
-        ).sqrt()  # 6 orders, fewer where channels repeat
-        self.register_buffer("weights", weights)
+        orders = [6.0 / repeats for repeats in _repeats(rows)]  # of a product, in the sum over all i, j and k
+        self.register_buffer("weights", torch.tensor(orders).sqrt())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         z = F.normalize(self.mapped(x), dim=-1, eps=1e-6)

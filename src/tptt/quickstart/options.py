@@ -8,6 +8,8 @@ from pathlib import Path
 from tptt.training import TrainingSettings
 from tptt.training.convert import row_length
 
+from .records import FACTS
+
 
 @dataclass(frozen=True)
 class QuickstartOptions:
@@ -57,13 +59,12 @@ class QuickstartOptions:
     def settings(self, length: int) -> TrainingSettings:
         """How both arms are trained, with rows of ``length`` tokens: the defaults, for ``steps`` steps of ``rows`` rows.
 
-        mu rises as in the workflow of TPTT; records are short, so that a row takes twice as many.
+        mu rises as in the workflow of TPTT; the recall rows are records.
         """
         recipe = TrainingSettings()
         tokens = self.steps * self.rows * recipe.accumulate * recipe.carry * length
-        facts = tuple(2 * n for n in recipe.facts)
         return TrainingSettings(
-            tokens=tokens, length=length, rows=self.rows, seed=self.seed, facts=facts, mag_start=0.01
+            tokens=tokens, length=length, rows=self.rows, seed=self.seed, facts=FACTS, mag_start=0.01
         )
 
 

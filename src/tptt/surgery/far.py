@@ -59,8 +59,8 @@ def rotary_turns(model: nn.Module) -> Iterator[dict[nn.Module, Turn]]:
     found: dict[nn.Module, Turn] = {}
     running: list[nn.Module] = []
     modules = carriers(model)
-    places = {id(p): p for m in modules if callable(getattr(p := sys.modules[type(m).__module__], _ROTARY, None))}
-    originals = [(p, getattr(p, _ROTARY)) for p in places.values()]
+    places = {sys.modules[type(m).__module__] for m in modules}
+    originals = [(p, f) for p in places if (f := getattr(p, _ROTARY, None)) is not None and _turns_both(f)]
 
     def recording(function):
         def call(*args, **kwargs):
@@ -74,14 +74,18 @@ def rotary_turns(model: nn.Module) -> Iterator[dict[nn.Module, Turn]]:
     handles += [m.register_forward_hook(lambda m, args, out: running.clear()) for m in modules]
     try:
         for place, function in originals:
-            if list(inspect.signature(function).parameters)[:4] == ["q", "k", "cos", "sin"]:
-                setattr(place, _ROTARY, recording(function))
+            setattr(place, _ROTARY, recording(function))
         yield found
     finally:
         for place, function in originals:
             setattr(place, _ROTARY, function)
         for handle in handles:
             handle.remove()
+
+
+def _turns_both(function: Callable[..., Any]) -> bool:
+    """Whether the rotary embedding ``function`` takes queries and keys together."""
+    return list(inspect.signature(function).parameters)[:4] == ["q", "k", "cos", "sin"]
 
 
 def far_maps(
