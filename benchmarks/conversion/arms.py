@@ -50,7 +50,8 @@ def random_maps(model: nn.Module) -> None:
     for memory in memories(model):
         for features in (memory.query_features, memory.key_features):
             if isinstance(features, LearnedMap):
-                new = MAPS[memory.config.feature_map](features.weight.shape[0], features.weight.shape[-1])
+                config, (heads, _, head_dim) = memory.config, features.weight.shape
+                new = MAPS[config.feature_map](heads, head_dim, config.feature_width)
                 features.weight.copy_(new.weight)
 
 
@@ -79,7 +80,7 @@ RECORDS = {
 }
 HELD_OUT = {f"no {name}": Arm(f"default, {name} held out of training", without=name) for name in FORMATS}
 INGREDIENTS = {
-    "random maps": Arm("cubic features that do not begin at the base's scores", change=random_maps),
+    "random maps": Arm("features that do not begin at the base's scores", change=random_maps),
     "sign-split": Arm("features SiLU([Px, -Px]), which begin there too", {"feature_map": "sign_split"}),
     "4 rows": Arm("half as many steps, of twice as many rows", settings={"rows": 4}),
     "mix .375": Arm("fewer recall rows", settings={"recall_mix": 0.375}),

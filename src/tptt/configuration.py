@@ -15,7 +15,7 @@ OPERATORS = (
     "delta_rule", "gated_delta_rule", "kda", "linear_attention", "gated_linear_attention", "delta_rule_v",
     "delta_rule_kv", "delta_rule_gelu", "delta_product", "gated_delta_product", "delta_product_r", "delta_product_c",
 )  # fmt: skip
-FEATURE_MAPS = ("cubic", "sign_split", "silu")
+FEATURE_MAPS = ("fourier", "sign_split", "silu")
 WRITE_GATES = ("learned", "constant", "k", "v", "kv")
 STATES = ("kv_head", "query_head")
 MIX_GATES = ("token", "head", "none")
@@ -64,9 +64,10 @@ class MemoryConfig:
             S at every ``state_activation_every``-th token of a sequence; ``delta_product``, ``gated_delta_product``, ``delta_product_r`` and
             ``delta_product_c``, two writes per token (2502.10297): itself and a virtual one made by its difference from
             the token before (gated: with a decay per head), by a rotation, or by the mean of both.
-        feature_map: of queries and keys: ``cubic``, all products of three channels of Px / ||Px|| with P [R, D] learned and
-            R such that they are at most 16 D; ``sign_split`` SiLU([Px, -Px]) / ||.|| with P [D, D] learned, 2 D, for a smaller
+        feature_map: of queries and keys: ``fourier``, cosines and sines of Px / ||Px|| with P [R, D] learned, whose product is
+            a Gaussian kernel of it; ``sign_split`` SiLU([Px, -Px]) / ||.|| with P [D, D] learned, 2 D, for a smaller
             state that follows a softmax head less closely (`benchmarks/features.py`); ``silu`` SiLU(x) / ||.|| without parameters.
+        feature_width: of ``fourier``, K, even: how many keys are kept apart. A state is K x V numbers in float32.
         write_gate: beta: ``learned`` sigmoid of a linear map of the layer's input, ``constant`` 1/2, or without parameters
             the sigmoid of the keys (``k``), values (``v``) or their product (``kv``), averaged over three tokens and the
             head's channels.
@@ -95,7 +96,8 @@ class MemoryConfig:
     """
 
     operator: str = "delta_rule"
-    feature_map: str = "cubic"
+    feature_map: str = "fourier"
+    feature_width: int = 1024
     write_gate: str = "learned"
     state_activation_every: int = 256
     states: str = "kv_head"
@@ -118,6 +120,9 @@ class MemoryConfig:
         check_mag_weight(self.mag_weight)
         if self.max_self_attn_length is not None:
             _check_count("max_self_attn_length", self.max_self_attn_length, 1)
+        _check_count("feature_width", self.feature_width, 2)
+        if self.feature_width % 2:
+            raise ValueError(f"feature_width counts cosines and sines and must be even, got {self.feature_width}")
         _check_count("state_activation_every", self.state_activation_every, 1)
         _check_count("sink_tokens", self.sink_tokens, 0)
         if self.sink_tokens and self.max_self_attn_length is None:
@@ -199,6 +204,7 @@ class TpttConfig(PreTrainedConfig):
     tptt_version: str = __version__
     operator: str = MemoryConfig.operator
     feature_map: str = MemoryConfig.feature_map
+    feature_width: int = MemoryConfig.feature_width
     write_gate: str = MemoryConfig.write_gate
     state_activation_every: int = MemoryConfig.state_activation_every
     states: str = MemoryConfig.states

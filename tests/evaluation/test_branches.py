@@ -100,6 +100,7 @@ def test_layers_by_hand(attached):
 
         def mix(softmax, o, hidden, i=i, inner=inner):
             seen.setdefault(("softmax", i), softmax)
+            seen.setdefault(("memory", i), o)
             return inner(softmax, o, hidden)
 
         memory.mix = mix
@@ -108,9 +109,9 @@ def test_layers_by_hand(attached):
         with torch.no_grad():  # mag_weight is .5: its logit 0
             mu = torch.sigmoid(seen["hidden", i] @ memory.mix_gate.weight.T + memory.mix_gate.bias)
         assert use.mu == pytest.approx(float(mu.mean()), rel=1e-4) and float(mu.std()) > 0
-        softmax = seen["softmax", i].pow(2).mean().sqrt()
-        assert use.scale == pytest.approx(float(memory.output_scale.detach().pow(2).mean().sqrt() / softmax), rel=1e-4)
-    assert not any(m._tptt.softmax_squared for m in model.modules() if hasattr(m, "_tptt"))
+        softmax, read = (seen[name, i].pow(2).mean().sqrt() for name in ("softmax", "memory"))
+        assert use.scale == pytest.approx(float(read / softmax), rel=1e-4)
+    assert not any(m._tptt.softmax_squared or m._tptt.memory_squared for m in model.modules() if hasattr(m, "_tptt"))
 
 
 def test_layers_follow_weight_and_scale(attached):

@@ -5,34 +5,49 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tptt import MemoryConfig, attach_memory
 from tptt.evaluation import verify
 from tptt.evaluation.verify import TOLERANCE
-from tptt.memory.features import MAPS
+from tptt.memory import LinearMemory
+from tptt.memory.features import MAPS, SHARPNESS
 
 
 @pytest.mark.parametrize("name", MAPS)
 def test_features_have_unit_length_and_their_width(name):
-    features = MAPS[name](3, 8)
+    features = MAPS[name](3, 8, 22)
     out = features(torch.randn(2, 5, 3, 8))
     assert out.shape == (2, 5, 3, features.width)
     torch.testing.assert_close(out.norm(dim=-1), torch.ones(2, 5, 3))
 
 
-def test_the_product_of_cubic_features_is_the_third_power_of_the_cosine():
-    cubic = MAPS["cubic"](2, 16)
-    x, y = torch.randn(2, 1, 200, 2, 16)
-    cosine = torch.cosine_similarity(cubic.mapped(x), cubic.mapped(y), dim=-1)
-    torch.testing.assert_close((cubic(x) * cubic(y)).sum(-1), cosine**3)
+@pytest.mark.parametrize("head_dim", [16, 80])
+def test_the_product_of_fourier_features_is_a_gaussian_kernel(head_dim):
+    """Of many features; of few it is off by what their number lets expect, at a match by nothing."""
+    x = torch.randn(300, 1, 2, head_dim)
+    y = x + torch.linspace(0, 2, 300)[:, None, None, None] * torch.randn_like(x)
+    off = {}
+    for width in (64, 16384):
+        fourier = MAPS["fourier"](2, head_dim, width)
+        kernel = torch.exp(-SHARPNESS * (1 - torch.cosine_similarity(fourier.mapped(x), fourier.mapped(y), dim=-1)))
+        apart = (fourier(x) * fourier(y)).sum(-1) - kernel
+        assert apart[0].abs().max() < 1e-5
+        off[width] = apart.pow(2).mean().sqrt() * width**0.5
+    assert off[64] < 1.2 and off[16384] < 1.2, off
 
 
-@pytest.mark.parametrize(("head_dim", "rows"), [(2, 2), (8, 8), (32, 13), (64, 17), (128, 22), (256, 28)])
-def test_cubic_features_are_at_most_sixteen_times_as_many_as_channels(head_dim, rows):
-    cubic = MAPS["cubic"](1, head_dim)
-    assert cubic.weight.shape == (1, rows, head_dim)
-    assert cubic.width == rows * (rows + 1) * (rows + 2) // 6 <= 16 * head_dim
+def test_queries_and_keys_have_the_same_frequencies_and_checkpoints_keep_them():
+    memory = LinearMemory(MemoryConfig(feature_width=10), 16, 4, 2, 8)
+    assert torch.equal(memory.query_features.frequencies, memory.key_features.frequencies)
+    assert memory.query_features.frequencies.shape == (5, 8) and memory.key_features.width == 10
+    assert {"query_features.frequencies", "key_features.frequencies"} <= set(memory.state_dict())
+
+
+@pytest.mark.parametrize("width", [0, 7, True, 64.0])
+def test_a_feature_width_that_is_none_is_refused(width):
+    with pytest.raises(ValueError, match="feature_width"):
+        MemoryConfig(feature_width=width)
 
 
 def test_features_begin_from_maps_until_they_are_trained():
-    for name in ("cubic", "sign_split"):
-        features, maps = MAPS[name](3, 8), torch.randn(3, 8, 8)
+    for name in ("fourier", "sign_split"):
+        features, maps = MAPS[name](3, 8, 12), torch.randn(3, 8, 8)
         assert features.begin_from(torch.randn(3, 8, 8)) and features.begin_from(maps)
         assert torch.equal(features.weight, maps[:, : features.weight.shape[1]])
         with torch.no_grad():
@@ -40,7 +55,7 @@ def test_features_begin_from_maps_until_they_are_trained():
         assert not features.begin_from(torch.randn(3, 8, 8))
 
 
-def test_a_model_with_cubic_features_keeps_the_invariants():
+def test_a_model_with_fourier_features_keeps_the_invariants():
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
@@ -48,7 +63,7 @@ def test_a_model_with_cubic_features_keeps_the_invariants():
     )  # fmt: skip
     model = attach_memory(
         LlamaForCausalLM(config).eval(),
-        MemoryConfig(feature_map="cubic", max_self_attn_length=8, states="kv_head"),
+        MemoryConfig(feature_map="fourier", feature_width=64, max_self_attn_length=8, states="kv_head"),
     )
     for name, difference in verify(model).items():
         assert isinstance(difference, float) and difference < TOLERANCE, (name, difference)

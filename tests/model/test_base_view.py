@@ -126,8 +126,12 @@ def test_attention_outputs_carry_gradients(pair):
 
 
 def test_squares_are_what_calibration_takes(pair):
-    """Without the memories: what reaches a layer must not depend on how those below it have begun."""
+    """Without the memories: what reaches a layer must not depend on how those below it have begun. What the delta rule
+    reads is not normalised, and its scale not measured."""
     _, model = pair()
+    before = [m.output_scale.clone() for m in memories(calibrate(model, IDS))]
+    assert all(map(torch.equal, before, [m.output_scale for m in memories(calibrate(model, IDS + 1))]))
+    _, model = pair(operator="linear_attention")
     set_mag_weight(model, 0.0)
     with softmax_squares(model) as squares:
         logits(model)

@@ -68,7 +68,7 @@ def test_they_are_the_mean_over_distances_of_the_scores_that_the_base_computes(f
     assert checked == len(memories(model))
 
 
-def remembered(family, feature_map="cubic", states="query_head", **changes):
+def remembered(family, feature_map="fourier", states="query_head", **changes):
     torch.manual_seed(0)
     model = attach_memory(
         tiny_model(family, **changes), MemoryConfig(feature_map=feature_map, max_self_attn_length=NEAR, states=states)
@@ -113,7 +113,7 @@ def test_queries_and_keys_vary_equally_much_and_independently(states):
             assert torch.equal(of_k.diagonal().argsort(descending=True)[:3], torch.arange(3))
 
 
-@pytest.mark.parametrize("feature_map", ["cubic", "sign_split"])
+@pytest.mark.parametrize("feature_map", ["fourier", "sign_split"])
 def test_measuring_again_changes_nothing_and_leaves_trained_maps_alone(feature_map):
     model, ids = remembered("llama", feature_map)
     calibrate(model, ids)

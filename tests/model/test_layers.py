@@ -186,7 +186,9 @@ def test_without_a_gate_the_softmax_goes_and_comes_with_the_weight(tmp_path):
 
 def test_calibration_measures_the_softmax_that_is_left_out():
     both, alone = (
-        calibrate(attach_memory(four_layers(), MemoryConfig(memory_only_layers=only)), tokens(2, 32))
+        calibrate(
+            attach_memory(four_layers(), MemoryConfig("linear_attention", memory_only_layers=only)), tokens(2, 32)
+        )
         for only in ((), [0])
     )
     a, b = memories(both)[0], memories(alone)[0]

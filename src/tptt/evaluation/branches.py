@@ -12,6 +12,7 @@ from torch import nn
 from tptt.data import Draws
 from tptt.surgery import memories, set_mag_weight, softmax_squares
 from tptt.surgery.attach import weights_loaded
+from tptt.surgery.base_view import memory_squares
 from tptt.surgery.hooks import carriers
 
 from .perplexity import evaluating, perplexity
@@ -95,16 +96,14 @@ def layer_use(model, ids: torch.Tensor) -> tuple[LayerUse, ...]:
     ]
     try:
         with evaluating(model):
-            with softmax_squares(model) as squares:
+            with softmax_squares(model) as of_softmax, memory_squares(model) as of_memory:
                 model(input_ids=ids.to(model.device), use_cache=False)
             mus = [float(m.mu(inputs[i]).mean()) for i, m in enumerate(found)]
     finally:
         for handle in handles:
             handle.remove()
     scales = [
-        None
-        if module._tptt.alone
-        else float((memory.output_scale.detach().pow(2).mean() / s.mean().clamp_min(1e-12)).sqrt())
-        for module, memory, s in zip(carriers(model), found, squares, strict=True)
+        None if module._tptt.alone else float((m.mean() / s.mean().clamp_min(1e-12)).sqrt())
+        for module, m, s in zip(carriers(model), of_memory, of_softmax, strict=True)
     ]
     return tuple(LayerUse(mu, scale) for mu, scale in zip(mus, scales, strict=True))

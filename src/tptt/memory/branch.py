@@ -40,6 +40,8 @@ def _learned(module: nn.Module | None, name: str) -> Any:
 
 
 STEPS = 2
+GAIN = 2.0
+"""``output_scale`` of the delta rule at the start: half of what a token writes is read again (beta = 1/2)."""
 RECURRENCES = {
     "delta_rule": Recurrence(),
     "gated_delta_rule": Recurrence(decay="head"),
@@ -60,8 +62,10 @@ class LinearMemory(nn.Module):
     """Linear attention beside softmax attention (LiZA), mixed with it by Memory as Gate.
 
     Reads the layer's projections before RoPE. Every query head has a state of its own, its keys and values shared within
-    a group under GQA; or every key/value head has one (``config.states``). The output is RMS-normalised per head and
-    scaled by ``output_scale`` [H, V], which calibration sets to the root mean square of the softmax branch.
+    a group under GQA; or every key/value head has one (``config.states``). What the delta rule reads is of the values' size
+    where a key matches and small where none does, and is scaled by ``output_scale`` [H, V]. What linear attention has summed
+    grows with the text: it is RMS-normalised per head first, and calibration sets ``output_scale`` to the root mean square
+    of the softmax branch.
 
     Args:
         config: what the memory is.
@@ -80,8 +84,8 @@ class LinearMemory(nn.Module):
         value_dim = value_dim or head_dim
         self.config, self.heads, self.kv_heads, self.widths = config, heads, kv_heads, (head_dim, value_dim)
         self.states = heads if config.states == "query_head" else kv_heads
-        self.query_features = MAPS[config.feature_map](heads, head_dim)
-        self.key_features = MAPS[config.feature_map](self.states, head_dim)
+        self.query_features = MAPS[config.feature_map](heads, head_dim, config.feature_width)
+        self.key_features = MAPS[config.feature_map](self.states, head_dim, config.feature_width)
         self.recurrence = RECURRENCES[config.operator]
         gate, decay = self.recurrence.write_gate or config.write_gate, self.recurrence.decay
         self.averaged = gate if gate in AVERAGES else None
@@ -89,10 +93,13 @@ class LinearMemory(nn.Module):
             raise ValueError(f"write gate 'kv' multiplies keys and values: their widths are {head_dim} and {value_dim}")
         self.write_gate = None if self.averaged else WRITE[gate](hidden, self.states)
         self.taps = max(AVERAGED - 1 if self.averaged else 0, STEPS - 1 if self.recurrence.virtual else 0)
-        self.decay_gate = DECAY[decay](hidden, self.states, self.key_features.width) if decay else None
+        width = self.key_features.width
+        self.decay_gate = DECAY[decay](hidden, self.states, width, head_dim) if decay else None
         self.mix_gate = MIX[config.mix_gate](hidden, heads)
         self.one_call = not (self.taps or self.recurrence.activation or decay == "channel")  # what `step` can do
-        self.output_scale = nn.Parameter(torch.ones(heads, value_dim, dtype=torch.float32))
+        self.normalised = not self.recurrence.delta
+        start = torch.full((heads, value_dim), 1.0 if self.normalised else GAIN, dtype=torch.float32)
+        self.output_scale = nn.Parameter(start)
         self.register_buffer("mag_weight", torch.full((), config.mag_weight, dtype=torch.float32))
 
     def mu(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -152,8 +159,9 @@ class LinearMemory(nn.Module):
     def read(self, q: torch.Tensor, writes: Writes, state: torch.Tensor | None):
         """Memory output [B, T, H, V] for q [B, T, H, D], and the state after the last token."""
         o, state = writes.run(self.query_features(q), state)
-        o = o * torch.rsqrt(o.pow(2).mean(-1, keepdim=True) + 1e-6) * self.output_scale.float()
-        return o, state
+        if self.normalised:
+            o = o * torch.rsqrt(o.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return o * self.output_scale.float(), state
 
     def forward(self, hidden_states, q, k, v, mask: torch.Tensor | None) -> torch.Tensor:
         """Memory output [B, T, H, V] of whole sequences, from an empty memory; in both directions where ``config`` says so."""
@@ -182,7 +190,8 @@ class LinearMemory(nn.Module):
         learned = Parameters(
             _learned(part("query_features"), "weight"), _learned(part("key_features"), "weight"),
             _learned(write, "weight"), _learned(write, "bias"), _learned(decay, "weight"), _learned(decay, "bias"),
-            _learned(mix, "weight"), _learned(mix, "bias"), _learned(self, "output_scale"), self.mag_weight,
+            _learned(mix, "weight"), _learned(mix, "bias"), part("query_features")._buffers.get("frequencies"), _learned(self, "output_scale"),
+            self.mag_weight,
         )  # fmt: skip
         if learned.output_scale.dtype != torch.float32 or learned.mag_weight.dtype != torch.float32:
             return None

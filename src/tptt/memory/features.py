@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -58,39 +61,42 @@ class Silu(nn.Module):
         return F.normalize(F.silu(x.float()), dim=-1, eps=1e-6)
 
 
-class Cubic(LearnedMap):
-    """All products of three channels of z = Px / ||Px||, P [H, R, D]: the product of two such features is the third power of
-    the cosine of their z. K = R (R + 1) (R + 2) / 6, R the largest with K <= 16 D.
+class Fourier(LearnedMap):
+    """[cos(W z), sin(W z)] / sqrt(K / 2) of z = Px / ||Px||, P [H, R, D] learned, R = min(D, 32), W [K / 2, R] drawn once.
 
-    The power sets a key that matches apart from those that nearly do, and K of them are kept apart: where every token of a
-    text may be asked for, a softmax head is followed far better than by `SignSplit`, with a state up to eight times as large.
+    Random Fourier features (Rahimi and Recht, 2007) of a Gaussian kernel on the unit sphere, in orthogonal blocks (Yu et
+    al., arXiv 1610.09072): the product of two of them is exp(-SHARPNESS (1 - cos)), give or take 1 / sqrt(K). The kernel
+    sets the key that matches apart from those that nearly do, as a softmax does; K says how many keys are kept apart.
     """
 
-    def __init__(self, heads: int, head_dim: int) -> None:
-        rows = next(r for r in range(head_dim, 0, -1) if _cubes(r) <= 16 * head_dim)
-        generator = torch.Generator("cpu").manual_seed(0)
-        square = torch.randn(head_dim, rows, dtype=torch.float32, device="cpu", generator=generator)
-        start = torch.linalg.qr(square)[0].T.contiguous()
-        super().__init__(heads, start, _cubes(rows))
-        orders = [6.0 / repeats for repeats in _repeats(rows)]  # of a product, in the sum over all i, j and k
-        self.register_buffer("weights", torch.tensor(orders).sqrt())
+    def __init__(self, heads: int, head_dim: int, width: int) -> None:
+        rows = min(head_dim, ROWS)
+        start, frequencies = _drawn(head_dim, rows, width // 2)
+        super().__init__(heads, start, width)
+        self.register_buffer("frequencies", frequencies.to(self.weight.device, copy=True))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        z = F.normalize(self.mapped(x), dim=-1, eps=1e-6)
-        rows = range(z.shape[-1])  # slices: gathering triples of channels takes five times as long
-        pairs = torch.cat([z[..., : j + 1] * z[..., j : j + 1] for j in rows], -1)
-        triples = torch.cat([pairs[..., : (k + 1) * (k + 2) // 2] * z[..., k : k + 1] for k in rows], -1)
-        return triples * self.weights
+        angles = F.linear(F.normalize(self.mapped(x), dim=-1, eps=1e-6), self.frequencies.float())
+        return torch.cat([angles.cos(), angles.sin()], -1) * angles.shape[-1] ** -0.5
 
 
-def _cubes(rows: int) -> int:
-    return rows * (rows + 1) * (rows + 2) // 6
+SHARPNESS = 12.0
+ROWS = 32
+"""More rows of a base's scores than this told keys no further apart."""
 
 
-def _repeats(rows: int) -> list[int]:
-    """For channels i <= j <= k in the order of `Cubic.forward`, in how many of their 6 orders the same product stands."""
-    triples = [(i, j, k) for k in range(rows) for j in range(k + 1) for i in range(j + 1)]
-    return [(1, 2, 6)[3 - len(set(t))] for t in triples]
+@lru_cache
+def _drawn(head_dim: int, rows: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Orthogonal rows [``rows``, D], and frequencies [``count``, ``rows``]: the same ones for queries and keys."""
+    options = {"dtype": torch.float32, "device": "cpu", "generator": torch.Generator("cpu").manual_seed(0)}
+    start = torch.linalg.qr(torch.randn(head_dim, rows, **options))[0].T.contiguous()
+    directions = torch.linalg.qr(torch.randn(-(-count // rows), rows, rows, **options))[0].flatten(0, 1)[:count]
+    lengths = torch.randn(count, rows, **options).norm(dim=-1, keepdim=True)  # those of Gaussian vectors
+    return start, (SHARPNESS**0.5 * lengths * directions).contiguous()
 
 
-MAPS: dict[str, type[nn.Module]] = {"sign_split": SignSplit, "silu": Silu, "cubic": Cubic}
+MAPS: dict[str, Callable[[int, int, int], nn.Module]] = {  # of heads, D and the configuration's feature_width
+    "sign_split": lambda heads, head_dim, width: SignSplit(heads, head_dim),
+    "silu": lambda heads, head_dim, width: Silu(heads, head_dim),
+    "fourier": Fourier,
+}

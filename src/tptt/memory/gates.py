@@ -23,14 +23,14 @@ class TokenGate(nn.Module):
 
 
 class ChannelGate(nn.Module):
-    """One number per head and channel, [B, T, H, K]: a linear map of the layer's input of rank K (Kimi Linear, arXiv
-    2510.26692, has that of a head); starts at ``start`` everywhere."""
+    """One number per head and feature, [B, T, H, K]: a linear map of the layer's input of ``rank``, which is the width of a
+    head (Kimi Linear, arXiv 2510.26692); starts at ``start`` everywhere."""
 
-    def __init__(self, hidden: int, heads: int, width: int, start: float) -> None:
+    def __init__(self, hidden: int, heads: int, width: int, rank: int, start: float) -> None:
         super().__init__()
         self.heads = heads
-        self.down = nn.Parameter(torch.randn(width, hidden, dtype=torch.float32) * hidden**-0.5)
-        self.up = nn.Parameter(torch.zeros(heads * width, width, dtype=torch.float32))
+        self.down = nn.Parameter(torch.randn(rank, hidden, dtype=torch.float32) * hidden**-0.5)
+        self.up = nn.Parameter(torch.zeros(heads * width, rank, dtype=torch.float32))
         self.bias = nn.Parameter(torch.full((heads * width,), start, dtype=torch.float32))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -70,7 +70,7 @@ AVERAGES = ("k", "v", "kv")
 MIX: dict[str, type[nn.Module]] = {"token": TokenGate, "head": HeadGate, "none": NoGate}
 # decay alpha = sigmoid(gate) starts at .995 per token
 DECAY_START = math.log(0.995 / 0.005)
-DECAY: dict[str, Callable[[int, int, int], nn.Module]] = {  # of hidden, heads and feature width
-    "head": lambda hidden, heads, width: TokenGate(hidden, heads, DECAY_START),
-    "channel": lambda hidden, heads, width: ChannelGate(hidden, heads, width, DECAY_START),
+DECAY: dict[str, Callable[[int, int, int, int], nn.Module]] = {  # of hidden, heads, feature width and head width
+    "head": lambda hidden, heads, width, rank: TokenGate(hidden, heads, DECAY_START),
+    "channel": lambda hidden, heads, width, rank: ChannelGate(hidden, heads, width, rank, DECAY_START),
 }

@@ -94,6 +94,11 @@ def softmax_squares(model: nn.Module) -> AbstractContextManager[list[torch.Tenso
     return _collected(model, "softmax_squared")
 
 
+def memory_squares(model: nn.Module) -> AbstractContextManager[list[torch.Tensor]]:
+    """`softmax_squares` of the memory branch, of a call without a cache."""
+    return _collected(model, "memory_squared")
+
+
 def projections(model: nn.Module) -> AbstractContextManager[list[tuple[torch.Tensor, torch.Tensor]]]:
     """Collects q [B, T, H, D] and k [B, T, Hk, D] of each layer with a memory as they leave their projections, in layer order.
 

@@ -19,9 +19,9 @@ def calibrate(
 ) -> nn.Module:
     """Start each memory from what its layer does on ``input_ids`` [B, T].
 
-    ``output_scale`` [H, V] becomes the root mean square of the softmax branch: the memory's output is normalised, so that
-    both branches then have the same size. Feature maps that have not been trained yet begin from the base's mean scores
-    beyond the window (`tptt.surgery.far`).
+    Feature maps that have not been trained yet begin from the base's mean scores beyond the window (`tptt.surgery.far`).
+    Where the memory's output is normalised (linear attention), ``output_scale`` [H, V] becomes the root mean square of the
+    softmax branch, so that both branches have the same size.
 
     Args:
         model: carries memories.
@@ -54,8 +54,9 @@ def calibrate(
         for module in alone:
             without_softmax(module)
     for module, square, (q, k) in zip(modules, squares, projected, strict=True):
-        scale = module.liza.output_scale
-        scale.copy_(square.sqrt().clamp_min(1e-3).view_as(scale))
+        if module.liza.normalised:
+            scale = module.liza.output_scale
+            scale.copy_(square.sqrt().clamp_min(1e-3).view_as(scale))
         window = module.liza.config.max_self_attn_length
         far = length or (_WINDOWS * window if window else q.shape[1])
         near = window or max(1, far // _WINDOWS)

@@ -47,7 +47,8 @@ class Site:
     hooks: dict[str, tuple[nn.Module, list[Any]]] = field(default_factory=dict)
     handles: list[Any] = field(default_factory=list)
     call: dict[str, Any] | None = None  # of the call that is running
-    softmax_squared: list[torch.Tensor] | None = None  # while calibrating: mean squares of the softmax branch, [H * V]
+    softmax_squared: list[torch.Tensor] | None = None  # while it is a list: mean squares of the softmax branch, [H * V]
+    memory_squared: list[torch.Tensor] | None = None  # the same of the memory's
     projected: list[tuple[torch.Tensor, ...]] | None = None  # while it is a list: q, k of a call before positions
     off: bool = False  # neither memory nor window: see base_view.as_base
     outputs: list[torch.Tensor] | None = None  # while it is a list: what goes into the output projection, [B, T, H * V]
@@ -201,7 +202,10 @@ def _mixed(module, softmax: torch.Tensor) -> torch.Tensor:
         if one is not None:
             mixed, layer.state = one
             return mixed
-        return memory.mix(softmax, _read(memory, q, k, v, call), call["hidden"])
+        read = _read(memory, q, k, v, call)
+        if site.memory_squared is not None:
+            site.memory_squared.append(read.pow(2).mean((0, 1)).flatten())
+        return memory.mix(softmax, read, call["hidden"])
 
 
 def _read(memory: LinearMemory, q, k, v, call) -> torch.Tensor:

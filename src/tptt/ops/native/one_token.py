@@ -10,14 +10,14 @@ from torch import Tensor
 from . import structs
 from .library import library
 
-FEATURES = ("silu", "sign_split", "cubic")
+FEATURES = ("silu", "sign_split", "fourier")
 """In the order of kernels/abi.h."""
 
 
 class Parameters(NamedTuple):
     """What a branch has learned, float32 and contiguous, in the order of kernels/abi.h: feature maps [H, M, D] and [S, M, D]
     (None with "silu"), weights [., E] and biases [.] of the gates for writing [S], decay [S] and mixing [H] (None: zero, no
-    decay), scale [H, V], and the Memory-as-Gate weight []."""
+    decay), frequencies [K / 2, M] ("fourier" alone), scale [H, V], and the Memory-as-Gate weight []."""
 
     query_map: Tensor | None
     key_map: Tensor | None
@@ -27,6 +27,7 @@ class Parameters(NamedTuple):
     decay_bias: Tensor | None
     mix_weight: Tensor | None
     mix_bias: Tensor | None
+    frequencies: Tensor | None
     output_scale: Tensor
     mag_weight: Tensor
 
@@ -48,7 +49,7 @@ def memory_step(
     library().memory_step(
         structs.MemoryStep(
             batch, states, heads // states, states // kv_heads, width, height, v.shape[3], hidden.shape[2],
-            torch.get_num_threads(), delta, q.dtype == torch.bfloat16, FEATURES.index(feature_map),
+            state.shape[2], torch.get_num_threads(), delta, q.dtype == torch.bfloat16, FEATURES.index(feature_map),
             *[x.data_ptr() for x in inputs], *[x if x is None else x.data_ptr() for x in parameters],
             state.data_ptr(), out.data_ptr(),
         )

@@ -46,10 +46,10 @@ struct TpttStep {
 enum TpttFeatures : int32_t {
   TPTT_SILU,        // of the raw vector, K = D
   TPTT_SIGN_SPLIT,  // SiLU of the mapped vector and its negative, K = 2 M
-  TPTT_CUBIC        // products of three channels of the mapped vector at length 1, K = M (M + 1) (M + 2) / 6
+  TPTT_FOURIER      // cosines and sines of the mapped vector at length 1, turned by ``frequencies``
 };
 struct TpttMemoryStep {
-  int64_t batch, states, groups, copies, head_width, map_height, value_width, hidden_width, threads;
+  int64_t batch, states, groups, copies, head_width, map_height, value_width, hidden_width, feature_width, threads;
   int32_t delta, bfloat16;  // bfloat16: of q, k, v, hidden, softmax and out
   int32_t features;         // TpttFeatures
   const void *q, *k, *v, *hidden, *softmax;            // [B, S G, D], [B, S/C, D], [B, S/C, V], [B, E], [B, S G, V]
@@ -57,6 +57,7 @@ struct TpttMemoryStep {
   const float *write_weight, *write_bias;              // [S, E], [S]; null: zero, and so on
   const float *decay_weight, *decay_bias;              // [S, E], [S]; no bias: no decay
   const float *mix_weight, *mix_bias;                  // [S G, E], [S G]
+  const float* frequencies;                            // [K/2, M]; null but with TPTT_FOURIER
   const float* output_scale;                           // [S G, V]
   const float* mag_weight;                             // the Memory-as-Gate weight, to whose logit a gate is added
   float* state;                                        // [B, S, K, V], overwritten

@@ -9,48 +9,40 @@ namespace {
 
 inline float sigmoid(float x) { return 1.f / (1.f + std::exp(-x)); }
 
-inline int64_t pairs_of(int64_t rows) { return rows * (rows + 1) / 2; }
-
-inline int feature_width(const TpttMemoryStep& p) {
-  if (p.features == TPTT_CUBIC) return int(pairs_of(p.map_height) * (p.map_height + 2) / 3);
-  return int(p.features == TPTT_SIGN_SPLIT ? 2 * p.map_height : p.map_height);
-}
-
 // x / ||x||
 inline void normalize(float* x, int count) {
   const float length = std::sqrt(dot(x, x, count)), factor = 1.f / (length > 1e-6f ? length : 1e-6f);
   for (int i = 0; i < count; i++) x[i] *= factor;
 }
 
-// The products of i <= j <= k channels of z, k slowest, each times the root of how many orders it has.
-inline void cubes(const float* z, int height, float* pairs, float* out) {
-  const float two = std::sqrt(2.f), three = std::sqrt(3.f), half = std::sqrt(1.5f);
-  float* pair = pairs;
-  for (int j = 0; j < height; j++, pair++) {
-    for (int i = 0; i < j; i++) *pair++ = two * z[i] * z[j];
-    *pair = z[j] * z[j];
+// out = [cos(angles), sin(angles)] / sqrt(count)
+inline void waves(const float* angles, int count, float* out) {
+  const float size = 1.f / std::sqrt(float(count));
+  int i = 0;
+  for (; i + LANES <= count; i += LANES) {
+    Vec sine, cosine;
+    sincos(load(angles + i), sine, cosine);
+    store(out + i, splat(size) * cosine);
+    store(out + count + i, splat(size) * sine);
   }
-  for (int k = 0; k < height; k++) {
-    const float below = three * z[k], same = half * z[k];
-    const int64_t before = pairs_of(k);
-    for (int64_t n = 0; n < before; n++) out[n] = below * pairs[n];
-    for (int64_t n = before; n < before + k; n++) out[n] = same * pairs[n];
-    out[before + k] = z[k] * pairs[before + k];
-    out += before + k + 1;
+  for (; i < count; i++) {
+    out[i] = size * std::cos(angles[i]);
+    out[count + i] = size * std::sin(angles[i]);
   }
 }
 
 // out [K], the unit vector of x's features: see TpttFeatures. map [M, D] or null.
-inline void features(const TpttMemoryStep& p, const float* x, const float* map, float* mapped, float* pairs, float* out) {
-  const int height = int(p.map_height), count = feature_width(p);
+inline void features(const TpttMemoryStep& p, const float* x, const float* map, float* mapped, float* angles, float* out) {
+  const int height = int(p.map_height), count = int(p.feature_width);
   const float* y = x;
   if (map) {
     matrix_vector(map, x, height, int(p.head_width), mapped);
     y = mapped;
   }
-  if (p.features == TPTT_CUBIC) {
+  if (p.features == TPTT_FOURIER) {
     normalize(mapped, height);
-    return cubes(mapped, height, pairs, out);
+    matrix_vector(p.frequencies, mapped, count / 2, height, angles);
+    return waves(angles, count / 2, out);
   }
   int i = 0;
   for (; i + LANES <= height; i += LANES) {
@@ -66,13 +58,13 @@ inline void features(const TpttMemoryStep& p, const float* x, const float* map, 
 }
 
 struct MemoryScratch {
-  float *hidden, *raw, *mapped, *pairs, *key, *query, *value, *read, *u;
+  float *hidden, *raw, *mapped, *angles, *key, *query, *value, *read, *u, *found;
 
   MemoryScratch(const TpttMemoryStep& p, Arena& arena)
       : hidden(arena.take(p.hidden_width)), raw(arena.take(p.head_width)), mapped(arena.take(p.map_height)),
-        pairs(arena.take(p.features == TPTT_CUBIC ? pairs_of(p.map_height) : 0)), key(arena.take(feature_width(p))),
-        query(arena.take(feature_width(p))), value(arena.take(p.value_width)), read(arena.take(p.value_width)),
-        u(arena.take(p.value_width)) {}
+        angles(arena.take(p.feature_width)), key(arena.take(p.feature_width)),
+        query(arena.take(p.feature_width)), value(arena.take(p.value_width)), read(arena.take(p.value_width)),
+        u(arena.take(p.value_width)), found(arena.take(p.value_width)) {}
 };
 
 inline float gate(const float* weight, const float* bias, int64_t head, const float* hidden, int width) {
@@ -82,31 +74,29 @@ inline float gate(const float* weight, const float* bias, int64_t head, const fl
 inline void memory_step_state(const TpttMemoryStep& p, const MemoryScratch& s, int64_t b, int64_t h) {
   const int width = int(p.head_width), values = int(p.value_width), hidden = int(p.hidden_width);
   const int64_t source = b * (p.states / p.copies) + h / p.copies;
-  const int keys = feature_width(p);
+  const int keys = int(p.feature_width);
   float* state = p.state + (b * p.states + h) * keys * values;
   const float mu_logit = std::log(*p.mag_weight / (1.f - *p.mag_weight));  // 0 and 1 give infinities, which are meant
   const auto map_of = [&](const float* maps, int64_t head) { return maps ? maps + head * p.map_height * width : nullptr; };
   const auto load_query = [&](int64_t head) {
     load_row(p.q, (b * p.states * p.groups + head) * width, p.bfloat16, s.raw, width);
-    features(p, s.raw, map_of(p.query_map, head), s.mapped, s.pairs, s.query);
+    features(p, s.raw, map_of(p.query_map, head), s.mapped, s.angles, s.query);
   };
   load_row(p.hidden, b * hidden, p.bfloat16, s.hidden, hidden);
   load_row(p.k, source * width, p.bfloat16, s.raw, width);
-  features(p, s.raw, map_of(p.key_map, h), s.mapped, s.pairs, s.key);
+  features(p, s.raw, map_of(p.key_map, h), s.mapped, s.angles, s.key);
   load_row(p.v, source * values, p.bfloat16, s.value, values);
   const float beta = sigmoid(gate(p.write_weight, p.write_bias, h, s.hidden, hidden));
   const float decay = p.decay_bias ? sigmoid(gate(p.decay_weight, p.decay_bias, h, s.hidden, hidden)) : 1.f;
-  if (p.delta) read_rows(state, values, keys, s.key, s.read);
-  for (int j = 0; j < values; j++) s.u[j] = beta * (p.delta ? s.value[j] - decay * s.read[j] : s.value[j]);
   load_query(h * p.groups);
-  write_rows(state, values, keys, s.key, s.u, decay, s.query, s.read);
+  write_and_read(state, values, keys, 1, s.key, s.value, &beta, 0, decay, p.delta, s.query, s.u, s.found, s.read);
   for (int64_t g = 0; g < p.groups; g++) {
     const int64_t head = h * p.groups + g, at = (b * p.states * p.groups + head) * values;
     if (g) {
       load_query(head);
       read_rows(state, values, keys, s.query, s.read);
     }
-    const float scale = 1.f / std::sqrt(dot(s.read, s.read, values) / float(values) + 1e-6f);
+    const float scale = p.delta ? 1.f : 1.f / std::sqrt(dot(s.read, s.read, values) / float(values) + 1e-6f);
     const float mu = sigmoid(mu_logit + gate(p.mix_weight, p.mix_bias, head, s.hidden, hidden));
     load_row(p.softmax, at, p.bfloat16, s.value, values);
     for (int j = 0; j < values; j++) {

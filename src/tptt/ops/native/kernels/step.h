@@ -1,90 +1,124 @@
-// One token, in place on the state: N + 1 passes over it. Each pass writes what the one before found and reads for the
-// next key, the last for the queries.
+// One token, in place on the state: N + 1 passes over it. Each but the last reads for the next key, that before the last
+// write for a query too: what the query then finds after the write follows from what it found before it. So the last pass
+// only writes, and goes backwards: what was read last is still in the nearest cache.
 #pragma once
 #include "chunk.h"
 
 namespace {
 
-// state <- decay state + key u^T, where WRITE, and read = state^T reader; columns of STRIPS vectors.
-template <int STRIPS, bool WRITE>
-inline void pass(float* state, int width, int rows, const float* key, const float* u, float decay, const float* reader,
-                 float* read) {
-  Vec write[STRIPS], total[STRIPS];
+// state <- decay state + key u^T, where WRITE, and read[r] = state^T reader[r]; columns of STRIPS vectors.
+template <int STRIPS, bool WRITE, int READS>
+inline void pass(float* state, int width, int rows, const float* key, const float* u, float decay,
+                 const float* const* reader, float* const* read, int column) {
+  Vec write[STRIPS], total[READS ? READS : 1][STRIPS];
   for (int j = 0; j < STRIPS; j++) {
-    if (WRITE) write[j] = load(u + j * LANES);
-    total[j] = Vec{};
+    if (WRITE) write[j] = load(u + column + j * LANES);
+    for (int r = 0; r < READS; r++) total[r][j] = Vec{};
   }
   const Vec factor = splat(decay);
-  for (int i = 0; i < rows; i++) {
-    float* at = state + int64_t(i) * width;
-    const Vec reads = splat(reader[i]), writes = WRITE ? splat(key[i]) : Vec{};
+  for (int n = 0; n < rows; n++) {
+    const int i = READS ? n : rows - 1 - n;
+    float* at = state + int64_t(i) * width + column;
+    const Vec writes = WRITE ? splat(key[i]) : Vec{};
+    Vec reads[READS ? READS : 1];
+    for (int r = 0; r < READS; r++) reads[r] = splat(reader[r][i]);
     for (int j = 0; j < STRIPS; j++) {
       Vec x = load(at + j * LANES);
       if (WRITE) store(at + j * LANES, x = x * factor + writes * write[j]);
-      total[j] += reads * x;
+      for (int r = 0; r < READS; r++) total[r][j] += reads[r] * x;
     }
   }
-  for (int j = 0; j < STRIPS; j++) store(read + j * LANES, total[j]);
-}
-
-// `pass` over every column from n on, STRIPS vectors at a time while there are so many, then half of it.
-template <int STRIPS, bool WRITE>
-inline void passes(float* state, int width, int rows, const float* key, const float* u, float decay, const float* reader,
-                   float* read, int n) {
-  for (; n + STRIPS * LANES <= width; n += STRIPS * LANES)
-    pass<STRIPS, WRITE>(state + n, width, rows, key, WRITE ? u + n : u, decay, reader, read + n);
-  if constexpr (STRIPS > 1) return passes<STRIPS / 2, WRITE>(state, width, rows, key, u, decay, reader, read, n);
-  for (; n < width; n++) {
-    float total = 0.f;
-    for (int i = 0; i < rows; i++) {
-      float* at = state + int64_t(i) * width + n;
-      if (WRITE) *at = *at * decay + key[i] * u[n];
-      total += reader[i] * *at;
-    }
-    read[n] = total;
-  }
+  for (int r = 0; r < READS; r++)
+    for (int j = 0; j < STRIPS; j++) store(read[r] + column + j * LANES, total[r][j]);
 }
 
 constexpr int STRIPS = LANES == 16 ? 8 : 4;
-inline void read_rows(float* state, int width, int rows, const float* reader, float* read) {
-  passes<STRIPS, false>(state, width, rows, nullptr, nullptr, 1.f, reader, read, 0);
+
+// `pass` over every column from ``column`` on, COUNT vectors at a time while there are so many, then half of it.
+template <bool WRITE, int READS, int COUNT = STRIPS>
+inline void passes(float* state, int width, int rows, const float* key, const float* u, float decay,
+                   const float* const* reader, float* const* read, int column = 0) {
+  for (; column + COUNT * LANES <= width; column += COUNT * LANES)
+    pass<COUNT, WRITE, READS>(state, width, rows, key, u, decay, reader, read, column);
+  if constexpr (COUNT > 1)
+    return passes<WRITE, READS, COUNT / 2>(state, width, rows, key, u, decay, reader, read, column);
+  for (; column < width; column++) {
+    float total[READS ? READS : 1] = {};
+    for (int i = 0; i < rows; i++) {
+      float* at = state + int64_t(i) * width + column;
+      if (WRITE) *at = *at * decay + key[i] * u[column];
+      for (int r = 0; r < READS; r++) total[r] += reader[r][i] * *at;
+    }
+    for (int r = 0; r < READS; r++) read[r][column] = total[r];
+  }
 }
-inline void write_rows(float* state, int width, int rows, const float* key, const float* u, float decay,
-                       const float* reader, float* read) {
-  passes<STRIPS, true>(state, width, rows, key, u, decay, reader, read, 0);
+
+inline void read_rows(float* state, int width, int rows, const float* reader, float* read) {
+  passes<false, 1>(state, width, rows, nullptr, nullptr, 1.f, &reader, &read);
+}
+
+// `passes` for ``reads`` readers, 0 to 2.
+template <bool WRITE>
+inline void passes_for(int reads, float* state, int width, int rows, const float* key, const float* u, float decay,
+                       const float* const* reader, float* const* read) {
+  if (reads == 0) passes<WRITE, 0>(state, width, rows, key, u, decay, reader, read);
+  if (reads == 1) passes<WRITE, 1>(state, width, rows, key, u, decay, reader, read);
+  if (reads == 2) passes<WRITE, 2>(state, width, rows, key, u, decay, reader, read);
+}
+
+// A token's ``writes`` by the delta rule or, without ``delta``, by linear attention, and what ``query`` reads after them.
+// keys [N, K] and values [N, V]; value n is written with beta[n stride], without a beta in full. ``u`` and ``found`` [V]
+// are overwritten.
+inline void write_and_read(float* state, int width, int rows, int writes, const float* keys, const float* values,
+                           const float* beta, int64_t stride, float decay, bool delta, const float* query, float* u,
+                           float* found, float* read) {
+  for (int n = 0; n < writes; n++) {
+    const float *key = keys + int64_t(n) * rows, *value = values + int64_t(n) * width;
+    const bool last = n + 1 == writes;
+    const float* readers[] = {delta ? key : query, query};
+    float* reads[] = {delta ? found : read, read};
+    if (n == 0)
+      passes_for<false>(delta + last, state, width, rows, nullptr, nullptr, 1.f, readers, reads);
+    else
+      passes_for<true>(delta + last, state, width, rows, key - rows, u, n == 1 ? decay : 1.f, readers, reads);
+    const float strength = beta ? beta[n * stride] : 1.f, before = n ? 1.f : decay, match = last ? dot(key, query, rows) : 0.f;
+    for (int j = 0; j < width; j++) {
+      u[j] = strength * (delta ? value[j] - before * found[j] : value[j]);
+      if (last) read[j] = before * read[j] + match * u[j];
+    }
+  }
+  passes_for<true>(0, state, width, rows, keys + int64_t(writes - 1) * rows, u, writes == 1 ? decay : 1.f, nullptr, nullptr);
 }
 
 struct StepScratch {
-  float *keys, *query, *value, *read, *u;  // [N, K], [K], [V], [V], [V]
+  float *keys, *values, *query, *read, *u, *found;  // [N, K], [N, V], [K], [V], [V], [V]
 
   StepScratch(const TpttStep& p, Arena& arena)
-      : keys(arena.take(p.writes * p.key_width)), query(arena.take(p.key_width)), value(arena.take(p.value_width)),
-        read(arena.take(p.value_width)), u(arena.take(p.value_width)) {}
+      : keys(arena.take(p.writes * p.key_width)), values(arena.take(p.writes * p.value_width)),
+        query(arena.take(p.key_width)), read(arena.take(p.value_width)), u(arena.take(p.value_width)),
+        found(arena.take(p.value_width)) {}
 };
 
 inline void step_head(const TpttStep& p, const StepScratch& s, int64_t b, int64_t h) {
-  const int key_width = int(p.key_width), width = int(p.value_width);
-  float* state = p.state + (b * p.heads + h) * key_width * width;
+  const int keys = int(p.key_width), width = int(p.value_width);
+  float* state = p.state + (b * p.heads + h) * keys * width;
   float decay = 1.f;
   if (p.g) decay = exp(splat(p.g[b * p.heads + h] < -1e4f ? -1e4f : p.g[b * p.heads + h]))[0];
   const auto row_of = [&](int64_t n) { return (b * p.writes + n) * p.heads + h; };
   const auto load_query = [&](int64_t g) {
-    load_row(p.q, ((b * p.heads + h) * p.groups + g) * key_width, p.bfloat16, s.query, key_width);
+    load_row(p.q, ((b * p.heads + h) * p.groups + g) * keys, p.bfloat16, s.query, keys);
   };
   load_query(0);
-  for (int64_t n = 0; n < p.writes; n++) load_row(p.k, row_of(n) * key_width, p.bfloat16, s.keys + n * key_width, key_width);
-  if (p.delta) read_rows(state, width, key_width, s.keys, s.read);
   for (int64_t n = 0; n < p.writes; n++) {
-    load_row(p.v, row_of(n) * width, p.bfloat16, s.value, width);
-    const float beta = p.beta ? p.beta[row_of(n)] : 1.f, before = n ? 1.f : decay;
-    for (int j = 0; j < width; j++) s.u[j] = beta * (p.delta ? s.value[j] - before * s.read[j] : s.value[j]);
-    const float* next = n + 1 < p.writes ? s.keys + (n + 1) * key_width : s.query;
-    write_rows(state, width, key_width, s.keys + n * key_width, s.u, before, next, s.read);
+    load_row(p.k, row_of(n) * keys, p.bfloat16, s.keys + n * keys, keys);
+    load_row(p.v, row_of(n) * width, p.bfloat16, s.values + n * width, width);
   }
+  write_and_read(state, width, keys, int(p.writes), s.keys, s.values, p.beta ? p.beta + row_of(0) : nullptr, p.heads, decay,
+                 p.delta, s.query, s.u, s.found, s.read);
   for (int64_t g = 0; g < p.groups; g++) {
     if (g) {
       load_query(g);
-      read_rows(state, width, key_width, s.query, s.read);
+      read_rows(state, width, keys, s.query, s.read);
     }
     for (int j = 0; j < width; j++) s.read[j] *= p.scale;
     store_row(p.o, ((b * p.heads + h) * p.groups + g) * width, p.bfloat16, s.read, width);

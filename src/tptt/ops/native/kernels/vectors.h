@@ -58,6 +58,23 @@ inline Vec exp(Vec x) {
   return p * load_as<Vec>(&first) * load_as<Vec>(&second);
 }
 
+// Both to 2 units in the last place of 1, for |x| up to a few thousand.
+inline void sincos(Vec x, Vec& sine, Vec& cosine) {
+  const Vec magic = splat(12582912.f);
+  const Vec n = (x * splat(0.636619772f) + magic) - magic;  // quarter turns
+  const Vec r = ((x - n * splat(1.5703125f)) - n * splat(4.83751297e-4f)) - n * splat(7.54978995e-8f), square = r * r;
+  Vec s = splat(-1.9515296e-4f), c = splat(2.4433157e-5f);
+  for (float factor : {8.3321609e-3f, -1.6666655e-1f}) s = s * square + splat(factor);
+  for (float factor : {-1.3887316e-3f, 4.1666646e-2f, -.5f, 1.f}) c = c * square + splat(factor);
+  s = s * square * r + r;
+  const IntVec turns = __builtin_convertvector(n, IntVec);
+  const IntVec odd = (turns & 1) != 0, below = (turns & 2) != 0, left = ((turns + 1) & 2) != 0;
+  sine = odd ? c : s;
+  cosine = odd ? s : c;
+  sine = below ? -sine : sine;
+  cosine = left ? -cosine : cosine;
+}
+
 inline Vec from_bfloat16(const uint16_t* p) {
   WordVec words = __builtin_convertvector(load_as<HalfVec>(p), WordVec) << 16;
   return load_as<Vec>(&words);
