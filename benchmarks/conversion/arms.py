@@ -81,6 +81,8 @@ RECORDS = {
 HELD_OUT = {f"no {name}": Arm(f"default, {name} held out of training", without=name) for name in FORMATS}
 INGREDIENTS = {
     "random maps": Arm("features that do not begin at the base's scores", change=random_maps),
+    "512 features": Arm("half the state", {"feature_width": 512}),
+    "2048 features": Arm("twice the state", {"feature_width": 2048}),
     "sign-split": Arm("features SiLU([Px, -Px]), which begin there too", {"feature_map": "sign_split"}),
     "4 rows": Arm("half as many steps, of twice as many rows", settings={"rows": 4}),
     "mix .375": Arm("fewer recall rows", settings={"recall_mix": 0.375}),
