@@ -13,7 +13,7 @@ import torch
 
 from .perplexity import evaluating
 
-TOKENS, TOLERANCE = 30, 5e-5
+TOKENS, TOLERANCE = 30, 2e-5
 _PIECES = (11, 1, 1, 14, 3)
 
 
