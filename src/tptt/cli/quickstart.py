@@ -23,7 +23,7 @@ def quickstart(
     length: Annotated[
         int | None, typer.Option(help="Tokens of a training row; default: the base's context, at most 512.")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Optimizer steps of 2 rows.")] = 640,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of 2 rows.")] = 512,
     seed: Annotated[int, typer.Option(help="Seed of all that is drawn.")] = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's own choice.")] = None,
 ) -> None:

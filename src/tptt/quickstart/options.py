@@ -36,7 +36,7 @@ class QuickstartOptions:
     data: str | None = None
     window: int | None = None
     length: int | None = None
-    steps: int = 640
+    steps: int = 512
     rows: int = TrainingSettings.rows
     seed: int = TrainingSettings.seed
     threads: int | None = None
