@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from tptt.data import Draws
-from tptt.surgery import memories, set_mag_weight, softmax_squares
+from tptt.surgery import memories, memory_squares, set_mag_weight, softmax_squares
 from tptt.surgery.attach import weights_loaded
-from tptt.surgery.base_view import memory_squares
 from tptt.surgery.hooks import carriers
 
 from .perplexity import evaluating, perplexity

@@ -16,9 +16,7 @@ class LearnedMap(nn.Module):
     def __init__(self, heads: int, start: torch.Tensor, width: int) -> None:
         super().__init__()
         self.width = width  # K
-        here = torch.empty(
-            0
-        ).device  # a model is built on "meta" where its weights are loaded later; ``start`` never is
+        here = torch.empty(0).device  # "meta" where weights are loaded later; ``start`` never is there
         self.weight = nn.Parameter(start.repeat(heads, 1, 1).to(here))
         self._begun = start  # [rows, D] or [H, rows, D]
 

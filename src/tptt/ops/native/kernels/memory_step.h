@@ -62,7 +62,7 @@ struct MemoryScratch {
 
   MemoryScratch(const TpttMemoryStep& p, Arena& arena)
       : hidden(arena.take(p.hidden_width)), raw(arena.take(p.head_width)), mapped(arena.take(p.map_height)),
-        angles(arena.take(p.feature_width)), key(arena.take(p.feature_width)),
+        angles(arena.take(p.feature_width / 2)), key(arena.take(p.feature_width)),
         query(arena.take(p.feature_width)), value(arena.take(p.value_width)), read(arena.take(p.value_width)),
         u(arena.take(p.value_width)), found(arena.take(p.value_width)) {}
 };

@@ -87,7 +87,7 @@ inline void write_and_read(float* state, int width, int rows, int writes, const 
       if (last) read[j] = before * read[j] + match * u[j];
     }
   }
-  passes_for<true>(0, state, width, rows, keys + int64_t(writes - 1) * rows, u, writes == 1 ? decay : 1.f, nullptr, nullptr);
+  passes<true, 0>(state, width, rows, keys + int64_t(writes - 1) * rows, u, writes == 1 ? decay : 1.f, nullptr, nullptr);
 }
 
 struct StepScratch {
