@@ -208,7 +208,7 @@ def one_token(tokens: int, batch: int) -> dict[str, float]:
         return delta_rule_step(*one.all, state=mine, inplace=True)
 
     def pytorch():
-        return delta_rule(*one.all, initial_state=torchs, output_final_state=True, backend="step")
+        return delta_rule_step(*one.all, state=torchs, inplace=True, backend="step")
 
     def transformers():
         return of_hf(one.q, one.k, one.v, one.g, one.beta, initial_state=state, output_final_state=True)

@@ -104,12 +104,16 @@ def test_strided_inputs(backend):
 
 
 @pytest.mark.parametrize("decay", (0, 0.1))
-def test_step_in_place(decay):
-    case = make_case(1, groups=2, decay=decay).to(torch.float32)
-    want_o, want_state = case.run("auto")
+@pytest.mark.parametrize("backend", ("auto", "native", "step"))
+def test_step_in_place(backend, decay):
+    case, _ = serve(backend, make_case(1, groups=2, decay=decay).to(torch.float32))
     state = case.initial_state.clone()
-    o, returned = delta_rule_step(case.q, case.k, case.v, case.beta, case.g, state=state, scale=0.7, inplace=True)
-    assert returned is state and torch.equal(state, want_state) and torch.equal(o, want_o)
+    arguments = (case.q, case.k, case.v, case.beta, case.g)
+    o, returned = delta_rule_step(*arguments, state=state, scale=0.7, inplace=True, backend=backend)
+    assert returned is state
+    for got, want, naive in zip((o, state), case.run(backend), case.run("naive"), strict=True):
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(got, naive, atol=1e-5, rtol=1e-4)
 
 
 def test_step_errors():
@@ -120,6 +124,10 @@ def test_step_errors():
         delta_rule_step(two.q, two.k, two.v, two.beta, state=two.initial_state)
     with pytest.raises(ValueError, match="inplace needs a state of torch.float64, got torch.float32"):
         delta_rule_step(*one, state=case.initial_state.float(), inplace=True)
+    with pytest.raises(ValueError, match="backend 'naive' makes a new state: inplace is for auto, step, native"):
+        delta_rule_step(*one, state=case.initial_state, inplace=True, backend="naive")
+    with pytest.raises(ValueError, match="unknown backend 'quick'"):
+        delta_rule_step(*one, state=case.initial_state, backend="quick")
     case.q.requires_grad_()
     with pytest.raises(ValueError, match="inplace overwrites what a gradient needs"):
         delta_rule_step(*one, state=case.initial_state, inplace=True)

@@ -97,11 +97,12 @@ def linear_attention(
     return _run(q, k, v, beta, g, False, scale, initial_state, output_final_state, backend, chunk_size, cu_seqlens)
 
 
-def delta_rule_step(q, k, v, beta, g=None, *, state, scale=1.0, inplace=False):
+def delta_rule_step(q, k, v, beta, g=None, *, state, scale=1.0, inplace=False, backend="auto"):
     """One token of `delta_rule`, for decoding.
 
     Args: as in `delta_rule` with T = 1; state [B, H, K, V] before the token; inplace: overwrite `state`, which must
-        then have the state's dtype (float32; float64 when q, k or v is float64), and nothing may need a gradient.
+        then have the state's dtype (float32; float64 when q, k or v is float64), and nothing may need a gradient;
+        backend: "auto" or a name from `available_backends()`, with inplace "native" or "step".
     Returns: o [B, 1, G*H, V] in v's dtype, and the state after the token (`state` itself when inplace).
     Raises: TypeError, ValueError as `delta_rule`; ValueError when T is not 1 or inplace cannot be served.
     """
@@ -110,12 +111,14 @@ def delta_rule_step(q, k, v, beta, g=None, *, state, scale=1.0, inplace=False):
     spec = Spec.of(q, k, v, beta, g, state, True)
     if spec.tokens != 1:
         raise ValueError(f"delta_rule_step takes exactly one token, got T = {spec.tokens}")
-    if inplace:
-        if spec.plain and not unavailable() and not torch.compiler.is_compiling():
+    if backend == "auto":
+        if inplace and spec.plain and not unavailable() and not torch.compiler.is_compiling():
             return plain_step(q, k, v, beta, g, state, scale, True, spec.plain), state
-        _check_inplace(state, state_dtype(q, k, v), spec.needs_grad)
-    backend = BACKENDS["step" if BACKENDS["native"].supports(spec) else "native"]
-    return _call(backend, spec, q, k, v, beta, g, state, scale, None, inplace)
+        backend = "step" if BACKENDS["native"].supports(spec) else "native"
+    chosen = select(backend, spec)
+    if inplace:
+        _check_inplace(backend, state, state_dtype(q, k, v), spec.needs_grad)
+    return _call(chosen, spec, q, k, v, beta, g, state, scale, None, inplace)
 
 
 def _run(q, k, v, beta, g, delta, scale, initial_state, output_final_state, backend, chunk_size, cu_seqlens):
@@ -149,7 +152,10 @@ def _call(backend, spec, q, k, v, beta, g, state, scale, chunk_size, inplace=Fal
     return backend.run(*arguments)
 
 
-def _check_inplace(state, dtype, needs_grad):
+def _check_inplace(backend, state, dtype, needs_grad):
+    serving = [name for name, known in BACKENDS.items() if "inplace" in known.options]
+    if backend not in serving:
+        raise ValueError(f"backend {backend!r} makes a new state: inplace is for auto, {', '.join(serving)}")
     if state is None or state.dtype != dtype:
         raise ValueError(f"inplace needs a state of {dtype}, got {None if state is None else state.dtype}")
     if needs_grad:

@@ -25,21 +25,18 @@ def step_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, inplace=Fa
         state = k.new_zeros(pairs, key_width, value_width)
     else:
         state = state.reshape(pairs, key_width, value_width)
+    mine = inplace  # may `state` be overwritten: it is neither the caller's nor what a gradient needs
     if g is not None:
         decay = g.exp().reshape(pairs, -1, 1)
-    mine = inplace  # may `state` be overwritten: it is neither the caller's nor what a gradient needs
+        state = state.mul_(decay) if mine else state * decay
+        mine = inplace or not torch.is_grad_enabled()
     for key, u, strength in ((k, write, beta),) if writes == 1 else _each(k, write, beta):
         key, u = key.reshape(pairs, 1, key_width), u.reshape(pairs, 1, value_width)
         if delta:
-            u = u - torch.bmm(key if g is None else key * decay.mT, state)
+            u = torch.baddbmm(u, key, state, alpha=-1)
         if strength is not None:
             u = u * strength.reshape(pairs, 1, 1)
-        if g is None:
-            state = (state.addcmul_ if mine else state.addcmul)(key.mT, u)
-        else:  # the old state is read once, the new one written and read again
-            outer = key.mT * u
-            state = torch.addcmul(outer, state, decay, out=state) if mine else outer.addcmul_(state, decay)
-            g = None
+        state = (state.addcmul_ if mine else state.addcmul)(key.mT, u)
         mine = inplace or not torch.is_grad_enabled()
     o = torch.bmm(q.reshape(pairs, -1, key_width), state).view(batch, 1, -1, value_width)
     if scale != 1:
