@@ -55,6 +55,7 @@ def random_maps(model: nn.Module) -> None:
                 features.weight.copy_(new.weight)
 
 
+_AS_BEFORE = {"spread_width": False, "write_weight": 0.0}
 _RAMP = {"mag_start": 0.01, "mag_steps": 100}  # the workflow of TPTT
 
 REFERENCES = {
@@ -75,12 +76,15 @@ RECORDS = {
     "plain, records": Arm(
         "what the plain Trainer does: one rate of 5e-3, no weights",
         records=True,
-        settings={"lr": 5e-3, "memory_lr": 5e-3, "answer_weight": 1.0, "filler_weight": 1.0},
+        settings={"lr": 5e-3, "memory_lr": 5e-3, "answer_weight": 1.0, "filler_weight": 1.0} | _AS_BEFORE,
     ),
 }
 HELD_OUT = {f"no {name}": Arm(f"default, {name} held out of training", without=name) for name in FORMATS}
 INGREDIENTS = {
     "random maps": Arm("features that do not begin at the base's scores", change=random_maps),
+    "equal widths": Arm("as many features in every layer", settings={"spread_width": False}),
+    "gates on their own": Arm("write gates learn from predictions alone", settings={"write_weight": 0.0}),
+    "neither": Arm("equal widths, gates on their own", settings=_AS_BEFORE),
     "512 features": Arm("half the state", {"feature_width": 512}),
     "2048 features": Arm("twice the state", {"feature_width": 2048}),
     "sign-split": Arm("features SiLU([Px, -Px]), which begin there too", {"feature_map": "sign_split"}),

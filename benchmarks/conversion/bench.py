@@ -23,7 +23,7 @@ from tptt.inference.snapshot import fingerprint
 from tptt.quickstart.records import FACTS, RecordMaterial
 from tptt.surgery import memories
 from tptt.training import Material, TrainingSettings, train
-from tptt.training.convert import calibrate_on, load_tokenizer
+from tptt.training.convert import begin_memory, load_tokenizer
 from tptt.training.lora import lora_config
 
 from .arms import FORMATS, Arm
@@ -93,7 +93,7 @@ class Bench:
             base_model_name=self.base, lora_config=self.lora, max_self_attn_length=self.window, **arm.config
         )
         model = TpttModel(config, dtype=torch.float32)
-        calibrate_on(model, material, self.length)
+        begin_memory(model, material, settings, self.length)
         if arm.change is not None:
             arm.change(model)
         history = train(model, material, settings, self.length)
@@ -104,6 +104,7 @@ class Bench:
         if arm.change is None:
             use = branch_use(model, material.recall(), self.length, self.window, 2 * _ROWS, seed)
             found["branches"] = {name: score.beyond for name, score in use.recall.items()}
+            found["widths"] = [m.key_features.width for m in memories(model)]
             found["mu"] = [round(x.mu, 3) for x in use.layers]
         return found
 

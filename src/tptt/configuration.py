@@ -52,6 +52,20 @@ def _numbers(name: str, value: Any) -> str | tuple[int, ...]:
     raise ValueError(f"{name} must be 'all'{every} or a list of layer numbers, got {value!r}")
 
 
+def _widths(value: Any) -> int | tuple[int, ...]:
+    """One width for all layers, or one for each as a tuple."""
+    several = isinstance(value, list | tuple)
+    if several and not value:
+        raise ValueError(
+            "feature_width must be an integer or a list of them, one for each layer with a memory, got none"
+        )
+    for width in value if several else (value,):
+        _check_count("feature_width", width, 2)
+        if width % 2:
+            raise ValueError(f"feature_width counts cosines and sines and must be even, got {width}")
+    return tuple(value) if several else value
+
+
 @dataclass(frozen=True)
 class MemoryConfig:
     """The linear memory of one attention layer and how it is mixed in. The defaults are what `benchmarks.conversion` found best.
@@ -67,7 +81,8 @@ class MemoryConfig:
         feature_map: of queries and keys: ``fourier``, cosines and sines of Px / ||Px|| with P [R, D] learned, whose product is
             a Gaussian kernel of it; ``sign_split`` SiLU([Px, -Px]) / ||.|| with P [D, D] learned, 2 D, for a smaller
             state that follows a softmax head less closely (`benchmarks/features.py`); ``silu`` SiLU(x) / ||.|| without parameters.
-        feature_width: of ``fourier``, K, even: how many keys are kept apart. A state is K x V numbers in float32.
+        feature_width: of ``fourier``, K, even: how many keys are kept apart. A state is K x V numbers in float32. One number
+            for all layers with a memory, or one for each of them in their order (`tptt.training.spread_width`).
         write_gate: beta: ``learned`` sigmoid of a linear map of the layer's input, ``constant`` 1/2, or without parameters
             the sigmoid of the keys (``k``), values (``v``) or their product (``kv``), averaged over three tokens and the
             head's channels.
@@ -97,7 +112,7 @@ class MemoryConfig:
 
     operator: str = "delta_rule"
     feature_map: str = "fourier"
-    feature_width: int = 1024
+    feature_width: int | tuple[int, ...] = 1024
     write_gate: str = "learned"
     state_activation_every: int = 256
     states: str = "kv_head"
@@ -120,9 +135,7 @@ class MemoryConfig:
         check_mag_weight(self.mag_weight)
         if self.max_self_attn_length is not None:
             _check_count("max_self_attn_length", self.max_self_attn_length, 1)
-        _check_count("feature_width", self.feature_width, 2)
-        if self.feature_width % 2:
-            raise ValueError(f"feature_width counts cosines and sines and must be even, got {self.feature_width}")
+        object.__setattr__(self, "feature_width", _widths(self.feature_width))
         _check_count("state_activation_every", self.state_activation_every, 1)
         _check_count("sink_tokens", self.sink_tokens, 0)
         if self.sink_tokens and self.max_self_attn_length is None:
@@ -204,7 +217,7 @@ class TpttConfig(PreTrainedConfig):
     tptt_version: str = __version__
     operator: str = MemoryConfig.operator
     feature_map: str = MemoryConfig.feature_map
-    feature_width: int = MemoryConfig.feature_width
+    feature_width: int | list | tuple = MemoryConfig.feature_width
     write_gate: str = MemoryConfig.write_gate
     state_activation_every: int = MemoryConfig.state_activation_every
     states: str = MemoryConfig.states

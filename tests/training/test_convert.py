@@ -23,7 +23,7 @@ from tptt.assets.train_base import build_tokenizer
 from tptt.data import TextSplit
 from tptt.surgery import memories
 from tptt.training import Material, TrainingSettings, convert_and_train, train
-from tptt.training.convert import calibrate_on, check_reach, load_tokenizer, row_length
+from tptt.training.convert import begin_memory, check_reach, load_tokenizer, row_length
 from tptt.training.window import window_alone
 
 LENGTH, WINDOW = 48, 8
@@ -176,12 +176,22 @@ def test_a_model_of_memories_alone_is_looked_at_too(config, material):
 def test_the_start_is_measured_on_the_text(config, material, split):
     model = TpttModel(config())
     before = [m.key_features.weight.clone() for m in memories(model)]
-    calibrate_on(model, material, LENGTH)
+    begin_memory(model, material, settings(), LENGTH)
     assert not any(map(torch.equal, before, [m.key_features.weight for m in memories(model)]))
     sizes = [x.scale for x in convert_and_train(config(), material, settings(steps=1)).looks[-1].use.layers]
     assert all(0.05 < s < 20 for s in sizes)
     short = replace(material, stream=material.stream[: 2 * LENGTH + 5])
-    calibrate_on(model, short, LENGTH)  # less text than is measured otherwise
+    begin_memory(model, short, settings(), LENGTH)  # less text than is measured otherwise
+
+
+def test_memories_become_as_wide_as_their_layers_need(config, material, tmp_path):
+    def widths(**options):
+        model = convert_and_train(config(), material, settings(steps=1, **options), tmp_path).model
+        assert TpttModel.from_pretrained(tmp_path).config.feature_width == model.config.feature_width
+        return [m.key_features.width for m in memories(model)]
+
+    equal, spread = widths(spread_width=False), widths()
+    assert equal == [1024, 1024] and sum(spread) == 2048 and spread[0] != spread[1]
 
 
 def test_lengths(base):

@@ -15,8 +15,10 @@ def test_both_kinds_and_their_weights(rows):
     found = rows(answer_weight=7.0, filler_weight=0.25)
     for i in range(len(found)):
         item = found[i]
-        assert {k: v.shape for k, v in item.items()} == dict.fromkeys(("input_ids", "labels", "loss_weights"), (32,))
+        names = "input_ids", "labels", "loss_weights", "stated"
+        assert {k: v.shape for k, v in item.items()} == dict.fromkeys(names, (32,))
         assert torch.equal(item["input_ids"], item["labels"])
+        assert set(item["stated"].tolist()) == ({-1, 0, 1} if found.is_recall(i) else {-1})
         assert set(item["loss_weights"].tolist()) == ({0.25, 7.0} if found.is_recall(i) else {1.0})
     assert sum(found.is_recall(i) for i in range(16)) == 8
 
@@ -29,6 +31,10 @@ def test_the_weighted_tokens_are_the_asked_values(rows):
         assert len(places) in (2, 4)
         for t in places:
             assert ids[t - 2] == 5 and [5, int(ids[t - 1]), int(ids[t])] in ids[: t - 2].unfold(0, 3, 1).tolist()
+        told = (item["stated"] == 1).nonzero()[:, 0]
+        assert (item["stated"] == -1).nonzero()[:, 0].tolist() == places
+        assert sorted(ids[told].tolist()) == sorted(ids[places].tolist()) and (ids[told - 2] == 5).all()
+        assert told.max() < max(places) and not set(told.tolist()) & set(places)
 
 
 def test_a_row_depends_on_the_seed_and_its_number_alone(rows):

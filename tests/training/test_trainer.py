@@ -8,10 +8,12 @@ import tptt.training.trainer as module
 from benchmarks.tiny import randomize
 from tptt import TpttConfig, TpttModel
 from tptt.data import IGNORE
+from tptt.surgery import memories, write_gates
 from tptt.training import ConversionTrainer
 from tptt.training.window import window_alone
 
 WINDOW = 8
+GATES = {"write_weight": 0.6}
 TEACHERS = [{"distill": 0.7}, {"align": 0.3}, {"distill": 0.7, "align": 0.3}]
 
 
@@ -102,14 +104,14 @@ def test_weighted_loss_by_hand(converted, batch, tmp_path):
 
 def test_unit_weights_give_trainers_own_loss(converted, rows, tmp_path):
     equal = rows(answer_weight=1.0, filler_weight=1.0)
-    plain = [{k: v for k, v in equal[i].items() if k != "loss_weights"} for i in range(len(equal))]
+    plain = [{k: equal[i][k] for k in ("input_ids", "labels")} for i in range(len(equal))]
     assert_same(trained(converted(), equal, tmp_path), trained(converted(), plain, tmp_path, Trainer))
     assert_same(trained(converted(), plain, tmp_path), trained(converted(), plain, tmp_path, Trainer))
 
 
 def test_evaluation_gives_trainers_own_loss(converted, rows, tmp_path):
     equal = rows(answer_weight=1.0, filler_weight=1.0)
-    plain = [{k: v for k, v in equal[i].items() if k != "loss_weights"} for i in range(len(equal))]
+    plain = [{k: equal[i][k] for k in ("input_ids", "labels")} for i in range(len(equal))]
     results = []
     for kind, data, teacher in ((ConversionTrainer, equal, {"distill": 1.0, "align": 1.0}), (Trainer, plain, {})):
         run = kind(model=converted(), args=arguments(tmp_path), **teacher)
@@ -120,10 +122,10 @@ def test_evaluation_gives_trainers_own_loss(converted, rows, tmp_path):
 def test_several_devices_average_gradients_of_a_loss_counted_over_all(converted, batch, tmp_path, monkeypatch):
     model, batch = converted(), batch | {"loss_weights": torch.ones(4, 32)}
     losses = []
-    for kind, left_out in ((ConversionTrainer, None), (Trainer, "loss_weights")):
+    for kind, left_out in ((ConversionTrainer, ()), (Trainer, ("loss_weights", "stated"))):
         run = kind(model=model, args=arguments(tmp_path))
         monkeypatch.setattr(type(run.accelerator), "num_processes", property(lambda self: 4))
-        inputs = {k: v for k, v in batch.items() if k != left_out}
+        inputs = {k: v for k, v in batch.items() if k not in left_out}
         losses.append(run.compute_loss(model, inputs, num_items_in_batch=torch.tensor(400)))
     torch.testing.assert_close(losses[0], losses[1])
 
@@ -143,6 +145,51 @@ def test_distilled_and_aligned_loss_by_hand(converted, base, batch, tmp_path):
     expected = total + 0.7 * divergence(logits, base_logits) + 0.3 * sum(shares) / len(shares) * 4 * 31
     torch.testing.assert_close(loss, expected / count)
     assert 0.3 * sum(shares) > 0.01 and 0.7 * divergence(logits, base_logits) > 0.01
+
+
+def test_the_loss_of_write_gates_by_hand(converted, batch, tmp_path):
+    model = converted(feature_width=[16, 48]).train()
+    plain, gated = (
+        ConversionTrainer(model=model, args=arguments(tmp_path), write_weight=w).compute_loss(model, batch)
+        for w in (0.0, 0.6)
+    )
+    logits = [[], []]
+    for memory, found in zip(memories(model), logits, strict=True):
+        memory.write_gate.register_forward_hook(lambda m, args, out, found=found: found.append(out))
+    model(batch["input_ids"])
+    total = 0.0
+    for (found,), share in zip(logits, (0.25, 0.75), strict=True):
+        for beta, stated in zip(found.sigmoid(), batch["stated"], strict=True):
+            if (stated >= 0).any():
+                total -= share * (beta[stated == 1].log().mean() + (1 - beta[stated == 0]).log().mean())
+    count = (batch["labels"][:, 1:] != IGNORE).sum()
+    torch.testing.assert_close(gated - plain, 0.6 * total / 4 * (4 * 31 / count), rtol=1e-4, atol=1e-5)
+    assert gated - plain > 0.1
+
+
+def test_write_gates_learn_what_is_stated(converted, rows, tmp_path):
+    model, found = converted(), rows(count=64)
+    recall = [found[i] for i in range(64) if found.is_recall(i)]
+    ids, stated = (torch.stack([x[k] for x in recall]) for k in ("input_ids", "stated"))
+
+    def apart():
+        with torch.no_grad(), write_gates(model) as gates:
+            model(ids)
+        return [float(x[stated == 1].mean() - x[stated == 0].mean()) for _, x in gates]
+
+    before, options = apart(), arguments(tmp_path, max_steps=40)
+    options.learning_rate = 0.05
+    ConversionTrainer(model=model, args=options, train_dataset=found, write_weight=1.0).train()
+    assert all(b - a > 0.5 for a, b in zip(before, apart(), strict=True)), (before, apart())
+
+
+def test_a_gate_without_parameters_has_nothing_to_learn(converted, batch, tmp_path):
+    model = converted(write_gate="k").train()
+    losses = [
+        ConversionTrainer(model=model, args=arguments(tmp_path), write_weight=w).compute_loss(model, batch)
+        for w in (0.0, 1.0)
+    ]
+    assert torch.equal(*losses)
 
 
 def test_nothing_is_taught_within_the_window(converted, base, batch, tmp_path):
@@ -182,7 +229,7 @@ def test_the_teacher_is_the_base_bit_for_bit(tiny_llama, base, batch, tmp_path):
     )
 
 
-@pytest.mark.parametrize("teacher", [{}, *TEACHERS], ids=str)
+@pytest.mark.parametrize("teacher", [{}, GATES, *TEACHERS], ids=str)
 def test_accumulation_gives_the_same_loss_and_gradients(converted, rows, tmp_path, teacher):
     found = rows()
     whole = trained(converted(), found, tmp_path, teacher=teacher, per_device_train_batch_size=8)
@@ -192,7 +239,7 @@ def test_accumulation_gives_the_same_loss_and_gradients(converted, rows, tmp_pat
     assert_same(whole, parts)
 
 
-@pytest.mark.parametrize("teacher", TEACHERS, ids=str)
+@pytest.mark.parametrize("teacher", [GATES, *TEACHERS], ids=str)
 def test_gradient_checkpointing_gives_the_same_gradients(converted, rows, tmp_path, teacher):
     found = rows()
     plain = trained(converted(), found, tmp_path, teacher=teacher)
@@ -209,7 +256,7 @@ def test_a_teacher_changes_the_gradients_of_memory_and_lora(converted, rows, tmp
 
 def test_rows_without_weights_are_taught_as_well(converted, rows, tmp_path):
     equal = rows(answer_weight=1.0, filler_weight=1.0)
-    plain = [{k: v for k, v in equal[i].items() if k != "loss_weights"} for i in range(len(equal))]
+    plain = [{k: equal[i][k] for k in ("input_ids", "labels")} for i in range(len(equal))]
     assert_same(*(trained(converted(), x, tmp_path, teacher=TEACHERS[2]) for x in (equal, plain)))
 
 

@@ -61,6 +61,14 @@ class RecallBatch:
     distance: torch.Tensor
     number: torch.Tensor
 
+    @property
+    def stated(self) -> torch.Tensor:
+        """[B, T] bool: the tokens of answers where they stand to be read, before they are asked."""
+        found = torch.zeros_like(self.answers, dtype=torch.bool)
+        row, asked = (self.answers != IGNORE).nonzero(as_tuple=True)
+        found[row, asked - self.distance[row, asked]] = True
+        return found
+
 
 class Draws(Protocol):
     """What draws recall rows: `RecallRows`, `DrillRows`."""

@@ -74,7 +74,8 @@ class LinearMemory(nn.Module):
         value_dim: V; None is ``head_dim``.
 
     Raises:
-        ValueError: the write gate is the product of keys and values, and their widths differ.
+        ValueError: the write gate is the product of keys and values, and their widths differ; ``config`` has feature widths of
+            several layers.
     """
 
     def __init__(
@@ -82,6 +83,8 @@ class LinearMemory(nn.Module):
     ) -> None:
         super().__init__()
         value_dim = value_dim or head_dim
+        if not isinstance(config.feature_width, int):
+            raise ValueError(f"the memory of one layer has one feature_width, got {list(config.feature_width)}")
         self.config, self.heads, self.kv_heads, self.widths = config, heads, kv_heads, (head_dim, value_dim)
         self.states = heads if config.states == "query_head" else kv_heads
         self.query_features = MAPS[config.feature_map](heads, head_dim, config.feature_width)

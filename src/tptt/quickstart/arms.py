@@ -11,7 +11,7 @@ from tptt.configuration import TpttConfig
 from tptt.modeling import TpttModel
 from tptt.surgery import memories
 from tptt.training import BranchProbe, Material, TrainingSettings, train
-from tptt.training.convert import calibrate_on
+from tptt.training.convert import begin_memory
 from tptt.training.window import window_alone
 
 Tick = Callable[[int], None]
@@ -26,7 +26,7 @@ def new_arm(
     model = TpttModel(config, dtype=torch.float32)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     if memory:
-        calibrate_on(model, material, length)
+        begin_memory(model, material, settings, length)
     else:
         window_alone(model)
     return model

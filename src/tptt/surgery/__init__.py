@@ -1,7 +1,7 @@
 """How a memory gets into a model and out again."""
 
 from .attach import attach_memory, detach_memory, memories, set_mag_weight
-from .base_view import as_base, attention_outputs, memory_squares, softmax_as, softmax_squares
+from .base_view import as_base, attention_outputs, memory_squares, softmax_as, softmax_squares, write_gates
 from .calibrate import calibrate
 from .discovery import UnsupportedAttentionError, find_attention
 from .layouts import LAYOUTS, Layout
@@ -21,4 +21,5 @@ __all__ = [
     "set_mag_weight",
     "softmax_as",
     "softmax_squares",
+    "write_gates",
 ]

@@ -36,8 +36,8 @@ def attach_memory(model: nn.Module, config: MemoryConfig | None = None) -> nn.Mo
     Raises:
         UnsupportedAttentionError: a chosen attention module has none of the known layouts, or cannot do what ``config``
             asks; the model is left untouched.
-        ValueError: the model already carries a memory; ``config`` names a layer that is not there, or has
-            ``layers="auto"``, which needs data.
+        ValueError: the model already carries a memory; ``config`` names a layer that is not there, has another number of
+            feature widths than layers, or has ``layers="auto"``, which needs data.
     """
     config = config or MemoryConfig()
     require_chosen_layers(config)
@@ -49,12 +49,13 @@ def attach_memory(model: nn.Module, config: MemoryConfig | None = None) -> nn.Mo
         found = [x for x in found if _is_causal(x) is not False and not _of_another_kind(x.name)] or found
     chosen = choose(found, config.layers)
     fixed = choose(chosen, config.memory_only_layers) if config.memory_only_layers else []
+    widths = _widths(config, len(chosen))
     for x in chosen:
         _check(x, body, config, x in fixed)
     plain = frozenset(_kind(x) for x in found if x not in chosen)
     sites: list[Site] = []
-    for x in chosen:
-        _give(x, body, config, x in fixed, plain, sites)
+    for x, width in zip(chosen, widths, strict=True):
+        _give(x, body, replace(config, feature_width=width), x in fixed, plain, sites)
     parameters = tuple(inspect.signature(type(body).forward).parameters)[1:]
     if "attention_mask" in parameters:
         hook = partial(before_body, parameters, config, sites, takes_keywords(body))
@@ -63,6 +64,18 @@ def attach_memory(model: nn.Module, config: MemoryConfig | None = None) -> nn.Mo
     if hasattr(type(generator), _PREPARE) and not config.bidirectional:
         setattr(generator, _PREPARE, partial(_prepare_generation, generator))
     return model
+
+
+def _widths(config: MemoryConfig, layers: int) -> tuple[int, ...]:
+    """Feature widths of ``layers`` layers."""
+    found = config.feature_width
+    if isinstance(found, int):
+        return (found,) * layers
+    if len(found) != layers:
+        raise ValueError(
+            f"feature_width gives {len(found)} widths to {layers} layers with a memory: one each, or one number for all"
+        )
+    return found
 
 
 _PREPARE = "_prepare_cache_for_generation"

@@ -8,7 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
+from tptt.memory import LinearMemory
+
+from .attach import memories
 from .hooks import carriers
 from .softmax import with_softmax, without_softmax
 
@@ -105,3 +109,25 @@ def projections(model: nn.Module) -> AbstractContextManager[list[tuple[torch.Ten
     The list is filled when the block is left.
     """
     return _collected(model, "projected")
+
+
+@contextmanager
+def write_gates(model: nn.Module) -> Iterator[list[tuple[int, torch.Tensor]]]:
+    """Collects of every learned write gate, call by call, the feature width of its memory and its logits [B, T, S]."""
+    found: list[tuple[int, torch.Tensor]] = []
+
+    def watch(memory: LinearMemory) -> RemovableHandle:
+        width = memory.key_features.width
+        return memory.write_gate.register_forward_hook(lambda gate, args, out: found.append((width, out)))  # type: ignore[union-attr]
+
+    learned = [
+        m
+        for m in memories(model)
+        if m.write_gate is not None and any(p.requires_grad for p in m.write_gate.parameters())
+    ]
+    handles = [watch(memory) for memory in learned]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()

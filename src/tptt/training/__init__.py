@@ -10,6 +10,7 @@ from .rows import MixedRows
 from .schedules import constant, cyclic, gradual, switch
 from .settings import TrainingSettings
 from .trainer import ConversionTrainer
+from .widths import spread_width
 
 __all__ = [
     "AdjustMaGWeightCallback",
@@ -27,6 +28,7 @@ __all__ = [
     "cyclic",
     "gradual",
     "parameter_groups",
+    "spread_width",
     "switch",
     "train",
 ]

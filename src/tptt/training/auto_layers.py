@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
-from torch import nn
 
 from tptt.configuration import TpttConfig
 from tptt.evaluation import mag_weight
 from tptt.modeling import TpttModel
 from tptt.surgery import attach_memory, detach_memory
 
+from .divergence import untrained
 from .layers import LayerChoice, choose_layers
 from .material import Material
 from .settings import TrainingSettings
@@ -76,7 +74,7 @@ def settle_layers(
     weighs them: the held-out part stays unseen for what comes after.
     """
     batches = first_rows(material, settings, length)
-    with _frozen(model), mag_weight(model, 0.0):
+    with untrained(model), mag_weight(model, 0.0):
         assert settings.kv_budget is not None
         choice = choose_layers(
             model, batches, settings.kv_budget, settings.kv_length or length, config.memory_only_layers
@@ -86,16 +84,3 @@ def settle_layers(
         setattr(model.config, name, choice.settings.get(name, getattr(config, name)))
     attach_memory(model.backbone, model.config.memory_config())
     return choice
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Nothing trains: before the first step the base is there even where its own weights are going to."""
-    trains = [p for p in model.parameters() if p.requires_grad]
-    for p in trains:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in trains:
-            p.requires_grad_(True)

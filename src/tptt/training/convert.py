@@ -27,6 +27,7 @@ from .layers import LayerChoice
 from .material import Material
 from .settings import TrainingSettings
 from .trainer import ConversionTrainer
+from .widths import spread_width
 
 LONGEST = 512  # tokens of a row where nobody says and the base could read more
 _CALIBRATED_ON = 4  # rows
@@ -71,9 +72,11 @@ def check_reach(model, tokens: int) -> None:
         raise ValueError(f"the base has positions for {limit} tokens, rows of {tokens} (length * carry) are too long")
 
 
-def calibrate_on(model: TpttModel, material: Material, length: int) -> None:
-    """Measure where the memory starts on the text that ``model`` will be trained on."""
+def begin_memory(model: TpttModel, material: Material, settings: TrainingSettings, length: int) -> None:
+    """Measure on the text that ``model`` will be trained on how wide its memories are and where they start."""
     few = pack_rows(material.stream[: _CALIBRATED_ON * length], length)
+    if settings.spread_width:
+        spread_width(model, [{"input_ids": row[None]} for row in few])
     calibrate(model.backbone, few.to(model.device), length)
 
 
@@ -118,7 +121,7 @@ def convert_and_train(
     if torch.cuda.is_available() and not hasattr(model, "hf_device_map"):
         model.to("cuda")
     choice = settle_layers(model, config, material, settings, length) if auto else None
-    calibrate_on(model, material, length)
+    begin_memory(model, material, settings, length)
     converted = Converted(model, tokenizer, material, choice=choice)
     probe = BranchProbe.of(model, material, settings, length)
     start = time.perf_counter()
@@ -160,7 +163,7 @@ def train(
         }  # fmt: skip
         trainer = ConversionTrainer(
             model=model, args=TrainingArguments(**options | (arguments or {})), train_dataset=rows, callbacks=callbacks,
-            distill=settings.distill, align=settings.align, carry=settings.carry, rates=(settings.lr, settings.memory_lr),
+            write_weight=settings.write_weight, distill=settings.distill, align=settings.align, carry=settings.carry, rates=(settings.lr, settings.memory_lr),
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)

@@ -7,24 +7,19 @@ layers are taken one after another, because what a layer saves depends on which 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from tptt.configuration import MemoryConfig
 from tptt.evaluation import LayerKV, held_kv, layer_kv, markdown_table
-from tptt.evaluation.perplexity import evaluating
-from tptt.surgery import as_base, softmax_as
 from tptt.surgery.attach import attention_body, can_leave_softmax_out
 from tptt.surgery.hooks import carriers
 
-from .losses import kl_from_base
+from .divergence import Batch, divergences
 from .settings import check_kv_budget
-
-Batch = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -166,7 +161,7 @@ class _Search:
         self.base_bytes = sum(x.whole for x in kinds)
 
     def run(self) -> LayerChoice:
-        (start,) = self._measured([((), ())])
+        (start,) = divergences(self.model, self.batches, [((), ())])
         self.kl = start
         if self._bytes() > self._most:
             self._mute()
@@ -195,7 +190,8 @@ class _Search:
             if not fitting:
                 return
             now = self._bytes()
-            kl = dict(zip(fitting, self._measured([((*self.whole, n), ()) for n in fitting]), strict=True))
+            changes = [((*self.whole, n), ()) for n in fitting]
+            kl = dict(zip(fitting, divergences(self.model, self.batches, changes), strict=True))
             saved = {n: (self.kl - kl[n]) / (self._bytes(n) - now) for n in fitting}
             taken = max(saved, key=saved.__getitem__)
             self.rounds.append(Round(kl, taken))
@@ -214,25 +210,8 @@ class _Search:
                     f"over the kv_budget of {self.kv_budget:.1%}, in layers that cannot do without their softmax: take a "
                     "narrower window or a longer length"
                 )
-            kl = dict(zip(left, self._measured([((), (*self.muted, n)) for n in left]), strict=True))
+            changes = [((), (*self.muted, n)) for n in left]
+            kl = dict(zip(left, divergences(self.model, self.batches, changes), strict=True))
             taken = min(kl, key=kl.__getitem__)
             self.rounds.append(Round(kl, taken))
             self.muted.append(taken)
-
-    def _measured(self, changes: Sequence[tuple[Collection[int], Collection[int]]]) -> list[float]:
-        """KL(base || model) in nats per token with each of the ``changes``: layers made whole, layers without softmax."""
-        totals, count = [0.0] * len(changes), 0
-        with evaluating(self.model):
-            for batch in self.batches:
-                ids = batch["input_ids"].to(next(self.model.parameters()).device)
-                weights = None if (w := batch.get("loss_weights")) is None else w.to(ids.device)
-                count += ids[:, 1:].numel()
-                with as_base(self.model):
-                    base = self._logits(ids)
-                for i, (whole, none) in enumerate(changes):
-                    with softmax_as(self.model, whole, none):
-                        totals[i] += kl_from_base(self._logits(ids), base, weights).item()
-        return [x / count for x in totals]
-
-    def _logits(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.model(input_ids=ids, use_cache=False).logits

@@ -14,8 +14,9 @@ from tptt.data import IGNORE, Draws
 class MixedRows(Dataset):
     """``count`` rows: random cuts of a text, and recall rows evenly among them. Row i depends on ``seed`` and i alone.
 
-    An item is ``input_ids``, ``labels`` and ``loss_weights``, each [T]; ``loss_weights[t]`` is that of predicting
-    token t. The plain Trainer can use the rows as well (it drops the weights).
+    An item is ``input_ids``, ``labels``, ``loss_weights`` and ``stated``, each [T]; ``loss_weights[t]`` is that of predicting
+    token t; ``stated[t]`` is 1 where a recall row states what it will ask for, 0 at its other tokens, and -1 where it says
+    that again and in text, of which nobody knows what will be asked. The plain Trainer can use the rows as well (it drops both).
 
     Args:
         stream: [n] token ids of the text.
@@ -58,7 +59,9 @@ class MixedRows(Dataset):
             drawn = self.recall.draw(1, self.length, generator, facts)  # type: ignore[union-attr]
             ids = drawn.input_ids[0]
             weights = torch.where(drawn.answers[0] != IGNORE, self.answer_weight, self.filler_weight)
+            stated = torch.where(drawn.answers[0] == IGNORE, drawn.stated[0].long(), -1)
         else:
             start = int(torch.randint(len(self.stream) - self.length, (1,), generator=generator))
             ids, weights = self.stream[start : start + self.length], torch.ones(self.length)
-        return {"input_ids": ids, "labels": ids, "loss_weights": weights}
+            stated = torch.full_like(ids, -1)
+        return {"input_ids": ids, "labels": ids, "loss_weights": weights, "stated": stated}

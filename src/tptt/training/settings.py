@@ -25,6 +25,9 @@ class TrainingSettings:
         recall_formats: "all" or names of `tptt.data.FORMATS`.
         facts: facts of a recall row, one of these drawn for each.
         answer_weight, filler_weight: weight in the loss of asked answers and of all else in a recall row; text has 1.
+        write_weight: weight in the loss of the write gates' own one: what a recall row states is to be written, the rest not.
+        spread_width: give layers memories as wide as what the base needs from beyond their window (`spread_width`); the mean
+            stays ``feature_width``.
         distill: weight of the KL divergence of the base's predictions, with its whole context, from the model's.
         align: weight of the distance between what the layers give out and what the base's own give out, beyond the window.
         carry: pieces of ``length`` tokens that a row has; state and window go on from piece to piece, gradients do not.
@@ -56,6 +59,8 @@ class TrainingSettings:
     facts: Sequence[int] = (2, 4, 8, 16)
     answer_weight: float = 5.0
     filler_weight: float = 0.1
+    write_weight: float = 0.5
+    spread_width: bool = True
     distill: float = 0.0
     align: float = 0.0
     carry: int = 1
@@ -81,7 +86,7 @@ class TrainingSettings:
             check_kv_budget(self.kv_budget)
         elif self.kv_length is not None:
             raise ValueError("kv_length says where kv_budget is counted: set kv_budget as well")
-        for name in ("lr", "memory_lr", "answer_weight", "filler_weight", "distill", "align"):
+        for name in ("lr", "memory_lr", "answer_weight", "filler_weight", "write_weight", "distill", "align"):
             _check(name, getattr(self, name), 0, None)
         _check("recall_mix", self.recall_mix, 0, 1)
         for name in ("mag_start", "stop_at_recall"):

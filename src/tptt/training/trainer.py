@@ -1,4 +1,4 @@
-"""Trainer with weighted targets, the base as a teacher, and rows longer than fits at once.
+"""Trainer with weighted targets, supervised write gates, the base as a teacher, and rows longer than fits at once.
 
 Legend: B rows, T tokens of a row.
 """
@@ -12,19 +12,20 @@ from transformers import Cache, DynamicCache, Trainer
 
 from tptt.data import IGNORE
 from tptt.evaluation.perplexity import next_token_losses
-from tptt.surgery import as_base, attention_outputs, memories
+from tptt.surgery import as_base, attention_outputs, memories, write_gates
 
-from .losses import attention_distance, kl_from_base
+from .losses import attention_distance, kl_from_base, write_loss
 from .optim import parameter_groups
 
 
 class ConversionTrainer(Trainer):
-    """Trainer whose rows may carry ``loss_weights`` [B, T]; set ``remove_unused_columns=False``.
+    """Trainer whose rows may carry ``loss_weights`` and ``stated`` [B, T] (`MixedRows`); set ``remove_unused_columns=False``.
 
     The loss is the weighted cross entropy per target in nats; without weights it is Trainer's own. The teacher of
     ``distill`` and ``align`` is the base inside the model: memory off, LoRA off, whole context.
 
     Args:
+        write_weight: weight of the learned write gates' cross entropy (`write_loss`) where rows say what they state.
         distill: weight of KL(base || model) in nats per token.
         align: weight of the distance between the layers' attention outputs and the base's, beyond the window.
         carry: pieces a row is cut into. The cache, its state included, goes on from piece to piece; gradients end there
@@ -41,11 +42,11 @@ class ConversionTrainer(Trainer):
     """
 
     def __init__(
-        self, *args, distill: float = 0.0, align: float = 0.0, carry: int = 1, rates: tuple[float, float] | None = None,
+        self, *args, write_weight: float = 0.0, distill: float = 0.0, align: float = 0.0, carry: int = 1, rates: tuple[float, float] | None = None,
         **kwargs,
     ) -> None:  # fmt: skip
         super().__init__(*args, **kwargs)
-        self.distill, self.align, self.carry, self.rates = distill, align, carry, rates
+        self.write_weight, self.distill, self.align, self.carry, self.rates = write_weight, distill, align, carry, rates
         found = memories(self.model)
         if (distill or align) and not found:
             raise ValueError("distill and align need a model with a memory: its base is the teacher")
@@ -75,9 +76,10 @@ class ConversionTrainer(Trainer):
         return total
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = dict(inputs)
+        stated = inputs.pop("stated", None)
         if "loss_weights" not in inputs and not (self.distill or self.align or self.carry > 1):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
-        inputs = dict(inputs)
         labels, weights = inputs.pop("labels"), inputs.pop("loss_weights", None)
         weights = torch.ones_like(labels) if weights is None else weights
         cache, base_cache = inputs.pop("past_key_values", None), inputs.pop("base_cache", None)
@@ -87,11 +89,14 @@ class ConversionTrainer(Trainer):
         seen = 0 if cache is None else int(cache.get_seq_length())
         base, base_attention = self._taught(model, inputs, base_cache) if teaches else (None, [])
         watched = attention_outputs(model) if teaches and self.align else nullcontext([])
-        with watched as attention:
+        gated = write_gates(model) if model.training and self.write_weight and stated is not None else nullcontext([])
+        with watched as attention, gated as gates:
             outputs = model(**inputs, past_key_values=cache, use_cache=cache is not None)
         loss = (next_token_losses(outputs.logits, labels) * weights[:, 1:]).sum() / count
         if base is not None and self.distill:
             loss = loss + self.distill * kl_from_base(outputs.logits, base) / count
+        if gates:
+            loss = loss + self.write_weight * write_loss(gates, stated) * labels[:, 1:].numel() / count
         if teaches and self.align:
             loss = loss + self.align * self._apart(attention, base_attention, seen) * labels[:, 1:].numel() / count
         if (
