@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from benchmarks.original_operator import make_original
 from tptt.memory.features import MAPS, LearnedMap
 from tptt.surgery import memories
+from tptt.surgery.hooks import carriers
 from tptt.training.window import window_alone
 
 FORMATS = ("records", "passkey", "identifiers")
@@ -28,6 +30,7 @@ class Arm:
         settings: of `TrainingSettings`, over its defaults.
         change: what happens to the new model before it is trained.
         without: a format of recall that training leaves out.
+        rank: of LoRA, where it is not the default's.
         records: trained and measured on dense key-value records of single-token words, as `tptt quickstart` is.
     """
 
@@ -36,6 +39,7 @@ class Arm:
     settings: Mapping[str, Any] = field(default_factory=dict)
     change: Callable[[nn.Module], object] | None = None
     without: str | None = None
+    rank: int | None = None
     records: bool = False
 
     @property
@@ -53,6 +57,19 @@ def random_maps(model: nn.Module) -> None:
                 config, (heads, _, head_dim) = memory.config, features.weight.shape
                 new = MAPS[config.feature_map](heads, head_dim, config.feature_width)
                 features.weight.copy_(new.weight)
+
+
+def window_dropout(model: nn.Module) -> None:
+    """In training every call draws how wide the window is: all, a half or a quarter."""
+    sites = [m._tptt for m in carriers(model)]
+    widths, rng = [s.own_window for s in sites], random.Random(0)
+
+    def draw(module: nn.Module, args: tuple) -> None:
+        share = rng.choice((1, 2, 4)) if module.training else 1
+        for site, width in zip(sites, widths, strict=True):
+            site.own_window = width // share
+
+    model.register_forward_pre_hook(draw)
 
 
 _AS_BEFORE = {"spread_width": False, "write_weight": 0.0}
@@ -100,6 +117,10 @@ INGREDIENTS = {
     "KDA": Arm("a decay per channel", {"operator": "kda"}),
     "DeltaProduct": Arm("virtual tokens", {"operator": "delta_product"}),
     "state per query head": Arm("twice the states", {"states": "query_head"}),
+    "LoRA rank 32": Arm("four times the rank", rank=32),
+    "sinks": Arm("the first four tokens stay in the window", {"sink_tokens": 4}),
+    "window dropout": Arm("the window is narrower in two of three training steps", change=window_dropout),
+    "carried": Arm("rows of two pieces, each a row long, gradients end between them", settings={"carry": 2, "rows": 1}),
     "align": Arm("distance to the base's attention outputs, weight 1", settings={"align": 1.0}),
     "KL": Arm("KL to the base, weight .5", settings={"distill": 0.5}),
 }

@@ -33,7 +33,12 @@ def tiny(request, tmp_path):
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
     return RunOptions(str(tmp_path / "base"), base_config=str(describe(config, tmp_path))).changed(
-        max_self_attn_length=8, length=64, rows=3, tokens=3 * 64 * 10, lora_rank=2
+        max_self_attn_length=8,
+        length=64,
+        rows=3,
+        tokens=3 * 64 * 10,
+        lora_rank=2,
+        spread_width=False,
     )
 
 
@@ -89,6 +94,17 @@ def test_recomputed_activations_take_less(tiny):
     less = budget(tiny.changed(gradient_checkpointing=True), "cpu")
     assert less.parts["activations"] < plain.parts["activations"]
     assert sum(less.operations) > sum(plain.operations)
+
+
+def test_recomputing_needs_room_for_the_widest_memory(tiny):
+    def activations(**options):
+        return budget(tiny.changed(**options), "cpu").parts["activations"]
+
+    assert activations(spread_width=True) == activations()
+    less = {"gradient_checkpointing": True}
+    assert activations(**less, spread_width=True) > activations(**less)
+    for nothing in ({"max_self_attn_length": None}, {"feature_map": "silu"}, {"feature_width": [512, 1536]}):
+        assert activations(**less, **nothing, spread_width=True) == activations(**less, **nothing)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

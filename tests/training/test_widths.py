@@ -12,7 +12,7 @@ from tptt.evaluation import mag_weight
 from tptt.surgery import as_base, memories, softmax_as
 from tptt.training import spread_width
 from tptt.training.losses import kl_from_base
-from tptt.training.widths import shares
+from tptt.training.widths import MOST, shares
 
 LENGTH, WINDOW = 40, 8
 LORA = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
@@ -104,6 +104,7 @@ def test_shares(weights, half):
     unit = max(2, min(64, mean // 16 // 2 * 2))
     assert len(found) == len(weights) and all(w >= min(unit, mean) and w % 2 == 0 for w in found)
     assert mean * len(found) - unit < sum(found) <= mean * len(found)
+    assert max(found) <= MOST * mean + unit
     for a, x in zip(weights, found, strict=True):
         assert all(x <= y + unit for b, y in zip(weights, found, strict=True) if a < b)
     assert shares([0.0] * len(weights), mean) == (mean,) * len(weights)

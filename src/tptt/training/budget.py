@@ -20,6 +20,7 @@ from .convert import LONGEST, row_length
 from .hardware import HARDWARE, Hardware
 from .run_file import RunOptions
 from .skeleton import base_config, conversion_config, saved_for_backward, skeleton
+from .widths import MOST
 
 CACHED = (8192, 32768, 131072)
 """Tokens after which caches are compared."""
@@ -264,7 +265,7 @@ def _peak(options: RunOptions, survey: Survey, weights: torch.dtype, computed: t
     if recomputes(options):
         layers = survey.base.num_hidden_layers
         stream = 4 if four_bit else computed.itemsize
-        saved = layers * survey.base.hidden_size * stream + saved / layers
+        saved = layers * survey.base.hidden_size * stream + saved / layers + _wider(options, survey)
     logits = tokens * survey.base.vocab_size
     parts = {
         "base weights": base,
@@ -281,6 +282,17 @@ def _peak(options: RunOptions, survey: Survey, weights: torch.dtype, computed: t
         if settings.align:
             parts["teacher"] += tokens * computed.itemsize * sum(m.heads * m.widths[1] for m in memories(survey.model))
     return parts
+
+
+def _wider(options: RunOptions, survey: Survey) -> float:
+    """Bytes per token that the layer with the widest memory may keep beyond what a mean one keeps: features, and the angles
+    of which they are cosines and sines, in float32."""
+    widths = options.memory.feature_width
+    spread = options.training.spread_width and options.memory.max_self_attn_length is not None
+    if not (spread and isinstance(widths, int) and options.memory.feature_map == "fourier"):
+        return 0.0
+    memory = memories(survey.model)[0]
+    return (MOST - 1) * 1.5 * 4 * (memory.heads + memory.states) * widths
 
 
 def recomputes(options: RunOptions) -> bool:

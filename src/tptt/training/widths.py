@@ -11,6 +11,8 @@ from tptt.surgery.hooks import carriers
 
 from .divergence import Batch, divergences, untrained
 
+MOST = 3
+"""Times the mean that a memory becomes at most: its layer's features are held at once while gradients are computed."""
 _UNIT = 64  # features are given out in as many, or in sixteenths of a mean that is small
 
 
@@ -51,17 +53,27 @@ def spread_width(model: TpttModel, batches: Sequence[Batch]) -> tuple[int, ...]:
 
 
 def shares(weights: Sequence[float], mean: int) -> tuple[int, ...]:
-    """Even widths of this ``mean`` (rounded down to what can be given out), in proportion to ``weights``, none below one unit.
+    """Even widths of this ``mean`` (rounded down to what can be given out), in proportion to ``weights``; none is below one
+    unit, none above `MOST` means, and what that cuts off goes to the others.
 
     What is left after rounding down goes where most was cut off; equal weights, or none above 0, give equal widths.
     """
     unit = max(2, min(_UNIT, mean // 16 // 2 * 2))
-    count, total = len(weights), sum(max(x, 0.0) for x in weights)
-    if total <= 0 or mean < 2 * unit:
+    count = len(weights)
+    if max(weights) <= 0 or mean < 2 * unit:
         return (mean,) * count
-    units = mean * count // unit - count  # beyond the one that each has
-    exact = [units * max(x, 0.0) / total for x in weights]
+    most = MOST * mean / unit - 1  # units beyond the one that each has
+    exact, left, open_ = [0.0] * count, float(mean * count // unit - count), set(range(count))
+    while open_ and left > 0:
+        total = sum(max(weights[i], 0.0) for i in open_)
+        part = {i: left * (max(weights[i], 0.0) / total if total > 0 else 1 / len(open_)) for i in open_}
+        full = {i for i in open_ if part[i] >= most}
+        for i in full or open_:
+            exact[i] = min(part[i], most)
+            left -= exact[i]
+        open_ -= full or open_
     given = [int(x) for x in exact]
+    units = mean * count // unit - count
     for i in sorted(range(count), key=lambda i: given[i] - exact[i])[: units - sum(given)]:
         given[i] += 1
     return tuple(unit * (1 + x) for x in given)
