@@ -44,7 +44,7 @@ def test_a_run_from_its_file_to_its_folder_and_on(run_file, tmp_path):
         "| lora_rank | `3` |",
         "## Warnings",
         "recall beyond W: memory only",
-        "| layer with a memory | mu |",
+        "| layer with a memory | width | mu |",
         "at step 6.",
     ):
         assert part in report

@@ -22,7 +22,7 @@ from tptt import TpttConfig, TpttModel
 from tptt.assets.train_base import build_tokenizer
 from tptt.data import TextSplit
 from tptt.surgery import memories
-from tptt.training import Material, TrainingSettings, convert_and_train, train
+from tptt.training import Material, TrainingSettings, convert_and_train, train, widths
 from tptt.training.convert import begin_memory, check_reach, load_tokenizer, row_length
 from tptt.training.window import window_alone
 
@@ -122,12 +122,15 @@ def test_a_run_repeats_and_its_seed_matters(config, material):
 
 
 @pytest.mark.parametrize("options", [{}, {"distill": 0.5, "align": 0.5, "mag_start": 0.01, "mag_steps": 3}], ids=str)
-def test_a_resumed_run_equals_an_uninterrupted_one(config, material, tmp_path, options):
+def test_a_resumed_run_equals_an_uninterrupted_one(config, material, tmp_path, options, monkeypatch):
     recipe = settings(steps=4, **options)
     saves = {"save_strategy": "steps", "save_steps": 2}
     whole = convert_and_train(config(), material, recipe, tmp_path / "whole", arguments=saves)
     shutil.copytree(tmp_path / "whole" / "trainer" / "checkpoint-2", tmp_path / "part" / "trainer" / "checkpoint-2")
+    monkeypatch.setattr(widths, "divergences", lambda model, batches, changes: [0.0] * len(changes))
     part = convert_and_train(config(), material, recipe, tmp_path / "part", arguments=saves, resume=True)
+    assert part.model.config.feature_width == whole.model.config.feature_width, "widths are not measured again"
+    monkeypatch.undo()
     assert losses(part.history) == losses(whole.history)
     for name, value in state(whole.model).items():
         torch.testing.assert_close(state(part.model)[name], value, rtol=1e-6, atol=1e-7, msg=name)
@@ -185,12 +188,12 @@ def test_the_start_is_measured_on_the_text(config, material, split):
 
 
 def test_memories_become_as_wide_as_their_layers_need(config, material, tmp_path):
-    def widths(**options):
+    def trained(**options):
         model = convert_and_train(config(), material, settings(steps=1, **options), tmp_path).model
         assert TpttModel.from_pretrained(tmp_path).config.feature_width == model.config.feature_width
         return [m.key_features.width for m in memories(model)]
 
-    equal, spread = widths(spread_width=False), widths()
+    equal, spread = trained(spread_width=False), trained()
     assert equal == [1024, 1024] and sum(spread) == 2048 and spread[0] != spread[1]
 
 

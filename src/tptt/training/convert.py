@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import CONFIG_NAME
 
 from tptt.configuration import TpttConfig, base_error
 from tptt.data import TextSplit, pack_rows
@@ -107,8 +110,12 @@ def convert_and_train(
         OSError: base or data were not found.
         ValueError: base, text and settings do not fit each other.
     """
-    settings = settings or TrainingSettings()
+    settings, config = settings or TrainingSettings(), copy.deepcopy(config)
     auto = check_auto(config, settings)
+    if (
+        resume and out is not None and (last := _last_checkpoint(Path(out) / "trainer"))
+    ):  # a machine may measure otherwise
+        config.feature_width = json.loads((Path(last) / CONFIG_NAME).read_text())["feature_width"]
     tokenizer = load_tokenizer(config)
     torch.manual_seed(settings.seed)
     length = row_length(settings, config.text_config)
@@ -167,6 +174,9 @@ def train(
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
-        last = get_last_checkpoint(folder) if resume and Path(folder).is_dir() else None
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=_last_checkpoint(Path(folder)) if resume else None)
     return trainer.state.log_history
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None

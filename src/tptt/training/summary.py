@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from tptt.configuration import __version__
 from tptt.evaluation import markdown_table
+from tptt.surgery import memories
 
 from .convert import Converted
 from .diagnostics import Look
@@ -26,10 +28,11 @@ def looks_table(looks: list[Look]) -> str:
     return markdown_table(["step", *heads], rows)
 
 
-def layers_table(look: Look) -> str:
-    """Mean mu and size of the memory's output over the softmax's, by layer."""
-    rows = [[i, f"{x.mu:.3f}", f"{x.scale:.2f}"] for i, x in enumerate(look.use.layers)]
-    return markdown_table(["layer with a memory", "mu", "scale"], rows)
+def layers_table(look: Look, widths: Sequence[int]) -> str:
+    """Feature width, mean mu and size of the memory's output over the softmax's, by layer."""
+    layers = enumerate(zip(look.use.layers, widths, strict=True))
+    rows = [[i, width, f"{x.mu:.3f}", _cell(x.scale, ".2f")] for i, (x, width) in layers]
+    return markdown_table(["layer with a memory", "width", "mu", "scale"], rows)
 
 
 def _cell(value: float | None, form: str) -> str:
@@ -60,7 +63,7 @@ def write_summary(out: Path, options: RunOptions, converted: Converted) -> Path:
         parts += [
             "## Who does the work", "Held-out text and recall rows of the training length; \"window only\" is mu = 0, \"memory only\" "
             "mu = 1 in the same model.", looks_table(converted.looks), f"After step {converted.looks[-1].step}:",
-            layers_table(converted.looks[-1]),
+            layers_table(converted.looks[-1], [m.key_features.width for m in memories(model)]),
         ]  # fmt: skip
     path = out / "report.md"
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
