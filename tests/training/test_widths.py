@@ -110,6 +110,16 @@ def test_shares(weights, half):
     assert shares([0.0] * len(weights), mean) == (mean,) * len(weights)
 
 
+@pytest.mark.parametrize("tokens_more", [1, 3])
+def test_a_cache_of_other_widths_is_refused(base, tokens_more):
+    one, other = (converted(base, feature_width=[64, 64, w, 64]).eval() for w in (64, 128))
+    ids = tokens(1, LENGTH)
+    with torch.no_grad():
+        cache = one(ids, use_cache=True).past_key_values
+        with pytest.raises(ValueError, match=r"shape \[1, 2, 128, .*got \[1, 2, 64"):
+            other(ids[:, :tokens_more], past_key_values=cache)
+
+
 def test_a_width_for_each_layer(base):
     model = converted(base, feature_width=[16, 32, 48, 64])
     assert widths_of(model) == (16, 32, 48, 64) and [m.config.feature_width for m in memories(model)] == [

@@ -198,9 +198,13 @@ class LinearMemory(nn.Module):
         )  # fmt: skip
         if learned.output_scale.dtype != torch.float32 or learned.mag_weight.dtype != torch.float32:
             return None
+        shape = (len(q), self.states, self.key_features.width, v.shape[-1])
         if state is None:
-            shape = (len(q), self.states, self.key_features.width, v.shape[-1])
             state = torch.zeros(shape, dtype=torch.float32, device=q.device)
+        elif state.shape != shape:  # the kernel would take it as it is
+            raise ValueError(
+                f"a state of this memory has shape {list(shape)}, got {list(state.shape)}: start from an empty cache"
+            )
         state = state.contiguous()
         out = memory_step(
             q, k, v, hidden_states, softmax, state, learned, self.recurrence.delta, self.config.feature_map
