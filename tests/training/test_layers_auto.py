@@ -302,6 +302,21 @@ def convert(place, text, out=None, lora=LORA, settings=SETTINGS, **options):
     return convert_and_train(config, text, TrainingSettings(**settings), out)
 
 
+def test_a_run_with_chosen_layers_goes_on_with_their_widths(place, text, tmp_path):
+    def run(resume):
+        config = TpttConfig(base_model_name=str(place), lora_config=LORA, max_self_attn_length=WINDOW, layers="auto")
+        settings, saves = (
+            TrainingSettings(**SETTINGS | {"kv_budget": 0.65}),
+            {"save_strategy": "steps", "save_steps": 1},
+        )
+        return convert_and_train(config, text, settings, tmp_path, arguments=saves, resume=resume)
+
+    whole, again = run(False), run(True)
+    assert again.choice.memory == whole.choice.memory and len(whole.choice.memory) == 2
+    assert isinstance(whole.model.config.feature_width, list) and len(whole.model.config.feature_width) == 2
+    assert list(again.model.config.feature_width) == whole.model.config.feature_width
+
+
 @pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "all weights"])
 def test_chosen_trained_saved_and_loaded(place, text, tmp_path, lora):
     made = convert(place, text, tmp_path / "out", lora, SETTINGS | {"kv_budget": 0.65}, layers="auto")

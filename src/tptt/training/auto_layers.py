@@ -17,7 +17,7 @@ from .material import Material
 from .settings import TrainingSettings
 
 _ROWS = 16  # that are measured on
-_SETTINGS = ("layers", "memory_only_layers", "max_self_attn_length")
+_SETTINGS = ("layers", "memory_only_layers", "max_self_attn_length", "feature_width")
 
 
 def check_auto(config: TpttConfig, settings: TrainingSettings) -> bool:
@@ -53,6 +53,8 @@ def measured_config(config: TpttConfig, length: int) -> TpttConfig:
     config = copy.deepcopy(config)
     window = config.max_self_attn_length or max(1, length // 8)
     config.layers, config.memory_only_layers, config.max_self_attn_length = "all", (), window
+    if not isinstance(widths := config.feature_width, int):  # of the layers that are to be chosen
+        config.feature_width = sum(widths) // len(widths) // 2 * 2
     return config
 
 
