@@ -30,7 +30,7 @@ class Arm:
         settings: of `TrainingSettings`, over its defaults.
         change: what happens to the new model before it is trained.
         without: a format of recall that training leaves out.
-        rank: of LoRA, where it is not the default's.
+        rank: of LoRA; alpha is twice that.
         records: trained and measured on dense key-value records of single-token words, as `tptt quickstart` is.
     """
 
@@ -39,7 +39,7 @@ class Arm:
     settings: Mapping[str, Any] = field(default_factory=dict)
     change: Callable[[nn.Module], object] | None = None
     without: str | None = None
-    rank: int | None = None
+    rank: int = 8
     records: bool = False
 
     @property

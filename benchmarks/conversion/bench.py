@@ -33,7 +33,6 @@ _TOKENS = 16_384  # recall rows of a format and a length have about as many
 _ROWS = 4  # and are this many at least
 _TEXT = 16_384  # tokens of text measured at each length
 _FACTS = 8
-_RANK = 8  # of LoRA
 _CORPUS = 4_000_000  # tokens, as many for every budget: budgets then differ in nothing else
 
 
@@ -50,7 +49,7 @@ class Bench:
         self.base, self.length, self.window, self.runs = str(base), length, window, runs
         inner = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         self.parameters, self.weights = inner.num_parameters(), fingerprint(inner)[:12]
-        self.loras = {rank: lora_config(inner, rank, 2 * rank) for rank in (_RANK, 32)}
+        self.lora = lora_config(inner)
         self.materials: dict[int, Material] = {}
 
     def material(self, seed: int, records: bool = False) -> Material:
@@ -72,7 +71,7 @@ class Bench:
         config = TpttConfig(max_self_attn_length=self.window, **arm.config).memory_config()
         found = {
             "weights": self.weights, "change": getattr(arm.change, "__name__", None), "memory": vars(config),
-            "lora": arm.rank or _RANK, "settings": vars(self.settings(arm, tokens, seed)),
+            "lora": arm.rank, "settings": vars(self.settings(arm, tokens, seed)),
         }  # fmt: skip
         return found | {"records": True} if arm.records else found
 
@@ -90,12 +89,8 @@ class Bench:
     def _train(self, arm: Arm, tokens: int, seed: int) -> dict[str, Any]:
         settings, material = self.settings(arm, tokens, seed), self.material(seed, arm.records)
         torch.manual_seed(seed)
-        config = TpttConfig(
-            base_model_name=self.base,
-            lora_config=self.loras[arm.rank or _RANK],
-            max_self_attn_length=self.window,
-            **arm.config,
-        )
+        lora = self.lora | {"r": arm.rank, "lora_alpha": 2 * arm.rank}
+        config = TpttConfig(base_model_name=self.base, lora_config=lora, max_self_attn_length=self.window, **arm.config)
         model = TpttModel(config, dtype=torch.float32)
         begin_memory(model, material, settings, self.length)
         if arm.change is not None:

@@ -114,10 +114,11 @@ def delta_rule_step(q, k, v, beta, g=None, *, state, scale=1.0, inplace=False, b
     if backend == "auto":
         if inplace and spec.plain and not unavailable() and not torch.compiler.is_compiling():
             return plain_step(q, k, v, beta, g, state, scale, True, spec.plain), state
-        backend = "step" if BACKENDS["native"].supports(spec) else "native"
-    chosen = select(backend, spec)
+        chosen = BACKENDS["step" if BACKENDS["native"].supports(spec) else "native"]
+    else:
+        chosen = select(backend, spec)
     if inplace:
-        _check_inplace(backend, state, state_dtype(q, k, v), spec.needs_grad)
+        _check_inplace(backend, chosen, state, state_dtype(q, k, v), spec.needs_grad)
     return _call(chosen, spec, q, k, v, beta, g, state, scale, None, inplace)
 
 
@@ -152,10 +153,10 @@ def _call(backend, spec, q, k, v, beta, g, state, scale, chunk_size, inplace=Fal
     return backend.run(*arguments)
 
 
-def _check_inplace(backend, state, dtype, needs_grad):
-    serving = [name for name, known in BACKENDS.items() if "inplace" in known.options]
-    if backend not in serving:
-        raise ValueError(f"backend {backend!r} makes a new state: inplace is for auto, {', '.join(serving)}")
+def _check_inplace(name, backend, state, dtype, needs_grad):
+    if "inplace" not in backend.options:
+        serving = [n for n, known in BACKENDS.items() if "inplace" in known.options]
+        raise ValueError(f"backend {name!r} makes a new state: inplace is for auto, {', '.join(serving)}")
     if state is None or state.dtype != dtype:
         raise ValueError(f"inplace needs a state of {dtype}, got {None if state is None else state.dtype}")
     if needs_grad:

@@ -8,9 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
-
-from tptt.memory import LinearMemory
 
 from .attach import memories
 from .hooks import carriers
@@ -116,16 +113,15 @@ def write_gates(model: nn.Module) -> Iterator[list[tuple[int, torch.Tensor]]]:
     """Collects of every learned write gate, call by call, the feature width of its memory and its logits [B, T, S]."""
     found: list[tuple[int, torch.Tensor]] = []
 
-    def watch(memory: LinearMemory) -> RemovableHandle:
-        width = memory.key_features.width
-        return memory.write_gate.register_forward_hook(lambda gate, args, out: found.append((width, out)))  # type: ignore[union-attr]
-
     learned = [
-        m
+        (gate, m.key_features.width)
         for m in memories(model)
-        if m.write_gate is not None and any(p.requires_grad for p in m.write_gate.parameters())
+        if (gate := m.write_gate) is not None and any(p.requires_grad for p in gate.parameters())
     ]
-    handles = [watch(memory) for memory in learned]
+    handles = [
+        gate.register_forward_hook(lambda gate, args, out, width=width: found.append((width, out)))
+        for gate, width in learned
+    ]
     try:
         yield found
     finally:

@@ -20,7 +20,7 @@ from .convert import LONGEST, row_length
 from .hardware import HARDWARE, Hardware
 from .run_file import RunOptions
 from .skeleton import base_config, conversion_config, saved_for_backward, skeleton
-from .widths import MOST
+from .widths import MOST, can_spread
 
 CACHED = (8192, 32768, 131072)
 """Tokens after which caches are compared."""
@@ -287,12 +287,10 @@ def _peak(options: RunOptions, survey: Survey, weights: torch.dtype, computed: t
 def _wider(options: RunOptions, survey: Survey) -> float:
     """Bytes per token that the layer with the widest memory may keep beyond what a mean one keeps: features, and the angles
     of which they are cosines and sines, in float32."""
-    widths = options.memory.feature_width
-    spread = options.training.spread_width and options.memory.max_self_attn_length is not None
-    if not (spread and isinstance(widths, int) and options.memory.feature_map == "fourier"):
+    if not (options.training.spread_width and can_spread(options.memory)):
         return 0.0
     memory = memories(survey.model)[0]
-    return (MOST - 1) * 1.5 * 4 * (memory.heads + memory.states) * widths
+    return (MOST - 1) * 1.5 * 4 * (memory.heads + memory.states) * memory.key_features.width
 
 
 def recomputes(options: RunOptions) -> bool:

@@ -112,9 +112,8 @@ def convert_and_train(
     """
     settings, config = settings or TrainingSettings(), copy.deepcopy(config)
     auto = check_auto(config, settings)
-    if (
-        resume and out is not None and (last := _last_checkpoint(Path(out) / "trainer"))
-    ):  # a machine may measure otherwise
+    last = _last_checkpoint(Path(out) / "trainer") if resume and out is not None else None
+    if last is not None:  # a machine may measure otherwise
         config.feature_width = json.loads((Path(last) / CONFIG_NAME).read_text())["feature_width"]
     tokenizer = load_tokenizer(config)
     torch.manual_seed(settings.seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tptt.configuration import MemoryConfig, TpttConfig
 from tptt.evaluation import mag_weight
 from tptt.modeling import TpttModel
 from tptt.surgery import attach_memory, detach_memory
@@ -32,24 +33,29 @@ def spread_width(model: TpttModel, batches: Sequence[Batch]) -> tuple[int, ...]:
         the width of each memory, in layer order.
     """
     modules = carriers(model)
-    layers, mean, window = (
-        [m._tptt.layer for m in modules],
-        model.config.feature_width,
-        model.config.max_self_attn_length,
-    )
     now = tuple(m.liza.key_features.width for m in modules)
-    if not isinstance(mean, int) or any(x != mean for x in now) or window is None:
+    if not can_spread(model.config):
         return now
+    layers = [m._tptt.layer for m in modules]
     others = [([x for x in layers if x != n], ()) for n in layers]
     mixed = any(not m._tptt.fixed for m in modules)
-    with untrained(model), mag_weight(model, 0.0 if mixed else 1.0):
+    with untrained(model), mag_weight(model, 0.0 if mixed else None):
         lost = divergences(model, batches, others)
-    widths = shares(lost, mean)
+    widths = shares(lost, model.config.feature_width)
     if widths != now:
         detach_memory(model.backbone)
         model.config.feature_width = list(widths)
         attach_memory(model.backbone, model.config.memory_config())
     return widths
+
+
+def can_spread(config: MemoryConfig | TpttConfig) -> bool:
+    """Whether ``config`` has widths, leaves them open, and bounds what is seen without a memory."""
+    return (
+        config.feature_map == "fourier"
+        and isinstance(config.feature_width, int)
+        and config.max_self_attn_length is not None
+    )
 
 
 def shares(weights: Sequence[float], mean: int) -> tuple[int, ...]:
@@ -59,21 +65,20 @@ def shares(weights: Sequence[float], mean: int) -> tuple[int, ...]:
     What is left after rounding down goes where most was cut off; equal weights, or none above 0, give equal widths.
     """
     unit = max(2, min(_UNIT, mean // 16 // 2 * 2))
-    count = len(weights)
-    if max(weights) <= 0 or mean < 2 * unit:
+    weights, count = [max(x, 0.0) for x in weights], len(weights)
+    if not any(weights) or mean < 2 * unit:
         return (mean,) * count
-    most = MOST * mean / unit - 1  # units beyond the one that each has
-    exact, left, open_ = [0.0] * count, float(mean * count // unit - count), set(range(count))
-    while open_ and left > 0:
-        total = sum(max(weights[i], 0.0) for i in open_)
-        part = {i: left * (max(weights[i], 0.0) / total if total > 0 else 1 / len(open_)) for i in open_}
-        full = {i for i in open_ if part[i] >= most}
-        for i in full or open_:
+    units, most = mean * count // unit - count, MOST * mean / unit - 1  # beyond the one that each has
+    exact, left, rest = [0.0] * count, float(units), set(range(count))
+    while rest and left > 0:
+        total = sum(weights[i] for i in rest)
+        part = {i: left * (weights[i] / total if total > 0 else 1 / len(rest)) for i in rest}
+        settled = {i for i in rest if part[i] >= most} or rest  # first those that are cut off, then all others
+        for i in settled:
             exact[i] = min(part[i], most)
             left -= exact[i]
-        open_ -= full or open_
+        rest = rest - settled
     given = [int(x) for x in exact]
-    units = mean * count // unit - count
     for i in sorted(range(count), key=lambda i: given[i] - exact[i])[: units - sum(given)]:
         given[i] += 1
     return tuple(unit * (1 + x) for x in given)
