@@ -33,6 +33,7 @@ _TOKENS = 16_384  # recall rows of a format and a length have about as many
 _ROWS = 4  # and are this many at least
 _TEXT = 16_384  # tokens of text measured at each length
 _FACTS = 8
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 _CORPUS = 4_000_000  # tokens, as many for every budget: budgets then differ in nothing else
 
 
@@ -84,14 +85,14 @@ class Bench:
         return self.runs.once(self.key(arm, tokens, seed), lambda: self._train(arm, tokens, seed))
 
     def _plain(self):
-        return AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32)
+        return AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32).to(DEVICE)
 
     def _train(self, arm: Arm, tokens: int, seed: int) -> dict[str, Any]:
         settings, material = self.settings(arm, tokens, seed), self.material(seed, arm.records)
         torch.manual_seed(seed)
         lora = self.lora | {"r": arm.rank, "lora_alpha": 2 * arm.rank}
         config = TpttConfig(base_model_name=self.base, lora_config=lora, max_self_attn_length=self.window, **arm.config)
-        model = TpttModel(config, dtype=torch.float32)
+        model = TpttModel(config, dtype=torch.float32).to(DEVICE)
         begin_memory(model, material, settings, self.length)
         if arm.change is not None:
             arm.change(model)

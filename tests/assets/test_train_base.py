@@ -48,7 +48,7 @@ def test_from_text_to_card_and_on_from_there(tmp_path, split, monkeypatch):
     card = (tmp_path / "base" / "README.md").read_text()
     assert f"A {record['parameters']:,}-parameter Llama" in card and "| passkey |" in card and "went on" not in card
 
-    later = run(tmp_path / "more", split, monkeypatch, init=tmp_path / "base", begin=0.9)
+    later = run(tmp_path / "more", split, monkeypatch, init=tmp_path / "base", begin=0.9, workers=2)
     assert later["earlier"] == record
     assert "It went on (`--init`)" in (tmp_path / "more" / "README.md").read_text()
 
@@ -62,7 +62,7 @@ def test_the_curriculum_covers_the_whole_training(split):
     drills = DrillRows(tokenizer, Lexicon.of(split.train), stream)
     batches = train_base.Batches(stream, RecallRows(RecallVocabulary(tokenizer), stream), drills, args)
     for begin, stage in zip((0.0, *(s.end for s in stages)), stages, strict=False):
-        ids, weights = batches.draw((begin + stage.end) / 2)
+        ids, weights = batches.draw((begin + stage.end) / 2, torch.Generator().manual_seed(0))
         rows = 4 * stage.shorter
         assert ids.shape == weights.shape == (rows, 128 // stage.shorter)
         recall = 2 if stage.recall is None else round(rows * stage.recall)

@@ -1,8 +1,9 @@
 """Train the embedded base model: a small Llama on the standard library's text and key-value recall rows.
 
-    python -m tptt.assets.train_base --out src/tptt/assets/base --minutes 40
+    python -m tptt.assets.train_base --out src/tptt/assets/base --device cuda --rows 64 --recall-rows 28 --workers 10 --minutes 4.5
 
-Makes tokenizer, weights and model card. The same script makes a larger base on a GPU (``--hidden-size``, ``--layers``).
+Makes tokenizer, weights and model card. The same script makes a larger base (``--hidden-size``, ``--layers``), from more
+text (``--installed``).
 Muon on the matrices, AdamW on the rest, warm-up, then constant, then linear decay over the last part.
 """
 
@@ -10,20 +11,35 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tptt.assets.baselines import baselines
 from tptt.assets.card import write_card
-from tptt.data import FORMATS, IGNORE, DrillRows, Lexicon, RecallRows, RecallVocabulary, stdlib_text, tokenize
+from tptt.data import (
+    FORMATS,
+    IGNORE,
+    DrillRows,
+    Lexicon,
+    RecallRows,
+    RecallVocabulary,
+    installed_text,
+    stdlib_text,
+    tokenize,
+)
 from tptt.evaluation import perplexity, recall_accuracy
 from tptt.evaluation.perplexity import next_token_losses
 
+INSTALLED = 100_000_000  # characters
+COUNTED = 5_000_000  # tokens that the n-gram baselines count at most: more takes minutes
 END = "<|endoftext|>"
 PAD = "<|pad|>"
 
@@ -69,37 +85,53 @@ CURRICULUM = (
 )
 
 
-class Batches:
-    """Rows of text and of recall in one batch, with the positions that count in the loss."""
+class Batches(IterableDataset):
+    """Rows of text and of recall in one batch, with the positions that count in the loss.
+
+    Iterating never ends; `done`, shared with the processes that draw, says where in the curriculum the training is.
+    """
 
     def __init__(
         self, stream: torch.Tensor, records: RecallRows, drills: DrillRows, args: argparse.Namespace
     ) -> None:  # fmt: skip
         self.stream, self.records, self.drills = stream, records, drills
-        self.length, self.rows, self.recall_rows = args.length, args.rows, args.recall_rows
-        self.generator = torch.Generator().manual_seed(args.seed)
+        self.length, self.rows, self.recall_rows, self.seed = args.length, args.rows, args.recall_rows, args.seed
+        self.done = torch.multiprocessing.Value("d", 0.0)
 
-    def draw(self, done: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        worker = get_worker_info()
+        generator = torch.Generator().manual_seed(self.seed + (1_000_003 * worker.id if worker else 0))
+        while True:
+            yield self.draw(self.done.value, generator)
+
+    def draw(self, done: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """``(input_ids, weights)`` of equal shape; weights[t] is that of predicting token t; ``done`` in [0, 1]."""
         stage = next(s for s in CURRICULUM if done <= s.end)
         length, rows = self.length // stage.shorter, self.rows * stage.shorter
         recall_rows = self.recall_rows * stage.shorter if stage.recall is None else round(rows * stage.recall)
-        starts = torch.randint(len(self.stream) - length, (rows - recall_rows,), generator=self.generator).tolist()
+        starts = torch.randint(len(self.stream) - length, (rows - recall_rows,), generator=generator).tolist()
         text = torch.stack([self.stream[s : s + length] for s in starts]) if starts else torch.empty(0, length).long()
         drills = round(recall_rows * stage.drills)
         parts = []
         if recall_rows - drills:
-            parts.append(self.records.draw_dense(recall_rows - drills, length, self.generator, self._facts(stage)))
+            facts = _facts(stage, generator)
+            parts.append(self.records.draw_dense(recall_rows - drills, length, generator, facts))
         if drills:
-            parts.append(self.drills.draw(drills, length, self.generator, self._facts(stage)))
+            parts.append(self.drills.draw(drills, length, generator, _facts(stage, generator)))
         if not parts:
             return text, torch.ones(text.shape)
         asked = torch.cat([p.answers for p in parts]) != IGNORE
         weights = torch.cat([torch.ones(text.shape), 0.02 + asked.float()])
         return torch.cat([text, *(p.input_ids for p in parts)]), weights
 
-    def _facts(self, stage: Stage) -> int:
-        return stage.facts[int(torch.randint(len(stage.facts), (1,), generator=self.generator))]
+
+def _facts(stage: Stage, generator: torch.Generator) -> int:
+    return stage.facts[int(torch.randint(len(stage.facts), (1,), generator=generator))]
+
+
+def _alone(worker: int) -> None:
+    """The tokenizer of a process that draws has no threads: it was forked from one that had."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def losses_of(model, ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,6 +163,7 @@ def train(model, batches: Batches, args: argparse.Namespace) -> dict:
     begin, minutes, device = args.begin, args.minutes, args.device
     matrix_rate, rate = args.matrix_rate, args.rate
     opts = optimizers(model, matrix_rate, rate)
+    drawn = iter(DataLoader(batches, batch_size=None, num_workers=args.workers, worker_init_fn=_alone))
     start = time.monotonic()
     tokens = step = 0
     model.train()
@@ -138,7 +171,8 @@ def train(model, batches: Batches, args: argparse.Namespace) -> dict:
         factor = min(1.0, (step + 1) / 50) * min(1.0, max(0.0, (1 - done) / 0.3))
         for opt, base in zip(opts, (matrix_rate, rate), strict=True):
             opt.param_groups[0]["lr"] = base * factor
-        ids, weights = (x.to(device) for x in batches.draw(begin + (1 - begin) * done))
+        batches.done.value = begin + (1 - begin) * done
+        ids, weights = (x.to(device) for x in next(drawn))
         with torch.autocast(device, dtype=torch.bfloat16):
             text, recall = losses_of(model, ids, weights)
         (text + recall).backward()
@@ -197,6 +231,8 @@ def main() -> None:
     parser.add_argument("--matrix-rate", type=float, default=0.02)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw rows beside the training")
+    parser.add_argument("--installed", action="store_true", help="read the installed packages beside the library")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--init",
@@ -207,7 +243,7 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    split = stdlib_text()
+    split = installed_text(INSTALLED) if args.installed else stdlib_text()
     if args.init:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(args.init)
     else:
@@ -225,7 +261,7 @@ def main() -> None:
     record = train(model, batches, args)
     rows = held_out[: len(held_out) // args.length * args.length].view(-1, args.length)[:256]
     record |= scores(model, rows, tokenizer, Lexicon.of(split.held_out), held_out)
-    record |= baselines(stream, rows, len(tokenizer))
+    record |= baselines(stream[:COUNTED], rows, len(tokenizer))
     record |= {"parameters": model.num_parameters(), "unique_text_tokens": len(stream), "device": args.device,
                "recall_share": args.recall_rows / args.rows, "length": args.length}  # fmt: skip
     if args.init:

@@ -5,7 +5,7 @@ from .formats import FORMATS, chosen_formats
 from .lexicon import Lexicon
 from .recall import IGNORE, Draws, RecallBatch, RecallRows, RecallVocabulary
 from .rows import pack_rows, tokenize
-from .text import TextSplit, load_text, stdlib_text
+from .text import TextSplit, installed_text, load_text, stdlib_text
 
 __all__ = [
     "FORMATS",
@@ -18,6 +18,7 @@ __all__ = [
     "RecallVocabulary",
     "TextSplit",
     "chosen_formats",
+    "installed_text",
     "load_text",
     "pack_rows",
     "stdlib_text",

@@ -6,7 +6,7 @@ import ast
 import sysconfig
 import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,22 @@ def stdlib_text() -> TextSplit:
     The docstrings of a module and its source fall on the same side of the split.
     """
     return split_by_name([*_topics(), *_modules()])
+
+
+def installed_text(characters: int) -> TextSplit:
+    """`stdlib_text` and as many ``characters``, about, of the sources of the packages that are installed beside it.
+
+    Which ones depends on the machine: for a base that needs more text than the standard library has.
+    """
+    root = Path(sysconfig.get_paths()["purelib"])
+    found: list[tuple[str, str]] = []
+    for name, source in sorted(_sources(root), key=lambda x: zlib.crc32(x[0].encode())):  # some of every package
+        characters -= len(source)
+        if characters < 0:
+            break
+        found.append((name, source))
+    packages, stdlib = split_by_name(found), stdlib_text()
+    return TextSplit(stdlib.train + packages.train, stdlib.held_out + packages.held_out)
 
 
 def load_text(source: str, column: str = "text") -> TextSplit:
@@ -96,18 +112,17 @@ def _topics() -> list[tuple[str, str]]:
 
 
 def _modules() -> list[tuple[str, str]]:
-    root = Path(sysconfig.get_paths()["stdlib"])
-    docs: list[tuple[str, str]] = []
-    sources: list[tuple[str, str]] = []
+    sources = list(_sources(Path(sysconfig.get_paths()["stdlib"])))
+    docs = [(name, _docstrings(source)) for name, source in sources]
+    return [(n, t) for n, t in docs + sources if len(t) > 200]
+
+
+def _sources(root: Path) -> Iterator[tuple[str, str]]:
+    """Names and texts of the Python modules in a folder."""
     for path in sorted(root.rglob("*.py")):
         inside = path.relative_to(root)
-        if _SKIPPED_FOLDERS & set(inside.parts) or path.name in ("topics.py", "pyclbr.py"):
-            continue
-        source = path.read_text(encoding="utf-8", errors="ignore")
-        name = inside.as_posix()
-        docs.append((name, _docstrings(source)))
-        sources.append((name, source))
-    return [(n, t) for n, t in docs + sources if len(t) > 200]
+        if not _SKIPPED_FOLDERS & set(inside.parts) and path.name not in ("topics.py", "pyclbr.py"):
+            yield inside.as_posix(), path.read_text(encoding="utf-8", errors="ignore")
 
 
 def _docstrings(source: str) -> str:
