@@ -115,6 +115,15 @@ def test_nothing_is_written_without_a_folder(config, material, tmp_path, monkeyp
     assert done.material is material and not list(tmp_path.iterdir())
 
 
+def test_what_was_trained_under_autocast_computes_as_it_is_saved(config, material, tmp_path):
+    converted = convert_and_train(config(), material, settings(bf16=True), tmp_path)
+    ids = material.text(LENGTH, 2 * LENGTH)
+    with torch.no_grad():
+        got = converted.model.eval()(input_ids=ids).logits
+        want = TpttModel.from_pretrained(tmp_path).eval()(input_ids=ids).logits
+    assert torch.equal(got, want)
+
+
 def test_a_run_repeats_and_its_seed_matters(config, material):
     first, again, other = (convert_and_train(config(), material, settings(seed=s)) for s in (1, 1, 2))
     assert losses(first.history) == losses(again.history) != losses(other.history)
