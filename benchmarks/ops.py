@@ -15,7 +15,7 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -258,6 +258,26 @@ class Original:
         return sorted(times)[len(times) // 2]
 
 
+def tables(args: argparse.Namespace, dtype: torch.dtype) -> Iterator[str]:
+    """What the command prints, as it comes."""
+    command = f"python -m benchmarks.ops{' --device cuda' if args.device == 'cuda' else ''}"
+    yield f"`{command}` on {machine(args.device)}."
+    yield "Largest relative error of outputs and gradients: " + ", ".join(check(args.device, dtype)) + "."
+    lengths = (512,) if args.quick else (4096, 16384)
+    original = Original(args.original) if args.original else None
+    yield "### Against peers"
+    yield against_peers(args.device, dtype, lengths, original)
+    yield "### Where it overtakes SDPA, H 16, D 64, forward + backward"
+    yield crossover(args.device, dtype)
+    if args.device == "cpu":
+        yield "### Share of the machine's peak, T 4096"
+        yield share_of_peak()
+        yield "### One token"
+        yield decoding()
+        yield "### Peak memory above inputs, outputs and gradients, forward + backward"
+        yield memory()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -267,25 +287,16 @@ def main() -> None:
     args = parser.parse_args()
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
     start = time.monotonic()
-    parts = [
-        f"`python -m benchmarks.ops{' --device cuda' if args.device == 'cuda' else ''}` on {machine(args.device)}."
-    ]
     for backend, reason in available_backends().items():
         if reason:
             print(f"left out: {backend}, {reason}", file=sys.stderr)
-    parts.append("Largest relative error of outputs and gradients: " + ", ".join(check(args.device, dtype)) + ".")
-    lengths = (512,) if args.quick else (4096, 16384)
-    original = Original(args.original) if args.original else None
-    parts += ["### Against peers", against_peers(args.device, dtype, lengths, original)]
-    parts += ["### Where it overtakes SDPA, H 16, D 64, forward + backward", crossover(args.device, dtype)]
-    if args.device == "cpu":
-        parts += ["### Share of the machine's peak, T 4096", share_of_peak(), "### One token", decoding()]
-        parts += ["### Peak memory above inputs, outputs and gradients, forward + backward", memory()]
+    parts = []
+    for part in tables(args, dtype):
+        print(part, flush=True, end="\n\n")
+        parts.append(part)
     parts.append(f"The run took {(time.monotonic() - start) / 60:.0f} minutes.")
-    text = "\n\n".join(parts)
-    print(text)
     if args.write:
-        write_section(RESULTS, f"Operators, {args.device.upper()}", text)
+        write_section(RESULTS, f"Operators, {args.device.upper()}", "\n\n".join(parts))
 
 
 if __name__ == "__main__":

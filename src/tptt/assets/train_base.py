@@ -38,7 +38,7 @@ from tptt.data import (
 from tptt.evaluation import perplexity, recall_accuracy
 from tptt.evaluation.perplexity import next_token_losses
 
-INSTALLED = 100_000_000  # characters
+INSTALLED = 50_000_000  # characters
 COUNTED = 5_000_000  # tokens that the n-gram baselines count at most: more takes minutes
 END = "<|endoftext|>"
 PAD = "<|pad|>"

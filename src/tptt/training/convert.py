@@ -174,7 +174,9 @@ def train(
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         trainer.train(resume_from_checkpoint=_last_checkpoint(Path(folder)) if resume else None)
-        trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)  # else it computes on under autocast
+        trainer.accelerator.unwrap_model(
+            trainer.model_wrapped, keep_fp32_wrapper=False
+        )  # else it computes on under autocast
     return trainer.state.log_history
 
 
