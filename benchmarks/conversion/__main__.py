@@ -38,10 +38,10 @@ SECOND = (
 """6 layers of 3 heads without groups, another vocabulary, half the context."""
 LARGE = (
     "--hidden-size", "512", "--layers", "8", "--heads", "8", "--kv-heads", "4", "--intermediate-size", "1536", "--vocab-size",
-    "8192", "--length", "1024", "--rows", "32", "--recall-rows", "12", "--minutes", "2", "--device", "cuda", "--workers",
+    "8192", "--length", "1024", "--rows", "32", "--recall-rows", "12", "--minutes", "1.5", "--device", "cuda", "--workers",
     "12", "--installed",
 )  # fmt: skip
-"""What two minutes of a large GPU make of 60 million characters: 29 M parameters, twice the context."""
+"""What a minute and a half on a large GPU makes of 60 million characters: 29 M parameters, twice the context."""
 SHAPES = {"second": SECOND, "large": LARGE}
 ROWS = {"embedded": 512, "second": 256, "large": 1024}  # tokens of a training row; W is an eighth
 

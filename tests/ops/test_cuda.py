@@ -10,7 +10,7 @@ from tptt.ops.backends import BACKENDS, Spec
 
 from .cases import KINDS, assert_close, make_case, reference, results
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # fla and Triton warn as they like
 needs_fla = pytest.mark.skipif(bool(available_backends()["fla"]), reason=available_backends()["fla"] or "")
 
 
