@@ -141,13 +141,43 @@ def test_conversion_trains_a_cell_once_and_reports_it(small_bench, tmp_path, mon
         tmp_path / "curves.json", conversion_report.curves(small_bench, cells, "embedded", "here, commit 1")
     )
     curves = Curves.load(tmp_path / "curves.json")
-    assert curves.parameters == small_bench.parameters and set(curves.at(tokens)) == set(MEASURES)
+    assert curves.parameters == small_bench.untrained()["parameters"] and set(curves.at(tokens)) == set(MEASURES)
 
 
 def test_conversion_keeps_other_recipes_apart(small_bench):
     keys = [str(small_bench.key(arm, 1024, 0)) for arm in arms.ARMS.values()]
     assert len(set(keys)) == len(keys)
     assert small_bench.key(arms.ARMS["default"], 1024, 0) != small_bench.key(arms.ARMS["default"], 1024, 1)
+
+
+def test_a_convolution_begins_as_none():
+    config = TpttConfig(base_model_name=str(BASE), max_self_attn_length=16, feature_width=64)
+    model, ids = TpttModel(config, dtype=torch.float32), torch.arange(2, 50)[None]
+    with torch.no_grad():
+        before = model(input_ids=ids, use_cache=False).logits
+        arms.short_convolution(model)
+        torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, before)
+        memories(model)[1].key_features.kernel[2] = 0.5
+        assert not torch.allclose(model(input_ids=ids, use_cache=False).logits, before)
+    features = memories(model)[0].key_features
+    seen = torch.randn(1, 6, 2, 32)
+    late = torch.cat([seen[:, :4], torch.randn(1, 2, 2, 32)], 1)
+    assert torch.equal(features(seen)[:, :4], features(late)[:, :4])
+
+
+def test_full_rank_trains_what_lora_adds_to():
+    lora = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+    model = TpttModel(TpttConfig(base_model_name=str(BASE), lora_config=lora, feature_width=64), dtype=torch.float32)
+    arms.full_rank(model)
+    trained = {n for n, p in model.named_parameters() if p.requires_grad and ".liza." not in n and "lora_" not in n}
+    assert len(trained) == 4 and all("q_proj" in n for n in trained)
+
+
+def test_a_base_that_is_gone_is_known_by_its_results(small_bench, tmp_path):
+    small_bench.untrained()
+    again = bench.Bench(tmp_path / "gone", small_bench.length, small_bench.window, small_bench.runs)
+    assert again.weights == small_bench.weights and again.untrained() == small_bench.untrained()
+    assert again.untrained()["machine"]
 
 
 def test_random_maps_know_nothing_of_the_base():

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from benchmarks.original_operator import make_original
 from tptt.memory.features import MAPS, LearnedMap
@@ -31,6 +32,7 @@ class Arm:
         change: what happens to the new model before it is trained.
         without: a format of recall that training leaves out.
         rank: of LoRA; alpha is twice that.
+        targets: of LoRA, as `tptt.training.lora_config` takes them.
         records: trained and measured on dense key-value records of single-token words, as `tptt quickstart` is.
     """
 
@@ -40,6 +42,7 @@ class Arm:
     change: Callable[[nn.Module], object] | None = None
     without: str | None = None
     rank: int = 8
+    targets: str = "auto"
     records: bool = False
 
     @property
@@ -57,6 +60,35 @@ def random_maps(model: nn.Module) -> None:
                 config, (heads, _, head_dim) = memory.config, features.weight.shape
                 new = MAPS[config.feature_map](heads, head_dim, config.feature_width)
                 features.weight.copy_(new.weight)
+
+
+class Convolved(nn.Module):
+    """Features of each channel's last four values, weighted by a learned kernel that begins as the last one alone."""
+
+    def __init__(self, features: nn.Module, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.features, self.width = features, features.width
+        self.kernel = nn.Parameter(torch.eye(4)[0, :, None, None].repeat(1, heads, head_dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [B, T, H, D]
+        past = F.pad(x.float(), (0, 0, 0, 0, 3, 0))
+        return self.features(sum(w * past[:, 3 - i : past.shape[1] - i] for i, w in enumerate(self.kernel)))
+
+
+def short_convolution(model: nn.Module) -> None:
+    """Queries and keys of the memory are convolved over time; for whole sequences only, no cache carries it."""
+    for memory in memories(model):
+        for name in ("query_features", "key_features"):
+            features = getattr(memory, name)
+            setattr(memory, name, Convolved(features, len(features.weight), features.weight.shape[-1]))
+        memory.one_call = False
+
+
+def full_rank(model: nn.Module) -> None:
+    """The matrices that LoRA adds to train themselves."""
+    for module in model.modules():
+        if hasattr(module, "lora_A"):
+            module.base_layer.weight.requires_grad_(True)
 
 
 def window_dropout(model: nn.Module) -> None:
@@ -117,7 +149,13 @@ INGREDIENTS = {
     "KDA": Arm("a decay per channel", {"operator": "kda"}),
     "DeltaProduct": Arm("virtual tokens", {"operator": "delta_product"}),
     "state per query head": Arm("twice the states", {"states": "query_head"}),
+    "half the rates": Arm("1.25e-3 for LoRA, 5e-3 for the memory", settings={"lr": 1.25e-3, "memory_lr": 5e-3}),
+    "twice the rates": Arm("5e-3 for LoRA, 2e-2 for the memory", settings={"lr": 5e-3, "memory_lr": 2e-2}),
+    "mu from .1": Arm("both branches begin at .9 and .1", {"mag_weight": 0.1}),
+    "short convolution": Arm("of the memory's queries and keys, four tokens wide", change=short_convolution),
     "LoRA rank 32": Arm("four times the rank", rank=32),
+    "LoRA everywhere": Arm("on the feed-forward layers too", targets="all-linear"),
+    "full rank": Arm("q, k, v and o train themselves as well, at 1e-3", settings={"lr": 1e-3}, change=full_rank),
     "sinks": Arm("the first four tokens stay in the window", {"sink_tokens": 4}),
     "window dropout": Arm("the window is narrower in two of three training steps", change=window_dropout),
     "carried": Arm("rows of two pieces, each a row long, gradients end between them", settings={"carry": 2, "rows": 1}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.runs import Runs
+from benchmarks.timing import machine
 from tptt import TpttConfig, TpttModel
 from tptt.data import FORMATS as ALL_FORMATS
 from tptt.data import chosen_formats
@@ -26,7 +28,7 @@ from tptt.training import Material, TrainingSettings, train
 from tptt.training.convert import begin_memory, load_tokenizer
 from tptt.training.lora import lora_config
 
-from .arms import FORMATS, Arm
+from .arms import FORMATS, Arm, Convolved
 
 LENGTHS = (1, 2, 4, 8)  # times the training length
 _TOKENS = 16_384  # recall rows of a format and a length have about as many
@@ -41,17 +43,22 @@ class Bench:
     """One base.
 
     Args:
-        base: folder or hub id.
+        base: folder.
         length, window: of training rows, and of the softmax, in tokens.
         runs: where results are kept.
     """
 
     def __init__(self, base: str | Path, length: int, window: int, runs: Runs) -> None:
         self.base, self.length, self.window, self.runs = str(base), length, window, runs
-        inner = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        self.parameters, self.weights = inner.num_parameters(), fingerprint(inner)[:12]
-        self.lora = lora_config(inner)
         self.materials: dict[int, Material] = {}
+
+    @cached_property
+    def weights(self) -> str:
+        """Which base it is. One that is no longer here is the one that rows of this length were measured on."""
+        if Path(self.base).exists():
+            return fingerprint(self._plain())[:12]
+        found = [x["key"] for x in self.runs.all() if x["key"].get("change") == "base"]
+        return next(k["weights"] for k in found if (k["length"], k["window"]) == (self.length, self.window))
 
     def material(self, seed: int, records: bool = False) -> Material:
         if seed not in self.materials:
@@ -74,15 +81,22 @@ class Bench:
             "weights": self.weights, "change": getattr(arm.change, "__name__", None), "memory": vars(config),
             "lora": arm.rank, "settings": vars(self.settings(arm, tokens, seed)),
         }  # fmt: skip
+        if arm.targets != "auto":
+            found["targets"] = arm.targets
         return found | {"records": True} if arm.records else found
 
     def untrained(self) -> dict[str, Any]:
         """The base as it is, whose context ends at ``length``."""
         key = {"weights": self.weights, "change": "base", "length": self.length, "window": self.window}
-        return self.runs.once(key, lambda: self._measured(self._plain(), self.material(0), LENGTHS[:1]))
+        return self.runs.once(key, self._as_it_is)
 
     def trained(self, arm: Arm, tokens: int, seed: int) -> dict[str, Any]:
         return self.runs.once(self.key(arm, tokens, seed), lambda: self._train(arm, tokens, seed))
+
+    def _as_it_is(self) -> dict[str, Any]:
+        base = self._plain()
+        about = {"parameters": base.num_parameters(), "machine": machine(DEVICE)}
+        return about | self._measured(base, self.material(0), LENGTHS[:1])
 
     def _plain(self):
         return AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32).to(DEVICE)
@@ -90,7 +104,7 @@ class Bench:
     def _train(self, arm: Arm, tokens: int, seed: int) -> dict[str, Any]:
         settings, material = self.settings(arm, tokens, seed), self.material(seed, arm.records)
         torch.manual_seed(seed)
-        lora = self.lora | {"r": arm.rank, "lora_alpha": 2 * arm.rank}
+        lora = lora_config(self._plain(), arm.rank, 2 * arm.rank, targets=arm.targets)
         config = TpttConfig(base_model_name=self.base, lora_config=lora, max_self_attn_length=self.window, **arm.config)
         model = TpttModel(config, dtype=torch.float32).to(DEVICE)
         begin_memory(model, material, settings, self.length)
@@ -123,7 +137,7 @@ class Bench:
         longest = lengths[-1] * n
         bounds = [n // 8 * 2**i for i in range(20) if n // 8 * 2**i <= longest]
         found["by_position"] = perplexity_by_position(model, material.text(longest, _TEXT), bounds)
-        if memories(model):
+        if memories(model) and not any(isinstance(m, Convolved) for m in model.modules()):
             for f in measured:
                 found["generated"][f] = recall_by_generation(
                     model, material.recall(f, _FACTS), n, self.window, 4 * _ROWS, 1

@@ -65,7 +65,7 @@ def tables(bench: Bench, cells: Cells) -> str:
         return [_row(bench, n, t, found) for n in arms for t, found in sorted(cells.get(n, {}).items())]
 
     parts = [
-        f"Rows of {bench.length} tokens, W = {bench.window}, {bench.parameters:,} parameters. Recall beyond the window "
+        f"Rows of {bench.length} tokens, W = {bench.window}, {base['parameters']:,} parameters. Recall beyond the window "
         f"({', '.join(FORMATS)}; all tokens of an answer right) at 1 to {LENGTHS[-1]} times the length of training rows; of "
         f"the base itself, with its whole context: {beyond(base, 1):.2f}. Perplexity of text over the base's at 1x.",
         markdown_table(heads, rows(REFERENCES)),
@@ -191,7 +191,7 @@ def curves(bench: Bench, cells: Cells, name: str, where: str) -> dict[str, Any]:
         point["perplexity_ratio"] = summed([c["perplexity"]["1"] / base for c in found])
         points.append(point)
     return {
-        "base": {"name": f"the {name} base", "parameters": bench.parameters}, "length": bench.length, "window": bench.window,
+        "base": {"name": f"the {name} base", "parameters": bench.untrained()["parameters"]}, "length": bench.length, "window": bench.window,
         "machine": where, "commit": where.rsplit(" ", 1)[-1], "points": points,
     }  # fmt: skip
 
