@@ -36,11 +36,13 @@ def train(
             from .plan import show_plan
 
             return show_plan(options, console)
+        from tptt.training.processes import is_first
         from tptt.training.run import check_output, run
 
         from .progress import ShowProgress
 
         check_output(options)
+        console.quiet = not is_first()
         with ShowProgress(console) as shown:
             converted = run(options, [shown])
         for text in converted.warnings:

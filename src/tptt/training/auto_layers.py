@@ -14,6 +14,7 @@ from tptt.surgery import attach_memory, detach_memory
 from .divergence import untrained
 from .layers import LayerChoice, choose_layers
 from .material import Material
+from .processes import agreed
 from .settings import TrainingSettings
 
 _ROWS = 16  # that are measured on
@@ -78,8 +79,8 @@ def settle_layers(
     batches = first_rows(material, settings, length)
     with untrained(model), mag_weight(model, 0.0):
         assert settings.kv_budget is not None
-        choice = choose_layers(
-            model, batches, settings.kv_budget, settings.kv_length or length, config.memory_only_layers
+        choice = agreed(
+            choose_layers(model, batches, settings.kv_budget, settings.kv_length or length, config.memory_only_layers)
         )
     detach_memory(model.backbone)
     for name in _SETTINGS:

@@ -28,6 +28,7 @@ from .callbacks import AdjustMaGWeightCallback
 from .diagnostics import BranchProbe, Look
 from .layers import LayerChoice
 from .material import Material
+from .processes import devices, gpu, is_first, wait
 from .settings import TrainingSettings
 from .trainer import ConversionTrainer
 from .widths import spread_width
@@ -92,7 +93,8 @@ def convert_and_train(
 
     Trainer does the work, so that accelerate, FSDP and reporting integrations come along. The base is its own teacher
     where the settings ask for one. A row is text, or states facts and asks for them again (`tptt.data.FORMATS`): a memory
-    recalls only what its training asked it to recall.
+    recalls only what its training asked it to recall. Under torchrun or accelerate every process calls this; the first one
+    writes.
 
     Args:
         config: base, memory and LoRA. With ``layers="auto"`` the layers that keep their whole context are chosen under
@@ -124,8 +126,8 @@ def convert_and_train(
         material = data
     else:
         material = Material.of(tokenizer, data, settings.tokens, length * settings.carry, settings.seed)
-    if torch.cuda.is_available() and not hasattr(model, "hf_device_map"):
-        model.to("cuda")
+    if gpu() is not None and not hasattr(model, "hf_device_map"):
+        model.to(gpu())
     choice = settle_layers(model, config, material, settings, length) if auto else None
     begin_memory(model, material, settings, length)
     converted = Converted(model, tokenizer, material, choice=choice)
@@ -134,9 +136,10 @@ def convert_and_train(
     converted.history = train(model, material, settings, length, out, [probe, *callbacks], arguments, resume)
     converted.seconds = time.perf_counter() - start
     converted.looks, converted.warnings = probe.looks, probe.warnings
-    if out is not None:
+    if out is not None and is_first():
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
+    wait()
     return converted
 
 
@@ -148,9 +151,8 @@ def train(
 
     The arguments are those of `convert_and_train`; ``length`` is that of a row (or of a piece of it, with ``carry``).
     """
-    devices = max(1, torch.cuda.device_count()) if torch.cuda.is_available() else 1
-    steps = settings.steps(length, devices)
-    rows = material.rows(settings, length * settings.carry, steps * settings.rows * settings.accumulate * devices)
+    steps = settings.steps(length, devices())
+    rows = material.rows(settings, length * settings.carry, steps * settings.rows * settings.accumulate * devices())
     callbacks = list(callbacks)
     if settings.mag_start is not None and memories(model):
         ramp = min(settings.mag_steps, steps)

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from tptt.evaluation import BranchUse, branch_use
 
 from .material import Material
+from .processes import agreed, is_first
 from .settings import TrainingSettings
 
 logger = logging.getLogger("tptt")
@@ -113,7 +114,7 @@ class BranchProbe(TrainerCallback):
         if not (self.every and step % self.every == 0) and step < state.max_steps:
             return
         self._look(state, judged=step >= _SETTLED * state.max_steps)
-        if self.stop_at is not None and (self.looks[-1].use.recall["both"].beyond or 0.0) >= self.stop_at:
+        if self.stop_at is not None and agreed((self.looks[-1].use.recall["both"].beyond or 0.0) >= self.stop_at):
             control.should_training_stop = True
 
     def _look(self, state, judged: bool) -> None:
@@ -122,5 +123,6 @@ class BranchProbe(TrainerCallback):
         state.log_history.append(self.looks[-1].logs() | {"step": state.global_step})
         for text in advice(use) if judged else ():
             if text.partition(":")[0] not in {w.partition(":")[0] for w in self.warnings}:
-                logger.warning(text)
+                if is_first():
+                    logger.warning(text)
                 self.warnings.append(text)

@@ -15,6 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from tptt.data import TextSplit, load_text
 
 from .convert import Converted, convert_and_train
+from .processes import is_first
 from .run_file import RunOptions
 from .skeleton import base_config, conversion_config, skeleton
 from .summary import write_summary
@@ -23,8 +24,11 @@ RUN_FILE = "run.yaml"
 
 
 def check_output(options: RunOptions) -> None:
-    """Raises ValueError where ``out`` holds something that is not to be resumed, or is to be and cannot."""
+    """Raises ValueError where ``out`` holds something that is not to be resumed, or is to be and cannot. The first of
+    several processes looks, before it writes there."""
     out = Path(options.out)
+    if not is_first():
+        return
     if out.is_file():
         raise ValueError(f"out: {out} is a file, it must be a folder")
     if not out.is_dir() or not any(out.iterdir()):
@@ -84,10 +88,12 @@ def run(options: RunOptions, callbacks: Sequence[TrainerCallback] = ()) -> Conve
     config = conversion_config(plain, base_config(plain), options.base_model_name)
     data: TextSplit | None = None if options.data is None else load_text(options.data, options.column)
     out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / RUN_FILE).write_text(replace(plain, resume=False).to_yaml(), encoding="utf-8")
+    if is_first():
+        out.mkdir(parents=True, exist_ok=True)
+        (out / RUN_FILE).write_text(replace(plain, resume=False).to_yaml(), encoding="utf-8")
     converted = convert_and_train(
         config, data, options.training, out, callbacks, trainer_arguments(options), options.resume, **loading
     )
-    write_summary(out, options, converted)
+    if is_first():
+        write_summary(out, options, converted)
     return converted

@@ -11,6 +11,7 @@ from tptt.surgery import attach_memory, detach_memory
 from tptt.surgery.hooks import carriers
 
 from .divergence import Batch, divergences, untrained
+from .processes import agreed
 
 MOST = 3
 """Times the mean that a memory becomes at most: its layer's features are held at once while gradients are computed."""
@@ -41,7 +42,7 @@ def spread_width(model: TpttModel, batches: Sequence[Batch]) -> tuple[int, ...]:
     mixed = any(not m._tptt.fixed for m in modules)
     with untrained(model), mag_weight(model, 0.0 if mixed else None):
         lost = divergences(model, batches, others)
-    widths = shares(lost, model.config.feature_width)
+    widths = agreed(shares(lost, model.config.feature_width))
     if widths != now:
         detach_memory(model.backbone)
         model.config.feature_width = list(widths)

@@ -1,0 +1,49 @@
+"""A run of several processes (``torchrun``, ``accelerate launch``): what all of them do alike, and who writes."""
+
+from __future__ import annotations
+
+import os
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+T = TypeVar("T")
+
+
+def _state() -> PartialState | None:
+    """accelerate's view of the processes; None where there is one, which Trainer's arguments are to set up as they like."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return PartialState(cpu=not torch.cuda.is_available()) if several else None
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    state = _state()
+    return state is None or state.is_main_process
+
+
+def agreed(value: T) -> T:
+    """The first process's ``value``, in every process: two machines may round what they measure differently."""
+    return value if _state() is None else broadcast_object_list([value])[0]
+
+
+def wait() -> None:
+    """Until all processes have come here."""
+    if (state := _state()) is not None:
+        state.wait_for_everyone()
+
+
+def devices() -> int:
+    """On how many devices Trainer trains: one for each process, or all GPUs of this one."""
+    state = _state()
+    return max(1, torch.cuda.device_count()) if state is None else state.num_processes
+
+
+def gpu() -> torch.device | None:
+    """The GPU of this process, where there is any."""
+    if not torch.cuda.is_available():
+        return None
+    state = _state()
+    return torch.device("cuda") if state is None else state.device
