@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from benchmarks.runs import Runs
 from benchmarks.timing import machine, write_section
-from tptt import TpttConfig, TpttModel, calibrate
+from tptt import TpttConfig, TpttModel
 from tptt.assets import BASE
 from tptt.evaluation import kv_bytes, mag_weight, markdown_table, perplexity, recall_accuracy, verify
 from tptt.evaluation.perplexity import evaluating
@@ -33,7 +33,7 @@ from tptt.quickstart.plots import new_figure, save
 from tptt.surgery import find_attention
 from tptt.training import Material, TrainingSettings, choose_layers, train
 from tptt.training.auto_layers import first_rows
-from tptt.training.convert import load_tokenizer
+from tptt.training.convert import begin_memory, load_tokenizer
 from tptt.training.window import window_alone
 
 ROOT = Path(__file__).parents[1]
@@ -81,8 +81,8 @@ class Bench:
         self.lora = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "task_type": "CAUSAL_LM", "target_modules": parts}
 
     def key(self, kind: str, **more) -> dict[str, Any]:
-        fixed = {"base": self.name, "weights": self.weights, "tokens": self.tokens, "length": self.length}
-        return {"kind": kind} | fixed | {"window": self.window} | more
+        fixed = {"base": self.name, "weights": self.weights, "window": self.window}
+        return {"kind": kind, "settings": vars(self.settings(0))} | fixed | more
 
     def settings(self, seed: int) -> TrainingSettings:
         return TrainingSettings(tokens=self.tokens, length=self.length, seed=seed, probe_every=0)
@@ -103,7 +103,8 @@ class Bench:
         if not memory:
             return window_alone(TpttModel(self.config(mag_weight=0.0), dtype=torch.float32))
         model = TpttModel(self.config(layers=memory, max_self_attn_length=self.window), dtype=torch.float32)
-        return calibrate(model, self.material(seed).stream[: 4 * self.length].view(4, self.length))
+        begin_memory(model, self.material(seed), self.settings(seed), self.length)
+        return model
 
     def ranking(self, seed: int) -> dict[str, Any]:
         """All layers in the order in which they would be restored."""
