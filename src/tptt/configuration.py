@@ -95,7 +95,9 @@ class MemoryConfig:
             is then computed twice (TPTT).
         mag_weight: mu in [0, 1] where the gate is 0: 0 is the base model, 1 the memory alone.
         max_self_attn_length: window W of the softmax branch in tokens, the token itself included; None is all.
-        sink_tokens: first tokens of a sequence that stay visible beyond the window.
+        sink_tokens: first tokens of a sequence that stay visible beyond the window, at the distances that the base's
+            positions give them. For texts no longer than a training row: beyond it they cost recall and perplexity
+            (``benchmarks.conversion``, "sinks").
         layers: which attention layers get a memory: "all", an integer n for every n-th (n - 1, 2 n - 1, ...), or their
             numbers. The others keep the base's attention: its whole context, no memory. "auto" leaves it to
             `tptt.training.convert_and_train`, which measures on data which layers need their whole context most.
