@@ -136,7 +136,8 @@ class Bench:
             found["by_distance"][times] = {f: scores[f].by_distance for f in measured}
         longest = lengths[-1] * n
         bounds = [n // 8 * 2**i for i in range(20) if n // 8 * 2**i <= longest]
-        found["by_position"] = perplexity_by_position(model, material.text(longest, _TEXT), bounds)
+        same = material.text(LENGTHS[-1] * n, _TEXT)[:, :longest]  # of the base as well, which reads no further
+        found["by_position"] = perplexity_by_position(model, same, bounds)
         if memories(model) and not any(isinstance(m, Convolved) for m in model.modules()):
             for f in measured:
                 found["generated"][f] = recall_by_generation(

@@ -150,7 +150,7 @@ def plot(bench: Bench, cells: Cells, path: Path) -> Path:
         budget.scatter([tokens], [statistics.mean(values)], marker="x", color="black", zorder=3)
     if held:
         budget.scatter([], [], marker="x", color="black", label="default, the format held out")
-    found = bench.untrained()["by_position"]
+    found = bench.untrained().get("by_position", {})
     position.plot([int(p) for p in found], list(found.values()), color="black", linestyle=":", label="base")
     budget.set(
         xscale="log", xlabel="tokens of training", ylabel="share right", ylim=(-0.02, 1.02), title="recall beyond W"
@@ -159,9 +159,19 @@ def plot(bench: Bench, cells: Cells, path: Path) -> Path:
         xscale="log", xlabel="tokens of a row", ylabel="share right", ylim=(-0.02, 1.02), title="recall by length"
     )
     position.set(xscale="log", xlabel="position up to", ylabel="perplexity", title="text, by position")
+    trained = sorted({t for n in REFERENCES for t in cells.get(n, {})})
+    _ticks(budget, trained, [_name(t) for t in trained])
+    _ticks(length, [t * bench.length for t in LENGTHS])
+    _ticks(position, [bench.length // 8 * 2**i for i in range((8 * LENGTHS[-1]).bit_length())])
     for panel in (budget, length, position):
         panel.legend(fontsize=7)
     return save(figure, path)
+
+
+def _ticks(panel, values: Sequence[int], labels: Sequence[str] | None = None) -> None:
+    """Marks at these values of a logarithmic axis alone."""
+    panel.set_xticks(values, labels or [str(v) for v in values])
+    panel.set_xticks([], minor=True)
 
 
 def _line(

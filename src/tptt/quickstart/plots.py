@@ -62,7 +62,7 @@ def plot_quality(results: Results, path: Path) -> Path:
     for panel in (text, recall):
         panel.set_xscale("log", base=2)
         panel.set_xticks(list(results.measures["base"].perplexity), results.measures["base"].perplexity)
-        panel.legend()
+    figure.legend(*text.get_legend_handles_labels(), loc="outside lower center", ncols=len(results.measures))
     return save(figure, path)
 
 
