@@ -151,7 +151,8 @@ def plot(bench: Bench, cells: Cells, path: Path) -> Path:
     if held:
         budget.scatter([], [], marker="x", color="black", label="default, the format held out")
     found = bench.untrained().get("by_position", {})
-    position.plot([int(p) for p in found], list(found.values()), color="black", linestyle=":", label="base")
+    if found:
+        position.plot([int(p) for p in found], list(found.values()), color="black", linestyle=":", label="base")
     budget.set(
         xscale="log", xlabel="tokens of training", ylabel="share right", ylim=(-0.02, 1.02), title="recall beyond W"
     )
