@@ -184,5 +184,5 @@ def test_random_maps_know_nothing_of_the_base():
     model = TpttModel(TpttConfig(base_model_name=str(BASE), max_self_attn_length=16), dtype=torch.float32)
     begun = memories(model)[1].key_features.weight.clone()
     arms.random_maps(model)
-    fresh = MAPS["fourier"](2, 32, 1024).weight
+    fresh = MAPS["fourier"](2, 32, 2048).weight
     assert torch.equal(memories(model)[1].key_features.weight, fresh) and not torch.allclose(begun, fresh)

@@ -129,39 +129,49 @@ RECORDS = {
     ),
 }
 HELD_OUT = {f"no {name}": Arm(f"default, {name} held out of training", without=name) for name in FORMATS}
+_NARROW = {"feature_width": 1024}
+
+
+def _narrow(what: str, config: Mapping[str, Any] | None = None, **more: Any) -> Arm:
+    """An ingredient is tried with half the features, which takes half the time."""
+    return Arm(what, _NARROW | dict(config or {}), **more)
+
+
 INGREDIENTS = {
-    "random maps": Arm("features that do not begin at the base's scores", change=random_maps),
-    "equal widths": Arm("as many features in every layer", settings={"spread_width": False}),
-    "gates on their own": Arm("write gates learn from predictions alone", settings={"write_weight": 0.0}),
-    "neither": Arm("equal widths, gates on their own", settings=_AS_BEFORE),
-    "512 features": Arm("half the state", {"feature_width": 512}),
-    "2048 features": Arm("twice the state", {"feature_width": 2048}),
-    "sign-split": Arm("features SiLU([Px, -Px]), which begin there too", {"feature_map": "sign_split"}),
-    "4 rows": Arm("half as many steps, of twice as many rows", settings={"rows": 4}),
-    "mix .375": Arm("fewer recall rows", settings={"recall_mix": 0.375}),
-    "text alone": Arm("no recall rows", settings={"recall_mix": 0.0}),
-    "equal weights": Arm("recall rows weigh as text does", settings={"answer_weight": 1.0, "filler_weight": 1.0}),
-    "one rate": Arm("5e-3 for LoRA and memory", settings={"memory_lr": 5e-3, "lr": 5e-3}),
-    "mu ramp": Arm("mag_weight rises from 0.01 over 100 steps", settings=_RAMP),
-    "mu per head": Arm("no linear map in mu", {"mix_gate": "head"}),
-    "beta of keys": Arm("write gate without parameters", {"write_gate": "k"}),
-    "decay": Arm("gated delta rule", {"operator": "gated_delta_rule"}),
-    "KDA": Arm("a decay per channel", {"operator": "kda"}),
-    "DeltaProduct": Arm("virtual tokens", {"operator": "delta_product"}),
-    "state per query head": Arm("twice the states", {"states": "query_head"}),
-    "half the rates": Arm("1.25e-3 for LoRA, 5e-3 for the memory", settings={"lr": 1.25e-3, "memory_lr": 5e-3}),
-    "twice the rates": Arm("5e-3 for LoRA, 2e-2 for the memory", settings={"lr": 5e-3, "memory_lr": 2e-2}),
-    "mu from .1": Arm("both branches begin at .9 and .1", {"mag_weight": 0.1}),
-    "short convolution": Arm("of the memory's queries and keys, four tokens wide", change=short_convolution),
-    "LoRA rank 32": Arm("four times the rank", rank=32),
-    "LoRA everywhere": Arm("on the feed-forward layers too", targets="all-linear"),
-    "full rank": Arm("q, k, v and o train themselves as well, at 1e-3", settings={"lr": 1e-3}, change=full_rank),
-    "sinks": Arm("the first four tokens stay in the window", {"sink_tokens": 4}),
-    "window dropout": Arm("the window is narrower in two of three training steps", change=window_dropout),
-    "carried": Arm("rows of two pieces, each a row long, gradients end between them", settings={"carry": 2, "rows": 1}),
-    "align": Arm("distance to the base's attention outputs, weight 1", settings={"align": 1.0}),
-    "KL": Arm("KL to the base, weight .5", settings={"distill": 0.5}),
+    "1024 features": Arm("half the state; all below have as many", _NARROW),
+    "random maps": _narrow("features that do not begin at the base's scores", change=random_maps),
+    "equal widths": _narrow("as many features in every layer", settings={"spread_width": False}),
+    "gates on their own": _narrow("write gates learn from predictions alone", settings={"write_weight": 0.0}),
+    "neither": _narrow("equal widths, gates on their own", settings=_AS_BEFORE),
+    "512 features": Arm("a quarter of the state", {"feature_width": 512}),
+    "sign-split": _narrow("features SiLU([Px, -Px]), which begin there too", {"feature_map": "sign_split"}),
+    "4 rows": _narrow("half as many steps, of twice as many rows", settings={"rows": 4}),
+    "mix .375": _narrow("fewer recall rows", settings={"recall_mix": 0.375}),
+    "text alone": _narrow("no recall rows", settings={"recall_mix": 0.0}),
+    "equal weights": _narrow("recall rows weigh as text does", settings={"answer_weight": 1.0, "filler_weight": 1.0}),
+    "one rate": _narrow("5e-3 for LoRA and memory", settings={"memory_lr": 5e-3, "lr": 5e-3}),
+    "mu ramp": _narrow("mag_weight rises from 0.01 over 100 steps", settings=_RAMP),
+    "mu per head": _narrow("no linear map in mu", {"mix_gate": "head"}),
+    "beta of keys": _narrow("write gate without parameters", {"write_gate": "k"}),
+    "decay": _narrow("gated delta rule", {"operator": "gated_delta_rule"}),
+    "KDA": _narrow("a decay per channel", {"operator": "kda"}),
+    "DeltaProduct": _narrow("virtual tokens", {"operator": "delta_product"}),
+    "state per query head": _narrow("twice the states", {"states": "query_head"}),
+    "half the rates": _narrow("1.25e-3 for LoRA, 5e-3 for the memory", settings={"lr": 1.25e-3, "memory_lr": 5e-3}),
+    "twice the rates": _narrow("5e-3 for LoRA, 2e-2 for the memory", settings={"lr": 5e-3, "memory_lr": 2e-2}),
+    "mu from .1": _narrow("both branches begin at .9 and .1", {"mag_weight": 0.1}),
+    "short convolution": _narrow("of the memory's queries and keys, four tokens wide", change=short_convolution),
+    "LoRA rank 32": _narrow("four times the rank", rank=32),
+    "LoRA everywhere": _narrow("on the feed-forward layers too", targets="all-linear"),
+    "full rank": _narrow("q, k, v and o train themselves as well, at 1e-3", settings={"lr": 1e-3}, change=full_rank),
+    "sinks": _narrow("the first four tokens stay in the window", {"sink_tokens": 4}),
+    "window dropout": _narrow("the window is narrower in two of three training steps", change=window_dropout),
+    "carried": _narrow(
+        "rows of two pieces, each a row long, gradients end between them", settings={"carry": 2, "rows": 1}
+    ),
+    "align": _narrow("distance to the base's attention outputs, weight 1", settings={"align": 1.0}),
+    "KL": _narrow("KL to the base, weight .5", settings={"distill": 0.5}),
 }
-"""Each ingredient of the default taken away, or another one put in, one at a time."""
+"""Each ingredient of the default taken away, or another one put in, one at a time, beside "1024 features"."""
 
 ARMS = REFERENCES | RECORDS | HELD_OUT | INGREDIENTS

@@ -114,7 +114,7 @@ class MemoryConfig:
 
     operator: str = "delta_rule"
     feature_map: str = "fourier"
-    feature_width: int | tuple[int, ...] = 1024
+    feature_width: int | tuple[int, ...] = 2048
     write_gate: str = "learned"
     state_activation_every: int = 256
     states: str = "kv_head"

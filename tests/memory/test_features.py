@@ -32,6 +32,27 @@ def test_the_product_of_fourier_features_is_a_gaussian_kernel(head_dim):
     assert off[64] < 1.2 and off[16384] < 1.2, off
 
 
+@pytest.mark.parametrize("kernels", (True, False))
+@pytest.mark.parametrize("head_dim, width", [(8, 22), (16, 64), (32, 1000), (80, 130)])
+def test_fourier_features_and_their_gradients_are_those_of_the_formula(head_dim, width, kernels, monkeypatch):
+    if not kernels:
+        monkeypatch.setattr("tptt.memory.features.serves", lambda mapped: False)
+    fourier = MAPS["fourier"](3, head_dim, width)
+    x = torch.randn(2, 37, 3, head_dim, requires_grad=True)
+    weights = torch.randn(2, 37, 3, width)
+    out = fourier(x)
+    got = [out, *torch.autograd.grad((out * weights).sum(), (x, fourier.weight))]
+    given, learned = (t.detach().double().requires_grad_() for t in (x, fourier.weight))
+    mapped = torch.einsum("bthd,hed->bthe", given, learned)
+    angles = mapped / mapped.norm(dim=-1, keepdim=True) @ fourier.frequencies.double().T
+    exact = torch.cat([angles.cos(), angles.sin()], -1) * (width / 2) ** -0.5
+    want = [exact, *torch.autograd.grad((exact * weights.double()).sum(), (given, learned))]
+    for have, right in zip(got, want, strict=True):
+        assert have.shape == right.shape and (have.double() - right).norm() < 2e-6 * right.norm()
+    with torch.no_grad():
+        assert torch.equal(fourier(x), out)
+
+
 def test_queries_and_keys_have_the_same_frequencies_and_checkpoints_keep_them():
     memory = LinearMemory(MemoryConfig(feature_width=10), 16, 4, 2, 8)
     assert torch.equal(memory.query_features.frequencies, memory.key_features.frequencies)

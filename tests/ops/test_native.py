@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tptt.ops import available_backends, delta_rule, delta_rule_step
-from tptt.ops.native import library, operators
+from tptt.ops.native import fourier, fourier_backward, library, operators
 
 from .cases import KINDS, assert_close, make_case, reference, results
 
@@ -144,6 +144,24 @@ def test_threads_change_nothing():
         torch.set_num_threads(before)
 
 
+FEATURES = [(1, 16, 5), (33, 32, 48), (70, 48, 130)]
+
+
+@pytest.mark.parametrize("rows, height, count", FEATURES)
+def test_fourier_features(rows, height, count):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.nn.functional.normalize(torch.randn(rows, height, generator=generator), dim=-1)
+    frequencies = 9 * torch.randn(count, height, generator=generator)
+    weights = torch.randn(rows, 2 * count, generator=generator)
+    exact = z.double().requires_grad_()
+    angles = exact @ frequencies.double().T
+    want = torch.cat([angles.cos(), angles.sin()], -1) * count**-0.5
+    (gradient,) = torch.autograd.grad((want * weights.double()).sum(), exact)
+    got = fourier(z, frequencies)
+    assert (got - want).norm() < 5e-6 * want.norm()  # angles of 30 have float32 errors of 2e-6
+    assert (fourier_backward(got, weights, frequencies) - gradient).norm() < 5e-6 * gradient.norm()
+
+
 @pytest.mark.parametrize("instructions", library.INSTRUCTION_SETS)
 def test_every_instruction_set(instructions):
     """In a process of its own: a set is chosen when the kernels are loaded."""
@@ -155,7 +173,10 @@ def test_every_instruction_set(instructions):
         f"assert library.library().instructions == {instructions!r}\n"
         "for kind in SCALAR.values():\n"
         "    check(make_case(100, groups=2, key_width=40, value_width=24, **kind).to(torch.float32))\n"
+        "check(make_case(100, groups=2, key_width=1024, value_width=24).to(torch.float32))\n"
         "test_many_steps_equal_one_call('gated product')\n"
+        "for rows, height, count in FEATURES:\n"
+        "    test_fourier_features(rows, height, count)\n"
     )
     environment = os.environ | {library.SET_VARIABLE: instructions}
     root = Path(__file__).parents[2]

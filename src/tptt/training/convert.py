@@ -23,6 +23,7 @@ from tptt.inference.session import position_limit
 from tptt.modeling import TpttModel
 from tptt.surgery import calibrate, memories
 
+from .allocator import keep_freed_memory
 from .auto_layers import check_auto, measured_config, settle_layers
 from .callbacks import AdjustMaGWeightCallback
 from .diagnostics import BranchProbe, Look
@@ -151,6 +152,8 @@ def train(
 
     The arguments are those of `convert_and_train`; ``length`` is that of a row (or of a piece of it, with ``carry``).
     """
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     steps = settings.steps(length, devices())
     rows = material.rows(settings, length * settings.carry, steps * settings.rows * settings.accumulate * devices())
     callbacks = list(callbacks)

@@ -1,8 +1,18 @@
 """The recurrences as C++ kernels for CPUs: optional, built by `pip install` where it finds a compiler."""
 
+from .fourier import fourier, fourier_backward, serves
 from .library import unavailable
 from .one_token import Parameters, memory_step
 from .operators import plain_step
 from .recurrence import native_recurrence
 
-__all__ = ["Parameters", "memory_step", "native_recurrence", "plain_step", "unavailable"]
+__all__ = [
+    "Parameters",
+    "fourier",
+    "fourier_backward",
+    "memory_step",
+    "native_recurrence",
+    "plain_step",
+    "serves",
+    "unavailable",
+]

@@ -18,14 +18,15 @@ INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 
 
 class Library:
-    """The loaded kernels. `forward`, `backward` (a Problem), `step` (a Step) and `memory_step` (a MemoryStep) run on
-    `instructions`."""
+    """The loaded kernels. `forward`, `backward` (a Problem), `step` (a Step), `memory_step` (a MemoryStep), `fourier` and
+    `fourier_backward` (a Fourier) run on `instructions`."""
 
     def __init__(self, file: Path, wanted: str | None = None) -> None:
         loaded = _load(file)
-        sizes = (ctypes.c_int64 * 3)()
+        sizes = (ctypes.c_int64 * 4)()
         loaded.tptt_sizes(sizes)
-        if tuple(sizes) != tuple(map(ctypes.sizeof, (structs.Problem, structs.Step, structs.MemoryStep))):
+        known = structs.Problem, structs.Step, structs.MemoryStep, structs.Fourier
+        if tuple(sizes) != tuple(map(ctypes.sizeof, known)):
             raise OSError(f"{file.name} was built from other sources; install tptt again")
         best = loaded.tptt_best()
         number = INSTRUCTION_SETS.index(wanted) if wanted in INSTRUCTION_SETS else best
@@ -37,6 +38,8 @@ class Library:
         self.backward = _bound(loaded.tptt_backward, number)
         self.step = _bound(loaded.tptt_step, number)
         self.memory_step = _bound(loaded.tptt_memory_step, number)
+        self.fourier = _bound(loaded.tptt_fourier, number)
+        self.fourier_backward = _bound(loaded.tptt_fourier_backward, number)
 
 
 def _bound(function, number):

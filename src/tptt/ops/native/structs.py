@@ -58,6 +58,14 @@ class Step(ctypes.Structure):
     )
 
 
+class Fourier(ctypes.Structure):
+    """TpttFourier."""
+
+    _fields_: ClassVar[list] = [(name, ctypes.c_int64) for name in ("rows", "height", "count", "padded", "threads")] + [
+        (name, ctypes.c_void_p) for name in ("mapped", "frequencies", "out", "d_out", "d_mapped")
+    ]
+
+
 class MemoryStep(ctypes.Structure):
     """TpttMemoryStep."""
 

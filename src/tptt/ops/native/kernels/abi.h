@@ -39,6 +39,18 @@ struct TpttStep {
   void* o;
 };
 
+// Fourier features of vectors of length 1, all contiguous. C = ``count`` frequencies, M = ``height``, a multiple of 16.
+struct TpttFourier {
+  int64_t rows, height, count;
+  int64_t padded;              // C rounded up to a multiple of 16
+  int64_t threads;
+  const float* mapped;         // [rows, M]; forward only
+  const float* frequencies;    // forward [M, padded], of which C columns count; backward [C, M]
+  float* out;                  // [rows, 2 C]; backward reads it
+  const float* d_out;          // [rows, 2 C]; backward only, and so on
+  float* d_mapped;             // [rows, M]
+};
+
 // One token through a whole memory branch: feature maps, gates, the recurrence, normalisation, Memory as Gate.
 // B batch, S states, G query heads per state, C states per key head, D width of raw keys and queries, M rows of a feature
 // map (D without one), K width of the features, V value width, E width of the layer's input. All contiguous; parameters

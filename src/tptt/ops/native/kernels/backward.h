@@ -5,6 +5,8 @@
 
 namespace {
 
+constexpr int BAND = 512;  // columns of keys
+
 // What the recomputation of a segment keeps of each of its chunks.
 struct Kept {
   float *state, *a, *mixing, *u;
@@ -126,24 +128,28 @@ inline void through_decays(const TpttProblem& p, const Sizes& z, const Chunk& c,
   scale_rows(s.d_keys, z.keys, c.until_end, z.positions);
 }
 
-// dX += dM k, dk += dM^T X.
+// dX += dM k, dk += dM^T X, a band of columns after the other: as many as stay in the cache between the blocks of rows.
 inline void through_products(const TpttProblem& p, const Sizes& z, const Chunk& c, BackwardScratch& s) {
   const int row = z.columns, width = z.keys;
-  for (int m = 0; p.delta && m < z.positions; m += 4) {
-    product<Onto::SUM>(s.d_read + m * width, width, s.d_a + m * row, row, 1, c.keys, width, 4, width, m + 4);
-    product<Onto::SUM>(s.d_keys + m * width, width, s.d_a + m * row + m, 1, row, s.writes + m * width, width, 4, width,
-                       z.positions - m);
-  }
-  for (int m = 0; m < z.queries; m += 4) {
-    product<Onto::SUM>(s.d_queries + m * width, width, s.d_mixing + m * row, row, 1, c.keys, width, 4, width,
-                       position_of(z, m + 3) + 1);
-  }
-  for (int m = 0; m < z.positions; m += 4) {
-    int token = m / z.writes;
-    for (int g = 0; g < z.groups; g++) {
-      int first = g * z.tokens + token;
-      product<Onto::SUM>(s.d_keys + m * width, width, s.d_mixing + first * row + m, 1, row, c.queries + first * width,
-                         width, 4, width, z.tokens - token);
+  for (int n = 0; n < width; n += BAND) {
+    const int columns = width - n < BAND ? width - n : BAND;
+    const float *keys = c.keys + n, *writes = s.writes + n, *queries = c.queries + n;
+    float *d_read = s.d_read + n, *d_keys = s.d_keys + n, *d_queries = s.d_queries + n;
+    for (int m = 0; p.delta && m < z.positions; m += 4) {
+      product<Onto::SUM>(d_read + m * width, width, s.d_a + m * row, row, 1, keys, width, 4, columns, m + 4);
+      product<Onto::SUM>(d_keys + m * width, width, s.d_a + m * row + m, 1, row, writes + m * width, width, 4, columns,
+                         z.positions - m);
+    }
+    for (int m = 0; m < z.queries; m += 4)
+      product<Onto::SUM>(d_queries + m * width, width, s.d_mixing + m * row, row, 1, keys, width, 4, columns,
+                         position_of(z, m + 3) + 1);
+    for (int m = 0; m < z.positions; m += 4) {
+      int token = m / z.writes;
+      for (int g = 0; g < z.groups; g++) {
+        int first = g * z.tokens + token;
+        product<Onto::SUM>(d_keys + m * width, width, s.d_mixing + first * row + m, 1, row, queries + first * width,
+                           width, 4, columns, z.tokens - token);
+      }
     }
   }
 }

@@ -8,6 +8,13 @@
 
 namespace {
 
+// Floats of a row of keys. Wide rows whose lengths share a power of two fall into the same few sets of the first cache.
+inline int spread_rows(int width) {
+  if (width < 512) return up_to_multiple(width, LANES);
+  const int lines = up_to_multiple(width, 16) / 16;
+  return 16 * (lines + (lines % 2 == 0));
+}
+
 struct Sizes {
   int tokens, writes, positions, groups, queries;  // C, N, W, G, G * C
   int key_width, value_width;                      // K, V
@@ -16,7 +23,7 @@ struct Sizes {
   explicit Sizes(const TpttProblem& p)
       : tokens(int(p.chunk)), writes(int(p.writes)), positions(tokens * writes), groups(int(p.groups)),
         queries(groups * tokens), key_width(int(p.key_width)), value_width(int(p.value_width)),
-        keys(up_to_multiple(key_width, LANES)), values(up_to_multiple(value_width, LANES)),
+        keys(spread_rows(key_width)), values(up_to_multiple(value_width, LANES)),
         columns(up_to_multiple(positions, LANES)) {}
 };
 

@@ -5,7 +5,9 @@
   void tptt_forward_##name(const TpttProblem* p);   \
   void tptt_backward_##name(const TpttProblem* p);  \
   void tptt_step_##name(const TpttStep* p);         \
-  void tptt_memory_step_##name(const TpttMemoryStep* p);
+  void tptt_memory_step_##name(const TpttMemoryStep* p); \
+  void tptt_fourier_##name(const TpttFourier* p);         \
+  void tptt_fourier_backward_##name(const TpttFourier* p);
 
 extern "C" {
 TPTT_DECLARE(portable)
@@ -31,6 +33,7 @@ void tptt_sizes(int64_t* sizes) {
   sizes[0] = sizeof(TpttProblem);
   sizes[1] = sizeof(TpttStep);
   sizes[2] = sizeof(TpttMemoryStep);
+  sizes[3] = sizeof(TpttFourier);
 }
 
 #ifdef TPTT_X86
@@ -50,4 +53,6 @@ void tptt_forward(int set, const TpttProblem* p) { TPTT_CHOOSE(forward, p) }
 void tptt_backward(int set, const TpttProblem* p) { TPTT_CHOOSE(backward, p) }
 void tptt_step(int set, const TpttStep* p) { TPTT_CHOOSE(step, p) }
 void tptt_memory_step(int set, const TpttMemoryStep* p) { TPTT_CHOOSE(memory_step, p) }
+void tptt_fourier(int set, const TpttFourier* p) { TPTT_CHOOSE(fourier, p) }
+void tptt_fourier_backward(int set, const TpttFourier* p) { TPTT_CHOOSE(fourier_backward, p) }
 }

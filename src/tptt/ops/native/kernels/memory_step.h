@@ -1,8 +1,7 @@
 // One token through a whole memory branch. In PyTorch the same are some forty operators, whose calls take longer than their
 // work (see tptt/memory/branch.py, which this follows line by line).
 #pragma once
-#include <cmath>
-
+#include "fourier.h"
 #include "step.h"
 
 namespace {
@@ -13,22 +12,6 @@ inline float sigmoid(float x) { return 1.f / (1.f + std::exp(-x)); }
 inline void normalize(float* x, int count) {
   const float length = std::sqrt(dot(x, x, count)), factor = 1.f / (length > 1e-6f ? length : 1e-6f);
   for (int i = 0; i < count; i++) x[i] *= factor;
-}
-
-// out = [cos(angles), sin(angles)] / sqrt(count)
-inline void waves(const float* angles, int count, float* out) {
-  const float size = 1.f / std::sqrt(float(count));
-  int i = 0;
-  for (; i + LANES <= count; i += LANES) {
-    Vec sine, cosine;
-    sincos(load(angles + i), sine, cosine);
-    store(out + i, splat(size) * cosine);
-    store(out + count + i, splat(size) * sine);
-  }
-  for (; i < count; i++) {
-    out[i] = size * std::cos(angles[i]);
-    out[count + i] = size * std::sin(angles[i]);
-  }
 }
 
 // out [K], the unit vector of x's features: see TpttFeatures. map [M, D] or null.

@@ -1,6 +1,7 @@
 // Compiled once per instruction set, with TPTT_LANES and TPTT_NAME (the suffix of what it exports).
 #include "backward.h"
 #include "forward.h"
+#include "fourier.h"
 #include "memory_step.h"
 
 #define TPTT_JOIN2(a, b) a##_##b
@@ -11,4 +12,6 @@ void TPTT_JOIN(tptt_forward, TPTT_NAME)(const TpttProblem* p) { forward(*p); }
 void TPTT_JOIN(tptt_backward, TPTT_NAME)(const TpttProblem* p) { backward(*p); }
 void TPTT_JOIN(tptt_step, TPTT_NAME)(const TpttStep* p) { step(*p); }
 void TPTT_JOIN(tptt_memory_step, TPTT_NAME)(const TpttMemoryStep* p) { memory_step(*p); }
+void TPTT_JOIN(tptt_fourier, TPTT_NAME)(const TpttFourier* p) { fourier(*p); }
+void TPTT_JOIN(tptt_fourier_backward, TPTT_NAME)(const TpttFourier* p) { fourier_backward(*p); }
 }
