@@ -77,7 +77,7 @@ def test_virtual_keys_have_unit_length_and_share_a_strength():
     memory = LinearMemory(MemoryConfig(operator="delta_product", states="query_head"), 24, 4, 2, 6)
     x, k, v = torch.randn(2, 7, 24), torch.randn(2, 7, 2, 6), torch.randn(2, 7, 2, 6)
     writes = memory.writes(x, k, v, None)
-    assert writes.k.shape == (2, 7, 2, 4, 1024) and writes.v.shape == (2, 7, 2, 4, 6)
+    assert writes.k.shape == (2, 7, 2, 4, 2048) and writes.v.shape == (2, 7, 2, 4, 6)
     torch.testing.assert_close(writes.k.norm(dim=-1), torch.ones(2, 7, 2, 4))
     assert torch.equal(writes.beta[:, :, 0], writes.beta[:, :, 1])
     assert torch.equal(writes.v[:, :, 0], v.repeat_interleave(2, 2))

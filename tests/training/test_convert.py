@@ -203,7 +203,7 @@ def test_memories_become_as_wide_as_their_layers_need(config, material, tmp_path
         return [m.key_features.width for m in memories(model)]
 
     equal, spread = trained(spread_width=False), trained()
-    assert equal == [1024, 1024] and sum(spread) == 2048 and spread[0] != spread[1]
+    assert equal == [2048, 2048] and sum(spread) == 4096 and spread[0] != spread[1]
 
 
 def test_lengths(base):

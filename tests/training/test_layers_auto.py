@@ -205,7 +205,7 @@ def test_bytes_of_each_layer():
     kinds = layer_kv(converted(family="gemma2"), 100)
     token = 2 * 2 * 8 * 4  # keys and values, two heads of 8, float32
     assert [x.whole for x in kinds] == [11 * token, 100 * token] * 2
-    assert [x.window for x in kinds] == [8 * token] * 4 and all(x.state == 4 * 2 * 1024 * 8 for x in kinds)
+    assert [x.window for x in kinds] == [8 * token] * 4 and all(x.state == 4 * 2 * 2048 * 8 for x in kinds)
     hybrid = layer_kv(converted(replace(CONFIG, layers=(1,))), 100)
     assert [x.window for x in hybrid] == [None, 8 * token, None, None]
 
