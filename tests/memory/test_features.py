@@ -36,7 +36,7 @@ def test_the_product_of_fourier_features_is_a_gaussian_kernel(head_dim):
 @pytest.mark.parametrize("head_dim, width", [(8, 22), (16, 64), (32, 1000), (80, 130)])
 def test_fourier_features_and_their_gradients_are_those_of_the_formula(head_dim, width, kernels, monkeypatch):
     if not kernels:
-        monkeypatch.setattr("tptt.memory.features.serves", lambda mapped: False)
+        monkeypatch.setattr("tptt.memory.features.fourier_serves", lambda mapped: False)
     fourier = MAPS["fourier"](3, head_dim, width)
     x = torch.randn(2, 37, 3, head_dim, requires_grad=True)
     weights = torch.randn(2, 37, 3, width)

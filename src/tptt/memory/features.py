@@ -10,7 +10,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from tptt.ops.native import fourier, fourier_backward, serves
+from tptt.ops.native import fourier, fourier_backward, fourier_serves
 
 
 class LearnedMap(nn.Module):
@@ -94,7 +94,7 @@ class _Waves(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, mapped: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
-        if serves(mapped):
+        if fourier_serves(mapped):
             out = fourier(mapped, frequencies)
         else:
             angles = F.linear(mapped, frequencies)
@@ -110,11 +110,12 @@ class _Waves(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         out, frequencies = ctx.saved_tensors
-        if serves(frequencies):
+        if fourier_serves(frequencies):
             return fourier_backward(out, grad, frequencies), None
         (cosines, sines), (d_cosines, d_sines) = out.chunk(2, -1), grad.chunk(2, -1)
         d_angles = torch.mul(d_sines, cosines).addcmul_(d_cosines, sines, value=-1)
-        return d_angles @ frequencies, None
+        with torch.autocast(grad.device.type, enabled=False):
+            return d_angles @ frequencies, None
 
 
 SHARPNESS = 12.0

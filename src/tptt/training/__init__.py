@@ -1,5 +1,6 @@
 """Conversion as one call, its settings, rows and diagnostics; schedules of the Memory-as-Gate weight as Trainer callbacks."""
 
+from .allocator import keep_freed_memory
 from .callbacks import AdjustMaGWeightCallback, LiZACallback
 from .convert import Converted, convert_and_train, train
 from .diagnostics import BranchProbe
@@ -27,6 +28,7 @@ __all__ = [
     "convert_and_train",
     "cyclic",
     "gradual",
+    "keep_freed_memory",
     "parameter_groups",
     "spread_width",
     "switch",

@@ -15,7 +15,7 @@ from .library import library, unavailable
 _UNIT = 16
 
 
-def serves(mapped: Tensor) -> bool:
+def fourier_serves(mapped: Tensor) -> bool:
     """Whether the kernels take vectors like ``mapped`` [..., M]."""
     plain = mapped.device.type == "cpu" and mapped.dtype == torch.float32 and mapped.shape[-1] % _UNIT == 0
     return plain and unavailable() is None
