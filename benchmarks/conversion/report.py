@@ -67,7 +67,8 @@ def tables(bench: Bench, cells: Cells) -> str:
     parts = [
         f"Rows of {bench.length} tokens, W = {bench.window}, {base['parameters']:,} parameters. Recall beyond the window "
         f"({', '.join(FORMATS)}; all tokens of an answer right) at 1 to {LENGTHS[-1]} times the length of training rows; of "
-        f"the base itself, with its whole context: {beyond(base, 1):.2f}. Perplexity of text over the base's at 1x.",
+        f"the base itself, with its whole context: {beyond(base, 1):.2f}. Perplexity of text over the base's at 1x. "
+        "Minutes of training, beside other runs on the same machine.",
         markdown_table(heads, rows(REFERENCES)),
     ]
     if records := rows(RECORDS):
@@ -82,15 +83,16 @@ def tables(bench: Bench, cells: Cells) -> str:
     if parts_of := rows(INGREDIENTS):
         parts += ["### One ingredient changed", markdown_table(heads, parts_of)]
     parts.append(markdown_table(["arm", "what it is"], [[n, ARMS[n].what] for n in ARMS if n in cells]))
-    if best := _largest(cells.get("default", {})):
+    chosen = "default" if "default" in cells else "1024 features"  # of a base that is gone, what it was tried with
+    if best := _largest(cells.get(chosen, {})):
         tokens, found = best
         names = [*ALL_FORMATS]
         parts += [
-            f"### By format and by branch, default, {_name(tokens)}",
+            f"### By format and by branch, {chosen}, {_name(tokens)}",
             markdown_table(
                 ["", *names],
                 [["base", *(f"{base['beyond']['1'][f] or 0:.2f}" for f in names)],
-                 ["default", *(_mean([c["beyond"]["1"][f] or 0.0 for c in found]) for f in names)],
+                 [chosen, *(_mean([c["beyond"]["1"][f] or 0.0 for c in found]) for f in names)],
                  ["by generation", *(_generated(found, f) for f in names)]],
             ),
             markdown_table(
@@ -133,7 +135,8 @@ def _largest(by_tokens: dict[int, Any]) -> tuple[int, Any] | None:
 def plot(bench: Bench, cells: Cells, path: Path) -> Path:
     """Recall against tokens, against length, and perplexity by position."""
     figure, (budget, length, position) = new_figure(3)
-    for name in [n for n in REFERENCES if n in cells]:
+    shown = [n for n in (*REFERENCES, "1024 features") if n in cells]
+    for name in shown:
         _line(budget, name, cells[name], lambda c: beyond(c, 1))
         tokens, found = _largest(cells[name])  # type: ignore[misc]
         length.plot(
@@ -160,7 +163,7 @@ def plot(bench: Bench, cells: Cells, path: Path) -> Path:
         xscale="log", xlabel="tokens of a row", ylabel="share right", ylim=(-0.02, 1.02), title="recall by length"
     )
     position.set(xscale="log", xlabel="position up to", ylabel="perplexity", title="text, by position")
-    trained = sorted({t for n in REFERENCES for t in cells.get(n, {})})
+    trained = sorted({t for n in shown for t in cells[n]})
     _ticks(budget, trained, [_name(t) for t in trained])
     _ticks(length, [t * bench.length for t in LENGTHS])
     _ticks(position, [bench.length // 8 * 2**i for i in range((8 * LENGTHS[-1]).bit_length())])
