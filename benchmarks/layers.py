@@ -239,7 +239,7 @@ def report(bench: Bench, seeds: Sequence[int], budgets: Sequence[float]) -> str:
     ]
     counts = [f"{n} whole" for n in range(len(bench.layers))]
     return "\n\n".join([
-        f"`python -m benchmarks.layers` on {machine()}.",
+        f"`python -m benchmarks.layers --tokens {bench.tokens} --seeds {' '.join(map(str, seeds))}` on {machine()}.",
         f"Base `{bench.name}`, {bench.parameters / 1e6:.2f} M parameters, {len(bench.layers)} layers; {bench.tokens:,} tokens of "
         "training in rows of "
         f"{bench.length}, W = {bench.window}, {len(seeds)} seeds (mean ± standard deviation). Keys and values: bytes held "
