@@ -106,7 +106,9 @@ def test_sliding_layers_among_full_ones(layers):
                                       {"mag_weight": 1.0, "mix_gate": "none"}], ids=str)  # fmt: skip
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_memory_only_layers(settings, family):
-    assert_invariants(randomize(attach_memory(four_layers(family), MemoryConfig(**settings))))
+    # few features: with the default's, four random memories in a row carry rounding to where the bound of the invariants is
+    config = MemoryConfig(feature_width=256, **settings)
+    assert_invariants(randomize(attach_memory(four_layers(family), config)))
 
 
 def test_a_memory_only_layer_computes_no_softmax_and_holds_no_keys(monkeypatch):
