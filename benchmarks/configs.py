@@ -12,7 +12,8 @@ from pathlib import Path
 from transformers.utils import logging
 
 from tptt.cli.plan import as_keys, duration
-from tptt.training.budget import Survey, budget, ways_to_fit
+from tptt.training.budget import Survey, budget
+from tptt.training.fitting import ways_to_fit
 from tptt.training.run_file import RunOptions, load_run
 
 CONFIGS = Path(__file__).parents[1] / "configs"

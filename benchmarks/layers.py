@@ -34,6 +34,7 @@ from tptt.surgery import find_attention
 from tptt.training import Material, TrainingSettings, choose_layers, train
 from tptt.training.auto_layers import first_rows
 from tptt.training.convert import begin_memory, load_tokenizer
+from tptt.training.lora import lora_config
 from tptt.training.window import window_alone
 
 ROOT = Path(__file__).parents[1]
@@ -72,13 +73,11 @@ class Bench:
         self.base, self.tokens, self.length, self.window, self.runs = base, tokens, length, window, runs
         self.materials: dict[int, Material] = {}
         inner = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        attention = find_attention(inner)
-        self.layers = tuple(x.layer for x in attention)
-        parts = [n for n in attention[0].sizes.layout.parts if getattr(attention[0].module, n).weight.ndim == 2]
+        self.layers = tuple(x.layer for x in find_attention(inner))
         self.name = Path(base).name if Path(base).is_dir() else base
         self.parameters = inner.num_parameters()
         self.weights = fingerprint(inner)[:12]  # another base in the same folder has results of its own
-        self.lora = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "task_type": "CAUSAL_LM", "target_modules": parts}
+        self.lora = lora_config(inner)
 
     def key(self, kind: str, **more) -> dict[str, Any]:
         fixed = {"base": self.name, "weights": self.weights, "window": self.window}

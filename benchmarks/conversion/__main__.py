@@ -43,6 +43,7 @@ LARGE = (
 )  # fmt: skip
 """What a minute and a half on a large GPU makes of 60 million characters: 29 M parameters, twice the context."""
 SHAPES = {"second": SECOND, "large": LARGE}
+DEFAULT = ("embedded", "second")
 ROWS = {"embedded": 512, "second": 256, "large": 1024}  # tokens of a training row; W is an eighth
 
 
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="benchmarks.conversion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--bases", nargs="+", choices=list(ROWS), default=["embedded", "second"])
+    parser.add_argument("--bases", nargs="+", choices=list(ROWS), default=DEFAULT)
     parser.add_argument(
         "--arms", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="ARM", help=", ".join(ARMS)
     )
@@ -95,8 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         place = ROOT / "docs" if options.write else options.runs
         print(plot(bench, cells, place / f"conversion-{name}.png"))
         if options.write:
-            by_name = f" --bases {name}" if name == "large" else ""
-            at = bench.untrained()["machine"] if by_name else where
+            by_name = "" if name in DEFAULT else f" --bases {name}"
+            at = where if bench.here else bench.untrained()["machine"]
             section = f"`python -m benchmarks.conversion{by_name}`, {at}.\n\n{text}\n\n![conversion](../docs/conversion-{name}.png)"
             write_section(ROOT / "benchmarks" / "RESULTS.md", f"Conversion, {name} base", section)
             if name == "embedded":

@@ -52,11 +52,21 @@ class Bench:
         self.base, self.length, self.window, self.runs = str(base), length, window, runs
         self.materials: dict[int, Material] = {}
 
+    @property
+    def here(self) -> bool:
+        """Whether the base is there to be trained; its results are without it."""
+        return Path(self.base).exists()
+
+    @cached_property
+    def plain(self):
+        """The base as it is."""
+        return AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32).to(DEVICE)
+
     @cached_property
     def weights(self) -> str:
         """Which base it is. One that is no longer here is the one that rows of this length were measured on."""
-        if Path(self.base).exists():
-            return fingerprint(self._plain())[:12]
+        if self.here:
+            return fingerprint(self.plain)[:12]
         found = [x["key"] for x in self.runs.all() if x["key"].get("change") == "base"]
         return next(k["weights"] for k in found if (k["length"], k["window"]) == (self.length, self.window))
 
@@ -94,17 +104,13 @@ class Bench:
         return self.runs.once(self.key(arm, tokens, seed), lambda: self._train(arm, tokens, seed))
 
     def _as_it_is(self) -> dict[str, Any]:
-        base = self._plain()
-        about = {"parameters": base.num_parameters(), "machine": machine(DEVICE)}
-        return about | self._measured(base, self.material(0), LENGTHS[:1])
-
-    def _plain(self):
-        return AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32).to(DEVICE)
+        about = {"parameters": self.plain.num_parameters(), "machine": machine(DEVICE)}
+        return about | self._measured(self.plain, self.material(0), LENGTHS[:1])
 
     def _train(self, arm: Arm, tokens: int, seed: int) -> dict[str, Any]:
         settings, material = self.settings(arm, tokens, seed), self.material(seed, arm.records)
         torch.manual_seed(seed)
-        lora = lora_config(self._plain(), arm.rank, 2 * arm.rank, targets=arm.targets)
+        lora = lora_config(self.plain, arm.rank, 2 * arm.rank, targets=arm.targets)
         config = TpttConfig(base_model_name=self.base, lora_config=lora, max_self_attn_length=self.window, **arm.config)
         model = TpttModel(config, dtype=torch.float32).to(DEVICE)
         begin_memory(model, material, settings, self.length)

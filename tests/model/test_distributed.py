@@ -1,28 +1,18 @@
 """Check 7 of INTEGRATION.md: two ranks, DDP and FSDP2, train as one process does."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.families.models import build
+from tests.torchrun import torchrun
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 
 
 def run(base, out, kind, ranks):
-    start = [sys.executable]
-    if ranks > 1:
-        start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    root = WORKER.parents[2]  # this tree's sources, whatever is installed
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (root / "src", root)))}
-    done = subprocess.run(
-        [*start, str(WORKER), str(base), str(out), kind], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    torchrun(ranks, WORKER, base, out, kind)
     return json.loads(out.read_text())
 
 

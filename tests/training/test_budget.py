@@ -10,7 +10,9 @@ from benchmarks.configs import CONFIGS, HEAD, with_comments
 from benchmarks.tiny import tiny_config
 from tptt import TpttModel, parameter_groups
 from tptt.evaluation.perplexity import next_token_losses
-from tptt.training.budget import Survey, budget, cache_bytes, ways_to_fit
+from tptt.training.budget import Survey, budget
+from tptt.training.cache_size import cache_bytes
+from tptt.training.fitting import ways_to_fit
 from tptt.training.hardware import GIB, HARDWARE, Hardware
 from tptt.training.run_file import RunOptions, load_run
 from tptt.training.skeleton import config_from_file

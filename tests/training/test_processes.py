@@ -1,31 +1,17 @@
 """Conversions of several processes: they train one model, and one of them writes it."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import yaml
 
 import tptt
+from tests.torchrun import torchrun
 from tptt.assets import BASE
-
-ROOT = Path(__file__).parents[2]
-
-
-def torchrun(*command):
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", ROOT))), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    done = subprocess.run([*start, *map(str, command)], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
 
 
 def test_processes_that_measure_differently_train_one_model(tmp_path):
-    torchrun(Path(__file__).with_name("conversion_worker.py"), tmp_path)
+    torchrun(2, Path(__file__).with_name("conversion_worker.py"), tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first["widths"] == second["widths"] and len(set(first["widths"])) > 1
     assert first["trained"] == second["trained"]
@@ -42,7 +28,7 @@ def test_the_command_in_two_processes(tmp_path):
         )
     )
     out = tmp_path / "out"
-    said = torchrun("-m", "tptt.cli.train", tmp_path / "run.yaml", "--out", out, "--feature-width", "64")
+    said = torchrun(2, "-m", "tptt.cli.train", tmp_path / "run.yaml", "--out", out, "--feature-width", "64")
     assert said.count("model, run.yaml and report.md:") == 1
     assert "at step 4." in (out / "report.md").read_text()  # of two rows in each process
     assert tptt.TpttModel.from_pretrained(out).config.max_self_attn_length == 8

@@ -1,9 +1,10 @@
 """Train the embedded base model: a small Llama on the standard library's text and key-value recall rows.
 
-    python -m tptt.assets.train_base --out src/tptt/assets/base --device cuda --rows 64 --recall-rows 28 --workers 10 --minutes 4.5
+    python -m tptt.assets.train_base --out src/tptt/assets/base --minutes 40
 
-Makes tokenizer, weights and model card. The same script makes a larger base (``--hidden-size``, ``--layers``), from more
-text (``--installed``).
+Makes tokenizer, weights and model card. On a GPU batches can be larger, and are drawn beside the training (``--device cuda
+--rows 64 --recall-rows 28 --workers 8``); the same script makes a larger base there (``--hidden-size``, ``--layers``), from
+more text (``--installed``).
 Muon on the matrices, AdamW on the rest, warm-up, then constant, then linear decay over the last part.
 """
 

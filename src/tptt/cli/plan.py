@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tptt.training.budget import Budget, Survey, budget, ways_to_fit
+from tptt.training.budget import Budget, Survey, budget
+from tptt.training.fitting import ways_to_fit
 from tptt.training.hardware import HARDWARE
 from tptt.training.planner import Curves, NoCurvesError, expect
 from tptt.training.run_file import RunOptions, described_keys

@@ -6,7 +6,7 @@ import ast
 import sysconfig
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +36,12 @@ def split_by_name(named: Iterable[tuple[str, str]], one_in: int = 20) -> TextSpl
     train: list[str] = []
     held_out: list[str] = []
     for name, text in named:
-        (held_out if zlib.crc32(name.encode()) % one_in == 0 else train).append(text)
+        (held_out if _hash(name) % one_in == 0 else train).append(text)
     return TextSplit(train, held_out)
+
+
+def _hash(name: str) -> int:
+    return zlib.crc32(name.encode())
 
 
 def stdlib_text() -> TextSplit:
@@ -55,7 +59,7 @@ def installed_text(characters: int) -> TextSplit:
     """
     root = Path(sysconfig.get_paths()["purelib"])
     found: list[tuple[str, str]] = []
-    for name, source in sorted(_sources(root), key=lambda x: zlib.crc32(x[0].encode())):  # some of every package
+    for name, source in _sources(root, _hash):  # some of every package
         characters -= len(source)
         if characters < 0:
             break
@@ -117,12 +121,14 @@ def _modules() -> list[tuple[str, str]]:
     return [(n, t) for n, t in docs + sources if len(t) > 200]
 
 
-def _sources(root: Path) -> Iterator[tuple[str, str]]:
-    """Names and texts of the Python modules in a folder."""
-    for path in sorted(root.rglob("*.py")):
-        inside = path.relative_to(root)
-        if not _SKIPPED_FOLDERS & set(inside.parts) and path.name not in ("topics.py", "pyclbr.py"):
-            yield inside.as_posix(), path.read_text(encoding="utf-8", errors="ignore")
+def _sources(root: Path, order: Callable[[str], int] | None = None) -> Iterator[tuple[str, str]]:
+    """Names and texts of the Python modules in a folder, by path, or by ``order`` of the name; read as they are asked for."""
+    inside = (path.relative_to(root) for path in sorted(root.rglob("*.py")))
+    modules = [p for p in inside if not _SKIPPED_FOLDERS & set(p.parts) and p.name not in ("topics.py", "pyclbr.py")]
+    if order is not None:
+        modules.sort(key=lambda p: order(p.as_posix()))
+    for path in modules:
+        yield path.as_posix(), (root / path).read_text(encoding="utf-8", errors="ignore")
 
 
 def _docstrings(source: str) -> str:

@@ -134,7 +134,7 @@ Bytes of all tensors that the cache of one sequence keeps, after so many tokens:
 
 `AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)` gave a {found["model"]}.
 After {found["tokens"]} tokens it held {found["kv_entries"]} keys per layer (window {found["window"]})
-and one state of shape {found["state_shape"]} per layer. It wrote:
+and one state per layer, the first of shape {found["state_shape"]}. It wrote:
 
 ```text
 {results.generated.strip()}

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
 
-from tptt.surgery import find_attention, memories
+from tptt.surgery import memories
 from tptt.surgery.hooks import carriers
 
-from .convert import LONGEST, row_length
+from .cache_size import cache_bytes
+from .convert import row_length
 from .hardware import HARDWARE, Hardware
 from .run_file import RunOptions
 from .skeleton import base_config, conversion_config, saved_for_backward, skeleton
@@ -169,39 +168,6 @@ def budget(options: RunOptions, hardware: str, survey: Survey | None = None) -> 
     )  # fmt: skip
 
 
-def ways_to_fit(options: RunOptions, hardware: str, survey: Survey | None = None) -> dict[str, Any] | None:
-    """The keys to change, with their values, so that the run fits the device: {} where it does, None: no way known.
-
-    Tried in this order, each on top of those before that helped: a dtype that the device has, recomputed activations, one
-    row at a time, 4 bits, and at last shorter rows with as many tokens in a step, not below what is trained on where
-    nobody says: a memory learns to recall as far as its rows reach.
-    """
-    card, settings, survey = HARDWARE[hardware], options.training, survey or Survey(options)
-    changes: dict[str, Any] = {}
-    if budget(options, hardware, survey).seconds is None:
-        changes["dtype"] = next(iter(card.teraflops))
-    ladder: list[dict[str, Any]] = [{}]
-    if not settings.gradient_checkpointing:
-        ladder.append({"gradient_checkpointing": True})
-    if settings.rows > 1:
-        ladder.append({"rows": 1, "accumulate": settings.accumulate * settings.rows})
-    if options.quantization == "none" and options.lora_rank and hardware != "cpu":
-        ladder.append({"quantization": "4bit"})
-    length = row_length(settings, survey.base)
-    shorter = length // 2
-    while shorter >= max(LONGEST, 2 * (options.memory.max_self_attn_length or 0)):
-        ladder.append({"length": shorter, "accumulate": settings.accumulate * settings.rows * (length // shorter)})
-        shorter //= 2
-    least: int | None = None
-    for change in ladder:
-        plan = budget(options.changed(**changes | change), hardware, survey)
-        if least is None or plan.peak < least:
-            changes, least = changes | change, plan.peak
-        if plan.fits:
-            return changes
-    return None
-
-
 # ---- the model ----------------------------------------------------------------------------------------------------
 
 
@@ -285,8 +251,8 @@ def _peak(options: RunOptions, survey: Survey, weights: torch.dtype, computed: t
 
 
 def _wider(options: RunOptions, survey: Survey) -> float:
-    """Bytes per token that the layer with the widest memory may keep beyond what a mean one keeps: features, and the angles
-    of which they are cosines and sines, in float32."""
+    """Bytes per token that the layer with the widest memory takes beyond what a mean one takes: features, and for a moment
+    the angles of which they are cosines and sines, in float32."""
     if not (options.training.spread_width and can_spread(options.memory)):
         return 0.0
     memory = memories(survey.model)[0]
@@ -321,40 +287,3 @@ def _operations(options: RunOptions, survey: Survey, length: int) -> tuple[float
     if settings.distill or settings.align:
         base += 2 * parameters.active + whole
     return base, memory
-
-
-# ---- cache --------------------------------------------------------------------------------------------------------
-
-
-def cache_bytes(model, tokens: int, element: int) -> tuple[int, int]:
-    """Bytes of keys, values and states of one sequence after ``tokens`` tokens, (base, converted model).
-
-    Args:
-        model: a converted model, on any device.
-        tokens: read so far.
-        element: bytes of a key's number; a state is float32.
-    """
-    base = converted = 0
-    body = model.inner.config
-    for found in find_attention(model.inner.base_model):
-        module, geometry = found.module, found.sizes
-        per_token = geometry.kv_heads * (geometry.head_dim + geometry.value_dim) * element
-        own = per_token * min(tokens, _sliding(module, body, found.layer) or tokens)
-        base += own
-        site = module.__dict__.get("_tptt")
-        if site is None:
-            converted += own
-            continue
-        kept = 0 if site.alone else min(tokens, site.window + site.sinks) if site.window else own // per_token
-        branch = module.liza
-        state = 4 * branch.states * branch.key_features.width * branch.widths[1]
-        converted += kept * per_token + state
-    return base, converted
-
-
-def _sliding(module: nn.Module, config: PreTrainedConfig, layer: int) -> int | None:
-    """Keys that the base's own sliding window keeps; None: it has none."""
-    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
-    if not window or (kinds and kinds[layer] != "sliding_attention"):
-        return None
-    return window - 1

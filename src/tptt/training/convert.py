@@ -127,8 +127,8 @@ def convert_and_train(
         material = data
     else:
         material = Material.of(tokenizer, data, settings.tokens, length * settings.carry, settings.seed)
-    if gpu() is not None and not hasattr(model, "hf_device_map"):
-        model.to(gpu())
+    if (device := gpu()) is not None and not hasattr(model, "hf_device_map"):
+        model.to(device)
     choice = settle_layers(model, config, material, settings, length) if auto else None
     begin_memory(model, material, settings, length)
     converted = Converted(model, tokenizer, material, choice=choice)
@@ -154,8 +154,9 @@ def train(
     """
     if not torch.cuda.is_available():
         keep_freed_memory()
-    steps = settings.steps(length, devices())
-    rows = material.rows(settings, length * settings.carry, steps * settings.rows * settings.accumulate * devices())
+    count = devices()
+    steps = settings.steps(length, count)
+    rows = material.rows(settings, length * settings.carry, steps * settings.rows * settings.accumulate * count)
     callbacks = list(callbacks)
     if settings.mag_start is not None and memories(model):
         ramp = min(settings.mag_steps, steps)

@@ -21,10 +21,14 @@ def fourier_serves(mapped: Tensor) -> bool:
     return plain and unavailable() is None
 
 
+def _padded(count: int) -> int:
+    return -(-count // _UNIT) * _UNIT
+
+
 def fourier(mapped: Tensor, frequencies: Tensor) -> Tensor:
     """[cos(F z), sin(F z)] / sqrt(C) [..., 2 C] of z = ``mapped`` [..., M], F = ``frequencies`` [C, M], float32."""
     count, height = frequencies.shape
-    mapped, across = mapped.contiguous(), F.pad(frequencies.T, (0, -count % _UNIT)).contiguous()
+    mapped, across = mapped.contiguous(), F.pad(frequencies.T, (0, _padded(count) - count)).contiguous()
     out = mapped.new_empty(*mapped.shape[:-1], 2 * count)
     library().fourier(
         structs.Fourier(
@@ -42,7 +46,7 @@ def fourier_backward(out: Tensor, d_out: Tensor, frequencies: Tensor) -> Tensor:
     d_mapped = out.new_empty(*out.shape[:-1], height)
     library().fourier_backward(
         structs.Fourier(
-            d_mapped.numel() // height, height, count, count + -count % _UNIT, torch.get_num_threads(), None,
+            d_mapped.numel() // height, height, count, _padded(count), torch.get_num_threads(), None,
             frequencies.data_ptr(), out.data_ptr(), d_out.data_ptr(), d_mapped.data_ptr(),
         )
     )  # fmt: skip

@@ -3,7 +3,6 @@
 #include <cmath>
 
 #include "chunk.h"
-#include "products.h"
 
 namespace {
 
