@@ -18,7 +18,7 @@ OPERATORS = (
 FEATURE_MAPS = ("fourier", "sign_split", "silu")
 WRITE_GATES = ("learned", "constant", "k", "v", "kv")
 STATES = ("kv_head", "query_head")
-MIX_GATES = ("token", "head", "none")
+MIX_GATES = ("mlp", "token", "head", "none")
 
 
 def _one_of(name: str, value: object, valid: tuple[str, ...]) -> None:
@@ -89,8 +89,8 @@ class MemoryConfig:
         state_activation_every: tokens between two activations of the state, for ``delta_rule_gelu``.
         states: one state per ``kv_head``, written once and read by every query head of its group, or per ``query_head``:
             under grouped-query attention a larger cache that remembers no better at equal size.
-        mix_gate: what moves mu beside ``mag_weight``: ``token`` a linear map of the layer's input per head, ``head`` a
-            learned constant per head, ``none``.
+        mix_gate: what moves mu beside ``mag_weight``: ``mlp`` two linear maps of the layer's input with SiLU between, ``token``
+            one linear map of it, ``head`` a learned constant per head, ``none``.
         cross_gate: beside (1 - mu) softmax + mu memory also the product of the two, taken behind the output projection, which
             is then computed twice (TPTT).
         mag_weight: mu in [0, 1] where the gate is 0: 0 is the base model, 1 the memory alone.
@@ -118,7 +118,7 @@ class MemoryConfig:
     write_gate: str = "learned"
     state_activation_every: int = 256
     states: str = "kv_head"
-    mix_gate: str = "token"
+    mix_gate: str = "mlp"
     cross_gate: bool = False
     mag_weight: float = 0.5
     max_self_attn_length: int | None = None

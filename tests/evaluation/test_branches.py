@@ -107,7 +107,9 @@ def test_layers_by_hand(attached):
     for i, use in enumerate(layer_use(model, ids())):
         memory = memories(model)[i]
         with torch.no_grad():  # mag_weight is .5: its logit 0
-            mu = torch.sigmoid(seen["hidden", i] @ memory.mix_gate.weight.T + memory.mix_gate.bias)
+            gate = memory.mix_gate
+            asked = seen["hidden", i] @ gate.down.T
+            mu = torch.sigmoid((asked * torch.sigmoid(asked)) @ gate.weight.T + gate.bias)
         assert use.mu == pytest.approx(float(mu.mean()), rel=1e-4) and float(mu.std()) > 0
         softmax, read = (seen[name, i].pow(2).mean().sqrt() for name in ("softmax", "memory"))
         assert use.scale == pytest.approx(float(read / softmax), rel=1e-4)

@@ -21,7 +21,7 @@ def family():
         ({"states": "layer"}, "unknown states 'layer'; valid are kv_head, query_head"),
         ({"operator": "titan"}, "unknown operator 'titan'; valid are delta_rule"),
         ({"write_gate": "x"}, "unknown write_gate 'x'; valid are learned"),
-        ({"mix_gate": "x"}, "unknown mix_gate 'x'; valid are token"),
+        ({"mix_gate": "x"}, "unknown mix_gate 'x'; valid are mlp, token, head, none"),
         ({"feature_map": "x"}, "unknown feature_map 'x'"),
         ({"max_self_attn_length": 0}, "max_self_attn_length must be an integer of 1 or more, got 0"),
         ({"max_self_attn_length": 2.5}, "max_self_attn_length must be an integer"),

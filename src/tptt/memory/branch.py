@@ -193,7 +193,7 @@ class LinearMemory(nn.Module):
         learned = Parameters(
             _learned(part("query_features"), "weight"), _learned(part("key_features"), "weight"),
             _learned(write, "weight"), _learned(write, "bias"), _learned(decay, "weight"), _learned(decay, "bias"),
-            _learned(mix, "weight"), _learned(mix, "bias"), part("query_features")._buffers.get("frequencies"), _learned(self, "output_scale"),
+            _learned(mix, "weight"), _learned(mix, "bias"), _learned(mix, "down"), part("query_features")._buffers.get("frequencies"), _learned(self, "output_scale"),
             self.mag_weight,
         )  # fmt: skip
         if learned.output_scale.dtype != torch.float32 or learned.mag_weight.dtype != torch.float32:

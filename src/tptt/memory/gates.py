@@ -13,6 +13,8 @@ from torch.nn import functional as F
 class TokenGate(nn.Module):
     """A linear map of the layer's input [B, T, hidden] to one number per head; starts at ``start`` everywhere."""
 
+    down = None
+
     def __init__(self, hidden: int, heads: int, start: float = 0.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(heads, hidden, dtype=torch.float32))
@@ -38,10 +40,30 @@ class ChannelGate(nn.Module):
         return F.linear(low, self.up.float(), self.bias.float()).unflatten(-1, (self.heads, -1))
 
 
+class MLPGate(nn.Module):
+    """Two linear maps of the layer's input [B, T, hidden], of `RANK` numbers, with SiLU between; one number per head, 0 at the
+    start. What it asks the input is drawn once, the same in every process, and learned from there."""
+
+    def __init__(self, hidden: int, heads: int) -> None:
+        super().__init__()
+        here = torch.empty(0).device  # "meta" where weights are loaded later
+        options = {"dtype": torch.float32, "device": "cpu", "generator": torch.Generator("cpu").manual_seed(0)}
+        self.down = nn.Parameter((torch.randn(RANK, hidden, **options) * hidden**-0.5).to(here))
+        self.weight = nn.Parameter(torch.zeros(heads, RANK, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(heads, dtype=torch.float32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = F.silu(F.linear(x.float(), self.down.float()))
+        return F.linear(found, self.weight.float(), self.bias.float())
+
+
+RANK = 64
+
+
 class HeadGate(nn.Module):
     """One learned number per head, 0 at the start."""
 
-    weight = None
+    weight = down = None
 
     def __init__(self, hidden: int, heads: int, start: float = 0.0) -> None:
         super().__init__()
@@ -54,7 +76,7 @@ class HeadGate(nn.Module):
 class NoGate(nn.Module):
     """Zero everywhere, no parameters."""
 
-    weight = bias = None
+    weight = bias = down = None
 
     def __init__(self, hidden: int, heads: int, start: float = 0.0) -> None:
         super().__init__()
@@ -67,7 +89,7 @@ class NoGate(nn.Module):
 WRITE: dict[str, type[nn.Module]] = {"learned": TokenGate, "constant": NoGate}
 # without parameters: of the average of keys, values or their product over a few tokens (see recent.py)
 AVERAGES = ("k", "v", "kv")
-MIX: dict[str, type[nn.Module]] = {"token": TokenGate, "head": HeadGate, "none": NoGate}
+MIX: dict[str, Callable[[int, int], nn.Module]] = {"mlp": MLPGate, "token": TokenGate, "head": HeadGate, "none": NoGate}
 # decay alpha = sigmoid(gate) starts at .995 per token
 DECAY_START = math.log(0.995 / 0.005)
 DECAY: dict[str, Callable[[int, int, int, int], nn.Module]] = {  # of hidden, heads, feature width and head width

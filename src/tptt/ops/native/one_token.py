@@ -17,7 +17,7 @@ FEATURES = ("silu", "sign_split", "fourier")
 class Parameters(NamedTuple):
     """What a branch has learned, float32 and contiguous, in the order of kernels/abi.h: feature maps [H, M, D] and [S, M, D]
     (None with "silu"), weights [., E] and biases [.] of the gates for writing [S], decay [S] and mixing [H] (None: zero, no
-    decay), frequencies [K / 2, M] ("fourier" alone), scale [H, V], and the Memory-as-Gate weight []."""
+    decay), what the last one makes of the input [R, E] (None: it reads the input), frequencies [K / 2, M] ("fourier" alone), scale [H, V], and the Memory-as-Gate weight []."""
 
     query_map: Tensor | None
     key_map: Tensor | None
@@ -27,6 +27,7 @@ class Parameters(NamedTuple):
     decay_bias: Tensor | None
     mix_weight: Tensor | None
     mix_bias: Tensor | None
+    mix_down: Tensor | None
     frequencies: Tensor | None
     output_scale: Tensor
     mag_weight: Tensor
@@ -46,12 +47,14 @@ def memory_step(
     inputs = [q.contiguous(), k.contiguous(), v.contiguous(), hidden.contiguous(), softmax.contiguous()]
     out = torch.empty_like(inputs[4])
     height = width if parameters.key_map is None else parameters.key_map.shape[1]
+    down = parameters.mix_down
+    mix_input = None if down is None else state.new_empty(batch, len(down))
     library().memory_step(
         structs.MemoryStep(
             batch, states, heads // states, states // kv_heads, width, height, v.shape[3], hidden.shape[2],
-            state.shape[2], torch.get_num_threads(), delta, q.dtype == torch.bfloat16, FEATURES.index(feature_map),
+            state.shape[2], hidden.shape[2] if down is None else len(down), torch.get_num_threads(), delta, q.dtype == torch.bfloat16, FEATURES.index(feature_map),
             *[x.data_ptr() for x in inputs], *[x if x is None else x.data_ptr() for x in parameters],
-            state.data_ptr(), out.data_ptr(),
+            state.data_ptr(), None if mix_input is None else mix_input.data_ptr(), out.data_ptr(),
         )
     )  # fmt: skip
     return out

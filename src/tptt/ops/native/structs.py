@@ -74,7 +74,7 @@ class MemoryStep(ctypes.Structure):
             (name, ctypes.c_int64)
             for name in (
                 "batch", "states", "groups", "copies", "head_width", "map_height", "value_width", "hidden_width",
-                "feature_width", "threads",
+                "feature_width", "mix_width", "threads",
             )
         ]
         + [(name, ctypes.c_int32) for name in ("delta", "bfloat16", "features")]
@@ -82,7 +82,8 @@ class MemoryStep(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in (
                 "q", "k", "v", "hidden", "softmax", "query_map", "key_map", "write_weight", "write_bias", "decay_weight",
-                "decay_bias", "mix_weight", "mix_bias", "frequencies", "output_scale", "mag_weight", "state", "out",
+                "decay_bias", "mix_weight", "mix_bias", "mix_down", "frequencies", "output_scale", "mag_weight", "state",
+                "mix_input", "out",
             )
         ]
     )  # fmt: skip

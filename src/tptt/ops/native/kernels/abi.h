@@ -53,25 +53,26 @@ struct TpttFourier {
 
 // One token through a whole memory branch: feature maps, gates, the recurrence, normalisation, Memory as Gate.
 // B batch, S states, G query heads per state, C states per key head, D width of raw keys and queries, M rows of a feature
-// map (D without one), K width of the features, V value width, E width of the layer's input. All contiguous; parameters
-// are float.
+// map (D without one), K width of the features, V value width, E width of the layer's input, R of what the mixing gate
+// makes of it (E where it reads it as it is). All contiguous; parameters are float.
 enum TpttFeatures : int32_t {
   TPTT_SILU,        // of the raw vector, K = D
   TPTT_SIGN_SPLIT,  // SiLU of the mapped vector and its negative, K = 2 M
   TPTT_FOURIER      // cosines and sines of the mapped vector at length 1, turned by ``frequencies``
 };
 struct TpttMemoryStep {
-  int64_t batch, states, groups, copies, head_width, map_height, value_width, hidden_width, feature_width, threads;
+  int64_t batch, states, groups, copies, head_width, map_height, value_width, hidden_width, feature_width, mix_width, threads;
   int32_t delta, bfloat16;  // bfloat16: of q, k, v, hidden, softmax and out
   int32_t features;         // TpttFeatures
   const void *q, *k, *v, *hidden, *softmax;            // [B, S G, D], [B, S/C, D], [B, S/C, V], [B, E], [B, S G, V]
   const float *query_map, *key_map;                    // [S G, M, D], [S, M, D]; null with TPTT_SILU
   const float *write_weight, *write_bias;              // [S, E], [S]; null: zero, and so on
   const float *decay_weight, *decay_bias;              // [S, E], [S]; no bias: no decay
-  const float *mix_weight, *mix_bias;                  // [S G, E], [S G]
+  const float *mix_weight, *mix_bias, *mix_down;       // [S G, R], [S G], [R, E]; null: the gate reads the layer's input
   const float* frequencies;                            // [K/2, M]; null but with TPTT_FOURIER
   const float* output_scale;                           // [S G, V]
   const float* mag_weight;                             // the Memory-as-Gate weight, to whose logit a gate is added
   float* state;                                        // [B, S, K, V], overwritten
+  float* mix_input;                                    // [B, R], overwritten; null without mix_down
   void* out;                                           // [B, S G, V]
 };

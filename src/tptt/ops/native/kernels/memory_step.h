@@ -58,6 +58,7 @@ inline void memory_step_state(const TpttMemoryStep& p, const MemoryScratch& s, i
   const int width = int(p.head_width), values = int(p.value_width), hidden = int(p.hidden_width);
   const int64_t source = b * (p.states / p.copies) + h / p.copies;
   const int keys = int(p.feature_width);
+  const float* mix_input = p.mix_down ? p.mix_input + b * p.mix_width : s.hidden;
   float* state = p.state + (b * p.states + h) * keys * values;
   const float mu_logit = std::log(*p.mag_weight / (1.f - *p.mag_weight));  // 0 and 1 give infinities, which are meant
   const auto map_of = [&](const float* maps, int64_t head) { return maps ? maps + head * p.map_height * width : nullptr; };
@@ -80,7 +81,7 @@ inline void memory_step_state(const TpttMemoryStep& p, const MemoryScratch& s, i
       read_rows(state, values, keys, s.query, s.read);
     }
     const float scale = p.delta ? 1.f : 1.f / std::sqrt(dot(s.read, s.read, values) / float(values) + 1e-6f);
-    const float mu = sigmoid(mu_logit + gate(p.mix_weight, p.mix_bias, head, s.hidden, hidden));
+    const float mu = sigmoid(mu_logit + gate(p.mix_weight, p.mix_bias, head, mix_input, int(p.mix_width)));
     load_row(p.softmax, at, p.bfloat16, s.value, values);
     for (int j = 0; j < values; j++) {
       const float memory = s.read[j] * scale * p.output_scale[head * values + j], apart = memory - s.value[j];
@@ -90,6 +91,23 @@ inline void memory_step_state(const TpttMemoryStep& p, const MemoryScratch& s, i
   }
 }
 
-inline void memory_step(const TpttMemoryStep& p) { each_head<MemoryScratch>(p, p.states, memory_step_state); }
+struct RowScratch {
+  float* hidden;
+
+  RowScratch(const TpttMemoryStep& p, Arena& arena) : hidden(arena.take(p.hidden_width)) {}
+};
+
+// What the mixing gate of a row makes of the layer's input, SiLU of a linear map, which all heads read.
+inline void mix_input(const TpttMemoryStep& p, const RowScratch& s, int64_t b, int64_t) {
+  float* out = p.mix_input + b * p.mix_width;
+  load_row(p.hidden, b * p.hidden_width, p.bfloat16, s.hidden, int(p.hidden_width));
+  matrix_vector(p.mix_down, s.hidden, int(p.mix_width), int(p.hidden_width), out);
+  for (int i = 0; i < p.mix_width; i++) out[i] *= sigmoid(out[i]);
+}
+
+inline void memory_step(const TpttMemoryStep& p) {
+  if (p.mix_down) each_head<RowScratch>(p, 1, mix_input);
+  each_head<MemoryScratch>(p, p.states, memory_step_state);
+}
 
 }  // namespace
