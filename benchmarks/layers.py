@@ -80,7 +80,8 @@ class Bench:
         self.lora = lora_config(inner)
 
     def key(self, kind: str, **more) -> dict[str, Any]:
-        fixed = {"base": self.name, "weights": self.weights, "window": self.window}
+        memory = self.config(max_self_attn_length=self.window).memory_config()  # another default is another result
+        fixed = {"base": self.name, "weights": self.weights, "memory": vars(memory)}
         return {"kind": kind, "settings": vars(self.settings(0))} | fixed | more
 
     def settings(self, seed: int) -> TrainingSettings:
