@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from benchmarks.runs import Runs
 from benchmarks.timing import machine, write_section
-from tptt import TpttConfig, TpttModel
+from tptt import MemoryConfig, TpttConfig, TpttModel
 from tptt.assets import BASE
 from tptt.evaluation import kv_bytes, mag_weight, markdown_table, perplexity, recall_accuracy, verify
 from tptt.evaluation.perplexity import evaluating
@@ -80,7 +80,7 @@ class Bench:
         self.lora = lora_config(inner)
 
     def key(self, kind: str, **more) -> dict[str, Any]:
-        memory = self.config(max_self_attn_length=self.window).memory_config()  # another default is another result
+        memory = MemoryConfig(max_self_attn_length=self.window)  # another default is another result
         fixed = {"base": self.name, "weights": self.weights, "memory": vars(memory)}
         return {"kind": kind, "settings": vars(self.settings(0))} | fixed | more
 

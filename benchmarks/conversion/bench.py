@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.runs import Runs
 from benchmarks.timing import machine
-from tptt import TpttConfig, TpttModel
+from tptt import MemoryConfig, TpttConfig, TpttModel
 from tptt.data import FORMATS as ALL_FORMATS
 from tptt.data import chosen_formats
 from tptt.evaluation import (
@@ -86,7 +86,7 @@ class Bench:
 
     def key(self, arm: Arm, tokens: int, seed: int) -> dict[str, Any]:
         """What a result depends on: other weights, configuration or settings are another result."""
-        config = TpttConfig(max_self_attn_length=self.window, **arm.config).memory_config()
+        config = MemoryConfig(max_self_attn_length=self.window, **arm.config)
         found = {
             "weights": self.weights, "change": getattr(arm.change, "__name__", None), "memory": vars(config),
             "lora": arm.rank, "settings": vars(self.settings(arm, tokens, seed)),

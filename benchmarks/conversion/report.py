@@ -15,8 +15,8 @@ from tptt.quickstart.plots import new_figure, save
 from .arms import ARMS, FORMATS, HELD_OUT, INGREDIENTS, RECORDS, REFERENCES
 from .bench import LENGTHS, Bench
 
-_CHOSEN = ("default", "narrow")
-"""What a base is looked at closely with; one that is gone was tried with the second alone."""
+_BESIDE = "narrow"
+"""What the ingredients are changed of; a base that is gone was tried with it alone."""
 
 Cells = dict[str, dict[int, list[dict[str, Any]]]]  # arm -> tokens -> one result per seed that is there
 
@@ -86,7 +86,7 @@ def tables(bench: Bench, cells: Cells) -> str:
     if parts_of := rows(INGREDIENTS):
         parts += ["### One ingredient changed", markdown_table(heads, parts_of)]
     parts.append(markdown_table(["arm", "what it is"], [[n, ARMS[n].what] for n in ARMS if n in cells]))
-    chosen = next((n for n in _CHOSEN if n in cells), "default")
+    chosen = "default" if "default" in cells else _BESIDE
     if best := _largest(cells.get(chosen, {})):
         tokens, found = best
         names = [*ALL_FORMATS]
@@ -138,7 +138,7 @@ def _largest(by_tokens: dict[int, Any]) -> tuple[int, Any] | None:
 def plot(bench: Bench, cells: Cells, path: Path) -> Path:
     """Recall against tokens, against length, and perplexity by position."""
     figure, (budget, length, position) = new_figure(3)
-    shown = [n for n in (*REFERENCES, *_CHOSEN[1:]) if n in cells]
+    shown = [n for n in (*REFERENCES, _BESIDE) if n in cells]
     for name in shown:
         _line(budget, name, cells[name], lambda c: beyond(c, 1))
         tokens, found = _largest(cells[name])  # type: ignore[misc]

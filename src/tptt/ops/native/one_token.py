@@ -53,8 +53,8 @@ def memory_step(
         structs.MemoryStep(
             batch, states, heads // states, states // kv_heads, width, height, v.shape[3], hidden.shape[2],
             state.shape[2], hidden.shape[2] if down is None else len(down), torch.get_num_threads(), delta, q.dtype == torch.bfloat16, FEATURES.index(feature_map),
-            *[x.data_ptr() for x in inputs], *[x if x is None else x.data_ptr() for x in parameters],
-            state.data_ptr(), None if mix_input is None else mix_input.data_ptr(), out.data_ptr(),
+            *[x.data_ptr() for x in inputs], *[x if x is None else x.data_ptr() for x in (*parameters, mix_input)],
+            state.data_ptr(), out.data_ptr(),
         )
     )  # fmt: skip
     return out

@@ -82,8 +82,8 @@ class MemoryStep(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in (
                 "q", "k", "v", "hidden", "softmax", "query_map", "key_map", "write_weight", "write_bias", "decay_weight",
-                "decay_bias", "mix_weight", "mix_bias", "mix_down", "frequencies", "output_scale", "mag_weight", "state",
-                "mix_input", "out",
+                "decay_bias", "mix_weight", "mix_bias", "mix_down", "frequencies", "output_scale", "mag_weight",
+                "mix_input", "state", "out",
             )
         ]
     )  # fmt: skip

@@ -72,7 +72,7 @@ struct TpttMemoryStep {
   const float* frequencies;                            // [K/2, M]; null but with TPTT_FOURIER
   const float* output_scale;                           // [S G, V]
   const float* mag_weight;                             // the Memory-as-Gate weight, to whose logit a gate is added
-  float* state;                                        // [B, S, K, V], overwritten
   float* mix_input;                                    // [B, R], overwritten; null without mix_down
+  float* state;                                        // [B, S, K, V], overwritten
   void* out;                                           // [B, S G, V]
 };
