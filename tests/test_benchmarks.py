@@ -111,7 +111,7 @@ def small_bench(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "_TOKENS", 512)
     monkeypatch.setattr(bench, "_TEXT", 1024)
     monkeypatch.setattr(bench, "_CORPUS", 20_000)
-    return bench.Bench(BASE, 128, 16, Runs(tmp_path / "runs" / "conversion.jsonl"))
+    return bench.Bench(BASE, 128, 16, 128, Runs(tmp_path / "runs" / "conversion.jsonl"))
 
 
 def test_conversion_trains_a_cell_once_and_reports_it(small_bench, tmp_path, monkeypatch):
@@ -175,7 +175,7 @@ def test_full_rank_trains_what_lora_adds_to():
 
 def test_a_base_that_is_gone_is_known_by_its_results(small_bench, tmp_path):
     small_bench.untrained()
-    again = bench.Bench(tmp_path / "gone", small_bench.length, small_bench.window, small_bench.runs)
+    again = bench.Bench(tmp_path / "gone", small_bench.length, small_bench.window, 128, small_bench.runs)
     assert again.weights == small_bench.weights and again.untrained() == small_bench.untrained()
     assert again.untrained()["machine"]
 

@@ -45,6 +45,7 @@ LARGE = (
 SHAPES = {"second": SECOND, "large": LARGE}
 DEFAULT = ("embedded", "second")
 ROWS = {"embedded": 512, "second": 256, "large": 1024}  # tokens of a training row; W is an eighth
+HIDDEN = {"embedded": 128, "second": 96, "large": 512}
 
 
 def trained_base(name: str, folder: Path) -> None:
@@ -59,7 +60,7 @@ def bench_of(name: str, runs: Path, results: Path, train: bool = True) -> Bench:
     base = BASE if name == "embedded" else runs / f"{name}-base"
     if train and name in SHAPES:
         trained_base(name, base)
-    return Bench(base, ROWS[name], ROWS[name] // 8, Runs(results))
+    return Bench(base, ROWS[name], ROWS[name] // 8, HIDDEN[name], Runs(results))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

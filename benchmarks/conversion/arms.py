@@ -130,18 +130,28 @@ RECORDS = {
 }
 HELD_OUT = {f"no {name}": Arm(f"default, {name} held out of training", without=name) for name in FORMATS}
 _NARROW = {"feature_width": 1024, "mix_gate": "token"}
+_HALF = {"lr": 2.5e-3, "memory_lr": 1e-2}
 
 
-def _narrow(what: str, config: Mapping[str, Any] | None = None, **more: Any) -> Arm:
-    """An ingredient is tried with half the features, which takes half the time, and with the mixing gate that was the default
-    when most of them were."""
-    return Arm(what, _NARROW | dict(config or {}), **more)
+def _narrow(
+    what: str, config: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None, **more: Any
+) -> Arm:
+    """An ingredient is tried with half the features, which takes half the time, and with the mixing gate and the rates that
+    were the default when most of them were."""
+    return Arm(what, _NARROW | dict(config or {}), _HALF | dict(settings or {}), **more)
 
 
 INGREDIENTS = {
-    "linear mu": Arm("mu from one linear map of the layer's input", {"mix_gate": "token"}),
-    "1024 features": Arm("half the state", {"feature_width": 1024}),
-    "narrow": _narrow("both; all below begin from it"),
+    "half the rates": Arm("2.5e-3 for LoRA, 1e-2 for the memory", settings=_HALF),
+    "twice the rates": Arm("1e-2 for LoRA, 4e-2 for the memory", settings={"lr": 1e-2, "memory_lr": 4e-2}),
+    "LoRA at half": Arm("2.5e-3 for LoRA", settings={"lr": 2.5e-3}),
+    "memory at half": Arm("1e-2 for the memory", settings={"memory_lr": 1e-2}),
+    "one row": Arm("twice as many steps, of one row", settings={"rows": 1}),
+    "one row, half": Arm("the same at half the rates", settings=_HALF | {"rows": 1}),
+    "linear mu": Arm("mu from one linear map of the layer's input, half the rates", {"mix_gate": "token"}, _HALF),
+    "LoRA everywhere": Arm("on the feed-forward layers too, half the rates", settings=_HALF, targets="all-linear"),
+    "1024 features": Arm("half the state, half the rates", {"feature_width": 1024}, _HALF),
+    "narrow": _narrow("all three; all below begin from it"),
     "random maps": _narrow("features that do not begin at the base's scores", change=random_maps),
     "equal widths": _narrow("as many features in every layer", settings={"spread_width": False}),
     "gates on their own": _narrow("write gates learn from predictions alone", settings={"write_weight": 0.0}),
@@ -153,6 +163,8 @@ INGREDIENTS = {
     "text alone": _narrow("no recall rows", settings={"recall_mix": 0.0}),
     "equal weights": _narrow("recall rows weigh as text does", settings={"answer_weight": 1.0, "filler_weight": 1.0}),
     "one rate": _narrow("5e-3 for LoRA and memory", settings={"memory_lr": 5e-3, "lr": 5e-3}),
+    "slower": _narrow("1.25e-3 for LoRA, 5e-3 for the memory", settings={"lr": 1.25e-3, "memory_lr": 5e-3}),
+    "faster": _narrow("5e-3 for LoRA, 2e-2 for the memory", settings={"lr": 5e-3, "memory_lr": 2e-2}),
     "mu ramp": _narrow("mag_weight rises from 0.01 over 100 steps", settings=_RAMP),
     "mu per head": _narrow("mu does not depend on the token", {"mix_gate": "head"}),
     "beta of keys": _narrow("write gate without parameters", {"write_gate": "k"}),
@@ -160,12 +172,9 @@ INGREDIENTS = {
     "KDA": _narrow("a decay per channel", {"operator": "kda"}),
     "DeltaProduct": _narrow("virtual tokens", {"operator": "delta_product"}),
     "state per query head": _narrow("twice the states", {"states": "query_head"}),
-    "half the rates": _narrow("1.25e-3 for LoRA, 5e-3 for the memory", settings={"lr": 1.25e-3, "memory_lr": 5e-3}),
-    "twice the rates": _narrow("5e-3 for LoRA, 2e-2 for the memory", settings={"lr": 5e-3, "memory_lr": 2e-2}),
     "mu from .1": _narrow("both branches begin at .9 and .1", {"mag_weight": 0.1}),
     "short convolution": _narrow("of the memory's queries and keys, four tokens wide", change=short_convolution),
     "LoRA rank 32": _narrow("four times the rank", rank=32),
-    "LoRA everywhere": _narrow("on the feed-forward layers too", targets="all-linear"),
     "full rank": _narrow("q, k, v and o train themselves as well, at 1e-3", settings={"lr": 1e-3}, change=full_rank),
     "sinks": _narrow("the first four tokens stay in the window", {"sink_tokens": 4}),
     "window dropout": _narrow("the window is narrower in two of three training steps", change=window_dropout),

@@ -24,7 +24,7 @@ from tptt.evaluation import (
 from tptt.inference.snapshot import fingerprint
 from tptt.quickstart.records import FACTS, RecordMaterial
 from tptt.surgery import memories
-from tptt.training import Material, TrainingSettings, train
+from tptt.training import Material, TrainingSettings, default_rates, train
 from tptt.training.convert import begin_memory, load_tokenizer
 from tptt.training.lora import lora_config
 
@@ -45,11 +45,12 @@ class Bench:
     Args:
         base: folder.
         length, window: of training rows, and of the softmax, in tokens.
+        hidden: channels of the base, which its learning rates depend on.
         runs: where results are kept.
     """
 
-    def __init__(self, base: str | Path, length: int, window: int, runs: Runs) -> None:
-        self.base, self.length, self.window, self.runs = str(base), length, window, runs
+    def __init__(self, base: str | Path, length: int, window: int, hidden: int, runs: Runs) -> None:
+        self.base, self.length, self.window, self.hidden, self.runs = str(base), length, window, hidden, runs
         self.materials: dict[int, Material] = {}
 
     @property
@@ -80,9 +81,13 @@ class Bench:
     def settings(self, arm: Arm, tokens: int, seed: int) -> TrainingSettings:
         formats = chosen_formats(without=(arm.without,)) if arm.without else "all"
         more = {"facts": FACTS} if arm.records else {}
+        rates = dict(
+            zip(("lr", "memory_lr"), default_rates(self.hidden), strict=True)
+        )  # a result depends on the numbers
         return TrainingSettings(
-            tokens=tokens, length=self.length, seed=seed, probe_every=0, recall_formats=formats, **more, **arm.settings
-        )
+            tokens=tokens, length=self.length, seed=seed, probe_every=0, recall_formats=formats,
+            **more | rates | arm.settings,
+        )  # fmt: skip
 
     def key(self, arm: Arm, tokens: int, seed: int) -> dict[str, Any]:
         """What a result depends on: other weights, configuration or settings are another result."""

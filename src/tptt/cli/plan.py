@@ -12,6 +12,7 @@ from rich.table import Table
 from tptt.training.budget import Budget, Survey, budget
 from tptt.training.fitting import ways_to_fit
 from tptt.training.hardware import HARDWARE
+from tptt.training.optim import peak_rates
 from tptt.training.planner import Curves, NoCurvesError, expect
 from tptt.training.run_file import RunOptions, described_keys
 
@@ -33,7 +34,7 @@ def show_plan(options: RunOptions, console: Console) -> None:
     names = [options.hardware] if options.hardware else list(HARDWARE)
     plans = {name: budget(options, name, survey) for name in names}
     first = next(iter(plans.values()))
-    console.print(_run_table(options, first))
+    console.print(_run_table(options, first, peak_rates(survey.model, options.training.lr, options.training.memory_lr)))
     console.print(_memory_table(plans))
     for name, plan in plans.items():
         for line in verdict(options, name, plan, survey):
@@ -43,7 +44,7 @@ def show_plan(options: RunOptions, console: Console) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
 
-def _run_table(options: RunOptions, plan: Budget) -> Table:
+def _run_table(options: RunOptions, plan: Budget, rates: tuple[float, float]) -> Table:
     found = plan.parameters
     table = Table("", "", title=f"Run: {options.base_model_name}", title_justify="left", show_header=False)
     per_step = plan.tokens // plan.steps
@@ -52,6 +53,7 @@ def _run_table(options: RunOptions, plan: Budget) -> Table:
         "trained": f"{found.trained:,} ({found.trained / found.total:.2%})",
         "multiplied per token": f"{found.active:,} of the base",
         "tokens": f"{plan.tokens:,} in {plan.steps:,} steps of {per_step:,} (rows of {plan.length})",
+        "learning rates": "{:.2g} for LoRA, {:.2g} for the memory".format(*rates),
         "softmax window": "none"
         if options.memory.max_self_attn_length is None
         else f"{options.memory.max_self_attn_length} tokens",

@@ -6,7 +6,7 @@ from .convert import Converted, convert_and_train, train
 from .diagnostics import BranchProbe
 from .layers import LayerChoice, choose_layers
 from .material import Material
-from .optim import parameter_groups
+from .optim import default_rates, parameter_groups
 from .rows import MixedRows
 from .schedules import constant, cyclic, gradual, switch
 from .settings import TrainingSettings
@@ -27,6 +27,7 @@ __all__ = [
     "constant",
     "convert_and_train",
     "cyclic",
+    "default_rates",
     "gradual",
     "keep_freed_memory",
     "parameter_groups",

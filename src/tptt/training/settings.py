@@ -18,8 +18,9 @@ class TrainingSettings:
         length: tokens of a row; None is the base's context, 512 at most.
         rows: rows of a batch on each device.
         accumulate: batches of an optimizer step.
-        lr: peak learning rate of LoRA and whatever else of the base trains.
-        memory_lr: peak learning rate of the memory.
+        lr: peak learning rate of LoRA and whatever else of the base trains; None is the one for the base's width
+            (`tptt.training.default_rates`).
+        memory_lr: peak learning rate of the memory; None likewise.
         warmup: optimizer steps until the peak; from there the rates fall along a cosine to 0.
         recall_mix: part of the rows that state facts and ask for them again, in [0, 1].
         recall_formats: "all" or names of `tptt.data.FORMATS`.
@@ -51,8 +52,8 @@ class TrainingSettings:
     length: int | None = None
     rows: int = 2
     accumulate: int = 1
-    lr: float = 2.5e-3
-    memory_lr: float = 1e-2
+    lr: float | None = None
+    memory_lr: float | None = None
     warmup: int = 10
     recall_mix: float = 0.5
     recall_formats: str | Sequence[str] = "all"
@@ -86,8 +87,11 @@ class TrainingSettings:
             check_kv_budget(self.kv_budget)
         elif self.kv_length is not None:
             raise ValueError("kv_length says where kv_budget is counted: set kv_budget as well")
-        for name in ("lr", "memory_lr", "answer_weight", "filler_weight", "write_weight", "distill", "align"):
+        for name in ("answer_weight", "filler_weight", "write_weight", "distill", "align"):
             _check(name, getattr(self, name), 0, None)
+        for name in ("lr", "memory_lr"):
+            if getattr(self, name) is not None:
+                _check(name, getattr(self, name), 0, None)
         _check("recall_mix", self.recall_mix, 0, 1)
         for name in ("mag_start", "stop_at_recall"):
             if getattr(self, name) is not None:

@@ -13,6 +13,7 @@ from tptt.surgery import memories
 
 from .convert import Converted
 from .diagnostics import Look
+from .optim import peak_rates
 from .run_file import RunOptions, flat_options
 
 
@@ -43,6 +44,7 @@ def write_summary(out: Path, options: RunOptions, converted: Converted) -> Path:
     """Write ``out``/report.md and return its path."""
     model = converted.model
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    lr, memory_lr = peak_rates(model, options.training.lr, options.training.memory_lr)
     losses = [(x["step"], x["loss"]) for x in converted.history if "loss" in x]
     changed = {k: v for k, v in flat_options(options).items() if v != flat_options(RunOptions())[k]}
     settings = markdown_table(["key", "value"], [[k, f"`{v}`"] for k, v in changed.items()])
@@ -51,6 +53,7 @@ def write_summary(out: Path, options: RunOptions, converted: Converted) -> Path:
     parts = [
         "# Training report",
         f"Base: `{options.base_model_name}`. {seen} {trained:,} parameters trained, {converted.seconds:.0f} s, "
+        f"peak learning rates {lr:.2g} of LoRA and {memory_lr:.2g} of the memory, "
         f"tptt {__version__}, torch {torch.__version__}. All settings: [run.yaml](run.yaml); other than by default:",
         settings,
         "## Warnings",

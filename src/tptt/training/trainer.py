@@ -31,8 +31,8 @@ class ConversionTrainer(Trainer):
         carry: pieces a row is cut into. The cache, its state included, goes on from piece to piece; gradients end there
             (truncated backpropagation), so that a row needs the memory of one piece. The first token of a piece is
             predicted by none. The teacher reads the pieces with a cache of its own, which holds the whole row.
-        rates: learning rates of LoRA and of the memory, for AdamW; None leaves the optimizer to Trainer. Made when Trainer
-            asks for it, because FSDP has no use for one that was made before.
+        rates: learning rates of LoRA and of the memory, for AdamW, as `parameter_groups` takes them; None leaves the optimizer
+            to Trainer. Made when Trainer asks for it, because FSDP has no use for one that was made before.
         The other arguments are Trainer's.
 
     Raises:
@@ -42,7 +42,7 @@ class ConversionTrainer(Trainer):
     """
 
     def __init__(
-        self, *args, write_weight: float = 0.0, distill: float = 0.0, align: float = 0.0, carry: int = 1, rates: tuple[float, float] | None = None,
+        self, *args, write_weight: float = 0.0, distill: float = 0.0, align: float = 0.0, carry: int = 1, rates: tuple[float | None, float | None] | None = None,
         **kwargs,
     ) -> None:  # fmt: skip
         super().__init__(*args, **kwargs)
