@@ -71,7 +71,7 @@ def test_a_base_config_lies_beside_its_file(file, tmp_path):
         ("rows: 3\nrws: 4", ["run.yaml line 2", "unknown key 'rws'", "did you mean 'rows'"]),
         ("\nrows: four", ["run.yaml line 2", "rows must be a whole number, got 'four'"]),
         ("rows: true", ["rows must be a whole number, got True"]),
-        ("lr: [1]", ["lr must be a number, got [1]"]),
+        ("lr: [1]", ["lr must be a number or null, got [1]"]),
         ("resume: 3", ["resume must be true or false, got 3"]),
         ("facts: 3", ["facts must be a list (of each a whole number), got 3"]),
         ("max_self_attn_length: wide", ["max_self_attn_length must be a whole number or null, got 'wide'"]),

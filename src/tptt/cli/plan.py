@@ -53,7 +53,7 @@ def _run_table(options: RunOptions, plan: Budget, rates: tuple[float, float]) ->
         "trained": f"{found.trained:,} ({found.trained / found.total:.2%})",
         "multiplied per token": f"{found.active:,} of the base",
         "tokens": f"{plan.tokens:,} in {plan.steps:,} steps of {per_step:,} (rows of {plan.length})",
-        "learning rates": "{:.2g} for LoRA, {:.2g} for the memory".format(*rates),
+        "learning rates": "{:.3g} for LoRA, {:.3g} for the memory".format(*rates),
         "softmax window": "none"
         if options.memory.max_self_attn_length is None
         else f"{options.memory.max_self_attn_length} tokens",

@@ -53,7 +53,7 @@ def write_summary(out: Path, options: RunOptions, converted: Converted) -> Path:
     parts = [
         "# Training report",
         f"Base: `{options.base_model_name}`. {seen} {trained:,} parameters trained, {converted.seconds:.0f} s, "
-        f"peak learning rates {lr:.2g} of LoRA and {memory_lr:.2g} of the memory, "
+        f"peak learning rates {lr:.3g} of LoRA and {memory_lr:.3g} of the memory, "
         f"tptt {__version__}, torch {torch.__version__}. All settings: [run.yaml](run.yaml); other than by default:",
         settings,
         "## Warnings",
