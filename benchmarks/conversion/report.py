@@ -150,12 +150,17 @@ def plot(bench: Bench, cells: Cells, path: Path) -> Path:
         position.plot(
             places, [statistics.mean(c["by_position"][str(p)] for c in found) for p in places], marker="o", label=name
         )
-    held = {n: cells[n] for n in HELD_OUT if n in cells}
-    for tokens in sorted({t for x in held.values() for t in x}):
-        values = [beyond(c, 1, [ARMS[n].without or ""]) for n, x in held.items() for c in x.get(tokens, [])]
-        budget.scatter([tokens], [statistics.mean(values)], marker="x", color="black", zorder=3)
-    if held:
-        budget.scatter([], [], marker="x", color="black", label="default, the format held out")
+    for marker, (name, arm) in zip("x+1", HELD_OUT.items(), strict=True):
+        if by_tokens := cells.get(name):
+            shares = [statistics.mean(_unseen(name, found)) for found in by_tokens.values()]
+            budget.scatter(
+                list(by_tokens),
+                shares,
+                marker=marker,
+                color="black",
+                zorder=3,
+                label=f"default, {arm.without} held out",
+            )
     found = bench.untrained().get("by_position", {})
     if found:
         position.plot([int(p) for p in found], list(found.values()), color="black", linestyle=":", label="base")
@@ -173,6 +178,11 @@ def plot(bench: Bench, cells: Cells, path: Path) -> Path:
     for panel in (budget, length, position):
         panel.legend(fontsize=7)
     return save(figure, path)
+
+
+def _unseen(name: str, found: Sequence[dict[str, Any]]) -> list[float]:
+    """Recall of the format that the arm ``name`` held out."""
+    return [beyond(c, 1, [ARMS[name].without or ""]) for c in found]
 
 
 def _ticks(panel, values: Sequence[int], labels: Sequence[str] | None = None) -> None:
@@ -202,9 +212,9 @@ def curves(bench: Bench, cells: Cells, name: str, where: str) -> dict[str, Any]:
         point: dict[str, Any] = {"tokens": tokens, "seeds": len(found)}
         for key, times in (("recall_trained", 1), ("recall_2x", 2), ("recall_4x", 4)):
             point[key] = summed([beyond(c, times) for c in found])
-        unseen = [beyond(c, 1, [ARMS[n].without or ""]) for n in HELD_OUT for c in cells.get(n, {}).get(tokens, [])]
-        if unseen:
-            point["recall_unseen"] = summed(unseen)
+        unseen = [_unseen(n, cells.get(n, {}).get(tokens, [])) for n in HELD_OUT]
+        if all(unseen):  # formats differ more than seeds do: one of them alone would mislead
+            point["recall_unseen"] = summed([x for each in unseen for x in each])
         point["perplexity_ratio"] = summed([c["perplexity"]["1"] / base for c in found])
         points.append(point)
     return {
