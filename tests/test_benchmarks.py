@@ -137,11 +137,16 @@ def test_conversion_trains_a_cell_once_and_reports_it(small_bench, tmp_path, mon
         text.count("\n| default | ") == 3 and "### Key-value records alone" in text and "window alone" in text
     )  # results, what it is, by format
     assert conversion_report.plot(small_bench, cells, tmp_path / "plot.png").stat().st_size > 10_000
-    conversion_report.write_curves(
-        tmp_path / "curves.json", conversion_report.curves(small_bench, cells, "embedded", "here, commit 1")
-    )
-    curves = Curves.load(tmp_path / "curves.json")
-    assert curves.parameters == small_bench.untrained()["parameters"] and set(curves.at(tokens)) == set(MEASURES)
+
+    def curves():
+        found = conversion_report.curves(small_bench, cells, "embedded", "here, commit 1")
+        conversion_report.write_curves(tmp_path / "curves.json", found)
+        return Curves.load(tmp_path / "curves.json")
+
+    assert curves().parameters == small_bench.untrained()["parameters"]
+    assert set(curves().at(tokens)) == set(MEASURES) - {"recall_unseen"}  # of one format alone
+    cells |= {name: cells["no passkey"] for name in arms.HELD_OUT}
+    assert set(curves().at(tokens)) == set(MEASURES)
 
 
 def test_conversion_keeps_other_recipes_apart(small_bench):
