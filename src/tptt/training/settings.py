@@ -89,13 +89,10 @@ class TrainingSettings:
             raise ValueError("kv_length says where kv_budget is counted: set kv_budget as well")
         for name in ("answer_weight", "filler_weight", "write_weight", "distill", "align"):
             _check(name, getattr(self, name), 0, None)
-        for name in ("lr", "memory_lr"):
-            if getattr(self, name) is not None:
-                _check(name, getattr(self, name), 0, None)
         _check("recall_mix", self.recall_mix, 0, 1)
-        for name in ("mag_start", "stop_at_recall"):
+        for name, most in (("lr", None), ("memory_lr", None), ("mag_start", 1), ("stop_at_recall", 1)):
             if getattr(self, name) is not None:
-                _check(name, getattr(self, name), 0, 1)
+                _check(name, getattr(self, name), 0, most)
         if self.stop_at_recall is not None and not self.probe_every:
             raise ValueError("stop_at_recall needs looks at the recall: set probe_every to 1 or more")
         if self.carry > 1 and self.gradient_checkpointing:
