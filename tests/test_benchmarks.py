@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.conversion import arms, bench
 from benchmarks.conversion import report as conversion_report
@@ -168,6 +169,28 @@ def test_a_convolution_begins_as_none():
     seen = torch.randn(1, 6, 2, 32)
     late = torch.cat([seen[:, :4], torch.randn(1, 2, 2, 32)], 1)
     assert torch.equal(features(seen)[:, :4], features(late)[:, :4])
+
+
+def test_clamped_sinks_are_as_far_as_in_a_cache_that_numbers_what_it_holds(tmp_path):
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=50, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+            num_key_value_heads=2,
+        )
+    ).eval()  # fmt: skip
+    base.save_pretrained(tmp_path)
+    config = TpttConfig(base_model_name=str(tmp_path), max_self_attn_length=6, sink_tokens=2, mag_weight=0.0)
+    model, ids = TpttModel(config, dtype=torch.float32).eval(), torch.randint(50, (2, 30))
+    held = torch.cat([ids[:, :2], ids[:, -6:]], 1)
+    with torch.no_grad():
+        far = model(input_ids=ids, use_cache=False).logits[:, -1]
+        arms.clamped_sinks(model)
+        wanted, found = base(input_ids=held).logits[:, -1], model(input_ids=ids, use_cache=False).logits[:, -1]
+        near = model(input_ids=held, use_cache=False).logits[:, -1]
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(near, wanted, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(far, wanted, atol=1e-3)
 
 
 def test_full_rank_trains_what_lora_adds_to():

@@ -17,6 +17,8 @@ from tptt.surgery import memories
 from tptt.surgery.hooks import carriers
 from tptt.training.window import window_alone
 
+from .sinks import clamped_sinks
+
 FORMATS = ("records", "passkey", "identifiers")
 """Formats that are measured at every length, each held out of training in an arm of its own."""
 
@@ -34,6 +36,7 @@ class Arm:
         rank: of LoRA; alpha is twice that.
         targets: of LoRA, as `tptt.training.lora_config` takes them.
         records: trained and measured on dense key-value records of single-token words, as `tptt quickstart` is.
+        cached: a cache carries what ``change`` made, so that answers can be generated.
     """
 
     what: str
@@ -44,6 +47,7 @@ class Arm:
     rank: int = 8
     targets: str = "auto"
     records: bool = False
+    cached: bool = True
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -108,7 +112,7 @@ _AS_BEFORE = {"spread_width": False, "write_weight": 0.0}
 _RAMP = {"mag_start": 0.01, "mag_steps": 100}  # the workflow of TPTT
 
 REFERENCES = {
-    "window alone": Arm("LoRA and the window, no memory", change=window_alone),
+    "window alone": Arm("LoRA and the window, no memory", change=window_alone, cached=False),
     "original": Arm(
         "the operator of the public package, reimplemented from a reading; it computes no delta rule",
         {"feature_map": "silu", "mix_gate": "none"}, _RAMP, make_original,
@@ -120,7 +124,7 @@ REFERENCES = {
     "default": Arm("TpttConfig and TrainingSettings as they are"),
 }  # fmt: skip
 RECORDS = {
-    "window alone, records": Arm("window alone on key-value records", change=window_alone, records=True),
+    "window alone, records": Arm("window alone on key-value records", change=window_alone, records=True, cached=False),
     "default, records": Arm("default on key-value records", records=True),
     "plain, records": Arm(
         "what the plain Trainer does: one rate of 5e-3, no weights",
@@ -128,25 +132,34 @@ RECORDS = {
         settings={"lr": 5e-3, "memory_lr": 5e-3, "answer_weight": 1.0, "filler_weight": 1.0} | _AS_BEFORE,
     ),
 }
-HELD_OUT = {f"no {name}": Arm(f"default, {name} held out of training", without=name) for name in FORMATS}
+_TOLD = {"write_steps": None}
+_EQUAL = _TOLD | {"stated_weight": 1.0}
+_HALF = _EQUAL | {"lr": 2.5e-3, "memory_lr": 1e-2}
 _NARROW = {"feature_width": 1024, "mix_gate": "token"}
-_HALF = {"lr": 2.5e-3, "memory_lr": 1e-2}
+HELD_OUT = {f"no {name}": Arm(f"default, {name} held out of training", without=name) for name in FORMATS}
 
 
 def _narrow(
     what: str, config: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None, **more: Any
 ) -> Arm:
-    """An ingredient is tried with half the features, which takes half the time, and with the mixing gate and the rates that
-    were the default when most of them were."""
+    """An ingredient is tried with half the features, which takes half the time, and with the mixing gate, the write gates'
+    loss and the rates that were the default when most of them were."""
     return Arm(what, _NARROW | dict(config or {}), _HALF | dict(settings or {}), **more)
 
 
 INGREDIENTS = {
+    "told to the end": Arm("write gates are told what to write up to the last step", settings=_TOLD),
+    "told to the end, no records": Arm("the same, records held out of training", settings=_TOLD, without="records"),
+    "told evenly": Arm("and facts weigh as much as the rest in that; all below begin from it", settings=_EQUAL),
+    **{
+        f"told evenly, no {name}": Arm(f"the same, {name} held out of training", settings=_EQUAL, without=name)
+        for name in FORMATS
+    },
     "half the rates": Arm("2.5e-3 for LoRA, 1e-2 for the memory", settings=_HALF),
-    "twice the rates": Arm("1e-2 for LoRA, 4e-2 for the memory", settings={"lr": 1e-2, "memory_lr": 4e-2}),
-    "LoRA at half": Arm("2.5e-3 for LoRA", settings={"lr": 2.5e-3}),
-    "memory at half": Arm("1e-2 for the memory", settings={"memory_lr": 1e-2}),
-    "one row": Arm("twice as many steps, of one row", settings={"rows": 1}),
+    "twice the rates": Arm("1e-2 for LoRA, 4e-2 for the memory", settings=_EQUAL | {"lr": 1e-2, "memory_lr": 4e-2}),
+    "LoRA at half": Arm("2.5e-3 for LoRA", settings=_EQUAL | {"lr": 2.5e-3}),
+    "memory at half": Arm("1e-2 for the memory", settings=_EQUAL | {"memory_lr": 1e-2}),
+    "one row": Arm("twice as many steps, of one row", settings=_EQUAL | {"rows": 1}),
     "one row, half": Arm("the same at half the rates", settings=_HALF | {"rows": 1}),
     "linear mu": Arm("mu from one linear map of the layer's input, half the rates", {"mix_gate": "token"}, _HALF),
     "LoRA everywhere": Arm("on the feed-forward layers too, half the rates", settings=_HALF, targets="all-linear"),
@@ -173,10 +186,15 @@ INGREDIENTS = {
     "DeltaProduct": _narrow("virtual tokens", {"operator": "delta_product"}),
     "state per query head": _narrow("twice the states", {"states": "query_head"}),
     "mu from .1": _narrow("both branches begin at .9 and .1", {"mag_weight": 0.1}),
-    "short convolution": _narrow("of the memory's queries and keys, four tokens wide", change=short_convolution),
+    "short convolution": _narrow(
+        "of the memory's queries and keys, four tokens wide", change=short_convolution, cached=False
+    ),
     "LoRA rank 32": _narrow("four times the rank", rank=32),
     "full rank": _narrow("q, k, v and o train themselves as well, at 1e-3", settings={"lr": 1e-3}, change=full_rank),
     "sinks": _narrow("the first four tokens stay in the window", {"sink_tokens": 4}),
+    "clamped sinks": _narrow(
+        "and are never further away than it is wide", {"sink_tokens": 4}, change=clamped_sinks, cached=False
+    ),
     "window dropout": _narrow("the window is narrower in two of three training steps", change=window_dropout),
     "carried": _narrow(
         "rows of two pieces, each a row long, gradients end between them", settings={"carry": 2, "rows": 1}

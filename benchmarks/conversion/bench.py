@@ -28,7 +28,7 @@ from tptt.training import Material, TrainingSettings, default_rates, train
 from tptt.training.convert import begin_memory, load_tokenizer
 from tptt.training.lora import lora_config
 
-from .arms import FORMATS, Arm, Convolved
+from .arms import FORMATS, Arm
 
 LENGTHS = (1, 2, 4, 8)  # times the training length
 _TOKENS = 16_384  # recall rows of a format and a length have about as many
@@ -110,7 +110,7 @@ class Bench:
 
     def _as_it_is(self) -> dict[str, Any]:
         about = {"parameters": self.plain.num_parameters(), "machine": machine(DEVICE)}
-        return about | self._measured(self.plain, self.material(0), LENGTHS[:1])
+        return about | self._measured(self.plain, self.material(0), LENGTHS[:1], False)
 
     def _train(self, arm: Arm, tokens: int, seed: int) -> dict[str, Any]:
         settings, material = self.settings(arm, tokens, seed), self.material(seed, arm.records)
@@ -122,7 +122,7 @@ class Bench:
         if arm.change is not None:
             arm.change(model)
         history = train(model, material, settings, self.length)
-        found = self._measured(model, material, LENGTHS)
+        found = self._measured(model, material, LENGTHS, arm.cached)
         found["train_seconds"] = next(x["train_runtime"] for x in reversed(history) if "train_runtime" in x)
         found["threads"] = torch.get_num_threads()
         found["loss"] = [(x["step"], round(x["loss"], 4)) for x in history if "loss" in x]
@@ -133,7 +133,7 @@ class Bench:
             found["mu"] = [round(x.mu, 3) for x in use.layers]
         return found
 
-    def _measured(self, model, material: Material, lengths: tuple[int, ...]) -> dict[str, Any]:
+    def _measured(self, model, material: Material, lengths: tuple[int, ...], generates: bool) -> dict[str, Any]:
         """All by length, as a multiple of the training length, and by format; records have no other."""
         n, records = self.length, isinstance(material, RecordMaterial)
         measured = ("all",) if records else FORMATS
@@ -149,7 +149,7 @@ class Bench:
         bounds = [n // 8 * 2**i for i in range(20) if n // 8 * 2**i <= longest]
         same = material.text(LENGTHS[-1] * n, _TEXT)[:, :longest]  # of the base as well, which reads no further
         found["by_position"] = perplexity_by_position(model, same, bounds)
-        if memories(model) and not any(isinstance(m, Convolved) for m in model.modules()):
+        if generates:
             for f in measured:
                 found["generated"][f] = recall_by_generation(
                     model, material.recall(f, _FACTS), n, self.window, 4 * _ROWS, 1

@@ -147,12 +147,16 @@ def test_distilled_and_aligned_loss_by_hand(converted, base, batch, tmp_path):
     assert 0.3 * sum(shares) > 0.01 and 0.7 * divergence(logits, base_logits) > 0.01
 
 
-def test_the_loss_of_write_gates_by_hand(converted, batch, tmp_path):
+@pytest.mark.parametrize("stated_weight", [1.0, 3.0])
+def test_the_loss_of_write_gates_by_hand(converted, batch, tmp_path, stated_weight):
     model = converted(feature_width=[16, 48]).train()
     plain, gated = (
-        ConversionTrainer(model=model, args=arguments(tmp_path), write_weight=w).compute_loss(model, batch)
+        ConversionTrainer(
+            model=model, args=arguments(tmp_path), write_weight=w, stated_weight=stated_weight
+        ).compute_loss(model, batch)
         for w in (0.0, 0.6)
     )
+    lost, filler = stated_weight * 2 / (1 + stated_weight), 2 / (1 + stated_weight)
     logits = [[], []]
     for memory, found in zip(memories(model), logits, strict=True):
         memory.write_gate.register_forward_hook(lambda m, args, out, found=found: found.append(out))
@@ -161,7 +165,8 @@ def test_the_loss_of_write_gates_by_hand(converted, batch, tmp_path):
     for (found,), share in zip(logits, (0.25, 0.75), strict=True):
         for beta, stated in zip(found.sigmoid(), batch["stated"], strict=True):
             if (stated >= 0).any():
-                total -= share * (beta[stated == 1].log().mean() + (1 - beta[stated == 0]).log().mean())
+                written, left = beta[stated == 1].log().mean(), (1 - beta[stated == 0]).log().mean()
+                total -= share * (lost * written + filler * left)
     count = (batch["labels"][:, 1:] != IGNORE).sum()
     torch.testing.assert_close(gated - plain, 0.6 * total / 4 * (4 * 31 / count), rtol=1e-4, atol=1e-5)
     assert gated - plain > 0.1
@@ -181,6 +186,28 @@ def test_write_gates_learn_what_is_stated(converted, rows, tmp_path):
     options.learning_rate = 0.05
     ConversionTrainer(model=model, args=options, train_dataset=found, write_weight=1.0).train()
     assert all(b - a > 0.5 for a, b in zip(before, apart(), strict=True)), (before, apart())
+
+
+@pytest.mark.parametrize(
+    "steps, wanted", [(None, [0.6] * 5), (2, [0.6, 0.6, 0.6, 0.3, 0.0]), (1, [0.6, 0.6, 0.0, 0.0, 0.0]), (9, [0.6] * 5)]
+)
+def test_write_gates_are_told_for_so_many_steps(converted, rows, tmp_path, monkeypatch, steps, wanted):
+    found = []
+
+    class Watched(ConversionTrainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            full = super().compute_loss(model, inputs, *args, **kwargs)
+            rest = super().compute_loss(model, {k: v for k, v in inputs.items() if k != "stated"}, *args, **kwargs)
+            found.append(float((full - rest).detach()))
+            return full
+
+    monkeypatch.setattr(module, "write_loss", lambda gates, stated, weight: gates[0][1].sum() * 0 + 1)
+    options = arguments(tmp_path, max_steps=5)
+    recall = rows(count=20, recall_share=1.0)
+    Watched(model=converted(), args=options, train_dataset=recall, write_weight=0.6, write_steps=steps).train()
+    each = found[0] / wanted[0]
+    assert each > 0
+    torch.testing.assert_close(torch.tensor(found), each * torch.tensor(wanted), rtol=1e-2, atol=1e-4)
 
 
 def test_a_gate_without_parameters_has_nothing_to_learn(converted, batch, tmp_path):

@@ -27,6 +27,10 @@ class TrainingSettings:
         facts: facts of a recall row, one of these drawn for each.
         answer_weight, filler_weight: weight in the loss of asked answers and of all else in a recall row; text has 1.
         write_weight: weight in the loss of the write gates' own one: what a recall row states is to be written, the rest not.
+        stated_weight: in that, weight of what is stated over that of the rest. A gate that was not taught a form of text is
+            in doubt there, and a fact that is not written is lost, while a filler word that is costs little.
+        write_steps: optimizer steps after which ``write_weight`` falls, to 0 in as many again; None: it stays. Gates that are told
+            for long know the forms they are taught in, and take others for filler.
         spread_width: give layers memories as wide as what the base needs from beyond their window (`spread_width`); the mean
             stays ``feature_width``.
         distill: weight of the KL divergence of the base's predictions, with its whole context, from the model's.
@@ -61,6 +65,8 @@ class TrainingSettings:
     answer_weight: float = 5.0
     filler_weight: float = 0.1
     write_weight: float = 0.5
+    stated_weight: float = 3.0
+    write_steps: int | None = 512
     spread_width: bool = True
     distill: float = 0.0
     align: float = 0.0
@@ -80,14 +86,14 @@ class TrainingSettings:
             _check(name, getattr(self, name), 1, None, whole=True)
         for name in ("warmup", "probe_every", "seed"):
             _check(name, getattr(self, name), 0, None, whole=True)
-        for name, least in (("length", 16), ("kv_length", 1)):
+        for name, least in (("length", 16), ("write_steps", 1), ("kv_length", 1)):
             if getattr(self, name) is not None:
                 _check(name, getattr(self, name), least, None, whole=True)
         if self.kv_budget is not None:
             check_kv_budget(self.kv_budget)
         elif self.kv_length is not None:
             raise ValueError("kv_length says where kv_budget is counted: set kv_budget as well")
-        for name in ("answer_weight", "filler_weight", "write_weight", "distill", "align"):
+        for name in ("answer_weight", "filler_weight", "write_weight", "stated_weight", "distill", "align"):
             _check(name, getattr(self, name), 0, None)
         _check("recall_mix", self.recall_mix, 0, 1)
         for name, most in (("lr", None), ("memory_lr", None), ("mag_start", 1), ("stop_at_recall", 1)):

@@ -26,6 +26,8 @@ class ConversionTrainer(Trainer):
 
     Args:
         write_weight: weight of the learned write gates' cross entropy (`write_loss`) where rows say what they state.
+        stated_weight: in that, weight of what they state over that of the rest.
+        write_steps: optimizer steps after which ``write_weight`` falls, to 0 in as many again; None: it stays.
         distill: weight of KL(base || model) in nats per token.
         align: weight of the distance between the layers' attention outputs and the base's, beyond the window.
         carry: pieces a row is cut into. The cache, its state included, goes on from piece to piece; gradients end there
@@ -42,11 +44,12 @@ class ConversionTrainer(Trainer):
     """
 
     def __init__(
-        self, *args, write_weight: float = 0.0, distill: float = 0.0, align: float = 0.0, carry: int = 1, rates: tuple[float | None, float | None] | None = None,
+        self, *args, write_weight: float = 0.0, stated_weight: float = 1.0, write_steps: int | None = None, distill: float = 0.0, align: float = 0.0, carry: int = 1, rates: tuple[float | None, float | None] | None = None,
         **kwargs,
     ) -> None:  # fmt: skip
         super().__init__(*args, **kwargs)
-        self.write_weight, self.distill, self.align, self.carry, self.rates = write_weight, distill, align, carry, rates
+        self.write_weight, self.stated_weight, self.write_steps = write_weight, stated_weight, write_steps
+        self.distill, self.align, self.carry, self.rates = distill, align, carry, rates
         found = memories(self.model)
         if (distill or align) and not found:
             raise ValueError("distill and align need a model with a memory: its base is the teacher")
@@ -89,14 +92,16 @@ class ConversionTrainer(Trainer):
         seen = 0 if cache is None else int(cache.get_seq_length())
         base, base_attention = self._taught(model, inputs, base_cache) if teaches else (None, [])
         watched = attention_outputs(model) if teaches and self.align else nullcontext([])
-        gated = write_gates(model) if model.training and self.write_weight and stated is not None else nullcontext([])
+        told = self._write_weight() if model.training and stated is not None else 0.0
+        gated = write_gates(model) if told else nullcontext([])
         with watched as attention, gated as gates:
             outputs = model(**inputs, past_key_values=cache, use_cache=cache is not None)
         loss = (next_token_losses(outputs.logits, labels) * weights[:, 1:]).sum() / count
         if base is not None and self.distill:
             loss = loss + self.distill * kl_from_base(outputs.logits, base) / count
         if gates:
-            loss = loss + self.write_weight * write_loss(gates, stated) * labels[:, 1:].numel() / count
+            gate_loss = write_loss(gates, stated, self.stated_weight)
+            loss = loss + told * gate_loss * labels[:, 1:].numel() / count
         if teaches and self.align:
             loss = loss + self.align * self._apart(attention, base_attention, seen) * labels[:, 1:].numel() / count
         if (
@@ -106,6 +111,12 @@ class ConversionTrainer(Trainer):
         ):
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())  # their gradients are averaged
         return (loss, outputs) if return_outputs else loss
+
+    def _write_weight(self) -> float:
+        """What ``write_weight`` has come to at this step."""
+        if self.write_steps is None:
+            return self.write_weight
+        return self.write_weight * min(1.0, max(0.0, 2 - self.state.global_step / self.write_steps))
 
     def _taught(self, model, inputs, cache: Cache | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The base's logits on the whole context, and what its layers' attention gives out."""

@@ -1,0 +1,42 @@
+"""Sinks at a clamped distance. Legend: B batch, H query heads, T tokens, D head width."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.models.llama.modeling_llama import rotate_half
+
+from tptt.surgery.hooks import carriers
+
+_NAME = "clamped_sinks"
+
+
+def clamped_sinks(model: nn.Module) -> None:
+    """Sinks are never further away than the window and they are wide, where the base has rotary positions of Llama's kind.
+
+    Their keys meet queries that are turned back to the position at which the window begins to leave sinks behind, as in a
+    cache that numbers what it holds (StreamingLLM, arXiv 2309.17453). For whole sequences only: no cache knows of it.
+    """
+    (frequencies,) = [m.inv_freq for m in model.modules() if hasattr(m, "inv_freq")]
+    sites = [m._tptt for m in carriers(model)]
+    sinks, last = sites[0].sinks, sites[0].sinks + sites[0].own_window - 1
+
+    def attend(module: nn.Module, query, key, value, attention_mask, scaling: float, **more: Any):
+        """Attention over doubled channels: every key is zero where the queries that it is not meant for are."""
+        positions = torch.arange(query.shape[2], device=query.device)
+        angles = (positions.clamp(max=last) - positions)[:, None] * torch.cat([frequencies, frequencies])
+        turned = query * angles.cos() + rotate_half(query) * angles.sin()
+        is_sink = (positions < sinks)[:, None]
+        queries = torch.cat([query, turned], -1)
+        keys = torch.cat([key.masked_fill(is_sink, 0), key.masked_fill(~is_sink, 0)], -1)
+        return sdpa_attention_forward(module, queries, keys, value, attention_mask, scaling=scaling, **more)
+
+    AttentionInterface.register(_NAME, attend)
+    for module in carriers(model):
+        module.config = copy.copy(module.config)
+        module.config._attn_implementation_internal = _NAME
