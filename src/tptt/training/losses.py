@@ -35,9 +35,7 @@ def attention_distance(ours: Sequence[torch.Tensor], base: Sequence[torch.Tensor
     return torch.stack(shares).mean()
 
 
-def write_loss(
-    gates: Sequence[tuple[int, torch.Tensor]], stated: torch.Tensor, stated_weight: float = 1.0
-) -> torch.Tensor:
+def write_loss(gates: Sequence[tuple[int, torch.Tensor]], stated: torch.Tensor, stated_weight: float) -> torch.Tensor:
     """Cross entropy of write gates, mean over the rows: tokens where ``stated`` [B, T] is 1 are to be written, those where it
     is 0 not, others do not count.
 
