@@ -79,4 +79,4 @@ def test_fla_steps_equal_its_chunks(kind):
 def test_fla_serves_half_precision_by_itself():
     spec = Spec(1000, 1, 64, "cuda", torch.bfloat16, False, False, True, True)
     assert BACKENDS["fla"].supports(spec) is None
-    assert "float32" in BACKENDS["fla"].supports(replace(spec, dtype=torch.float32))
+    assert "float32" in BACKENDS["fla"].supports(spec._replace(dtype=torch.float32))
