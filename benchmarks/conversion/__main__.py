@@ -2,7 +2,7 @@
 
 python -m benchmarks.conversion                      # all arms, budgets and seeds, both bases; goes on where it was stopped
 python -m benchmarks.conversion --arms default --budgets 0.5 --seeds 0
-python -m benchmarks.conversion --report --write     # only what is there: RESULTS.md, docs/conversion-*.png, curves.json
+python -m benchmarks.conversion --report --write     # only what is there: RESULTS.md, docs/conversion-*.png, curves*.json
 
 Results are lines in ``results.jsonl`` beside this file, found again by base, memory and settings: what was trained with another
 recipe is not mixed in. Several processes may fill it at once, each on its own seeds. Bases other than the embedded one are
@@ -46,6 +46,8 @@ SHAPES = {"second": SECOND, "large": LARGE}
 DEFAULT = ("embedded", "second")
 ROWS = {"embedded": 512, "second": 256, "large": 1024}  # tokens of a training row; W is an eighth
 HIDDEN = {"embedded": 128, "second": 96, "large": 512}
+
+CURVES_OF = {"embedded": CURVES, "large": CURVES.with_stem(f"{CURVES.stem}-large")}
 
 
 def trained_base(name: str, folder: Path) -> None:
@@ -101,8 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             at = where if bench.here else bench.untrained()["machine"]
             section = f"`python -m benchmarks.conversion{by_name}`, {at}.\n\n{text}\n\n![conversion](../docs/conversion-{name}.png)"
             write_section(ROOT / "benchmarks" / "RESULTS.md", f"Conversion, {name} base", section)
-            if name == "embedded":
-                write_curves(CURVES, curves(bench, cells, name, where))
+            if name in CURVES_OF:
+                write_curves(CURVES_OF[name], curves(bench, cells, name, at))
 
 
 def run(name: str, bench: Bench, arms: Sequence[str], budgets: Sequence[int], seeds: Sequence[int]) -> None:

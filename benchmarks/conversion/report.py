@@ -204,8 +204,8 @@ def curves(bench: Bench, cells: Cells, name: str, where: str) -> dict[str, Any]:
     """What the planner reads (see `tptt.training.planner`), of the base ``name``, measured on the machine ``where``."""
     base = bench.untrained()["perplexity"]["1"]
 
-    def summed(values: Sequence[float]) -> list[float]:
-        return [round(statistics.mean(values), 4), round(statistics.stdev(values) if len(values) > 1 else 0.0, 4)]
+    def summed(values: Sequence[float]) -> list[float | None]:
+        return [round(statistics.mean(values), 4), round(statistics.stdev(values), 4) if len(values) > 1 else None]
 
     points = []
     for tokens, found in sorted(cells.get("default", {}).items()):

@@ -72,6 +72,22 @@ def test_the_curves_that_are_shipped_cover_the_default_run():
     assert 1 <= found.values["perplexity_ratio"][0] < 1.3
 
 
+def test_a_run_is_held_against_the_measured_base_that_comes_nearest():
+    small, large = Curves.shipped(1), Curves.shipped(10**12)
+    assert small.parameters < 2_000_000 < 20_000_000 < large.parameters
+    assert Curves.shipped(2 * small.parameters) == small and Curves.shipped(large.parameters // 2) == large
+
+
+def test_one_run_has_no_spread(written, curves, tmp_path):
+    written["points"][0]["recall_trained"][1] = None
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps(written))
+    found = Curves.load(path)
+    assert found.at(524_288)["recall_trained"] == (pytest.approx(0.7), None)
+    assert found.at(262_144) == curves.at(262_144)
+    assert "recall beyond the window 0.90 (one run), at twice" in expectations(Options, Plan, found)[0]
+
+
 def test_without_a_file_it_says_so(tmp_path):
     with pytest.raises(NoCurvesError, match="no measured curves are shipped with this installation"):
         Curves.load(tmp_path / "none.json")
@@ -83,19 +99,22 @@ def test_a_file_of_another_form_is_refused(written, tmp_path):
         (written | {"points": []}, "holds no measured point"),
         ({"points": []}, "has no 'base'"),
         ([], "no file of"),
+        (written | {"points": [written["points"][0] | {"recall_2x": [1, 2, 3]}]}, "no file of"),
     ):
         path.write_text(json.dumps(bad))
         with pytest.raises(ValueError, match=message):
             Curves.load(path)
 
 
+class Plan:
+    tokens, length = 4_194_304, 512
+    parameters = type("P", (), {"base": 1_000_000})
+
+
+class Options:
+    memory = type("M", (), {"max_self_attn_length": 64})
+
+
 def test_the_lines_that_are_printed(curves):
-    class Plan:
-        tokens, length = 4_194_304, 512
-        parameters = type("P", (), {"base": 1_000_000})
-
-    class Options:
-        memory = type("M", (), {"max_self_attn_length": 64})
-
     first, second = expectations(Options, Plan, curves)
     assert "recall beyond the window 0.90 +- 0.02" in first and "extrapolation: 4,194,304 tokens" in second

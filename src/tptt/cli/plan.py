@@ -145,14 +145,18 @@ _MEASURES = {
 def expectations(options: RunOptions, plan: Budget, curves: Curves | None = None) -> list[str]:
     """What the measured curves say of the run, in lines."""
     try:
-        curves = curves or Curves.load()
+        curves = curves or Curves.shipped(plan.parameters.base)
     except NoCurvesError as error:
         return [f"what to expect: {error}"]
     window = options.memory.max_self_attn_length
     found = expect(curves, plan.tokens, plan.parameters.base, plan.length, window)
-    values = ", ".join(f"{_MEASURES[k]} {mean:.2f} +- {spread:.2f}" for k, (mean, spread) in found.values.items())
+    values = ", ".join(f"{_MEASURES[k]} {_with_spread(*x)}" for k, x in found.values.items())
     lines = [f"what to expect, as measured with {curves.base} at {plan.tokens:,} tokens: {values}"]
     if found.extrapolates:
         lines[0] = f"measured with {curves.base}: {values}"
         lines.append(f"this run is another, so that this is an extrapolation: {'; '.join(found.reasons)}")
     return lines
+
+
+def _with_spread(mean: float, spread: float | None) -> str:
+    return f"{mean:.2f} (one run)" if spread is None else f"{mean:.2f} +- {spread:.2f}"

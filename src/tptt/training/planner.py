@@ -11,9 +11,12 @@ from typing import Any
 
 # in the package's assets; not imported from there, which stand above this level
 CURVES = Path(__file__).parents[1] / "assets" / "curves.json"
+"""Of the embedded base; ``curves-NAME.json`` beside it are of others."""
 MEASURES = ("recall_trained", "recall_2x", "recall_4x", "recall_unseen", "perplexity_ratio")
 """What a point of the curves holds beside ``tokens``: mean and standard deviation over seeds of recall beyond the window in
 formats trained on, at once, twice and four times the training length; in a format never trained; perplexity over the base's."""
+Measure = tuple[float, float | None]
+"""Mean and standard deviation; one run has none."""
 _FAR = 2.0  # times as large or small: from here on a run is another than the measured one
 
 
@@ -28,7 +31,7 @@ class Curves:
     Args:
         base: name of the base; ``parameters`` its number.
         length, window: tokens of a training row, and of the softmax window.
-        points: (tokens, {measure: (mean, standard deviation)}).
+        points: (tokens, {measure: (mean, standard deviation)}); None for the deviation of one run.
         machine, commit: where and with what it was measured.
     """
 
@@ -36,7 +39,7 @@ class Curves:
     parameters: int
     length: int
     window: int
-    points: tuple[tuple[int, Mapping[str, tuple[float, float]]], ...]
+    points: tuple[tuple[int, Mapping[str, Measure]], ...]
     machine: str = ""
     commit: str = ""
 
@@ -60,13 +63,19 @@ class Curves:
             )  # fmt: skip
         except KeyError as error:
             raise ValueError(f"{path} has no {error}: it is no file of measured curves") from error
-        except (TypeError, json.JSONDecodeError) as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path} is no file of measured curves: {error}") from error
         if not curves.points:
             raise NoCurvesError(f"{path} holds no measured point")
         return curves
 
-    def at(self, tokens: int) -> dict[str, tuple[float, float]]:
+    @classmethod
+    def shipped(cls, parameters: int) -> Curves:
+        """Those of the measured base that comes nearest to ``parameters``, by ratio. Raises NoCurvesError."""
+        found = [cls.load(path) for path in CURVES.parent.glob(f"{CURVES.stem}*.json")] or [cls.load()]
+        return min(found, key=lambda curves: abs(math.log(curves.parameters / parameters)))
+
+    def at(self, tokens: int) -> dict[str, Measure]:
         """{measure: (mean, standard deviation)} at ``tokens``: a measured budget's own; between two of them linear in log
         tokens, in what both have; outside of all, the nearest one's."""
         counts = [n for n, _ in self.points]
@@ -79,12 +88,14 @@ class Curves:
         mixed = {}
         for name in low.keys() & high.keys():
             (m0, s0), (m1, s1) = low[name], high[name]
-            mixed[name] = ((1 - part) * m0 + part * m1, (1 - part) * s0 + part * s1)
+            spread = None if s0 is None or s1 is None else (1 - part) * s0 + part * s1
+            mixed[name] = ((1 - part) * m0 + part * m1, spread)
         return mixed
 
 
-def _measures(point: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    return {name: (float(point[name][0]), float(point[name][1])) for name in MEASURES if point.get(name) is not None}
+def _measures(point: Mapping[str, Any]) -> dict[str, Measure]:
+    found = {name: point[name] for name in MEASURES if point.get(name) is not None}
+    return {name: (float(mean), None if spread is None else float(spread)) for name, (mean, spread) in found.items()}
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,7 @@ class Expectation:
     """
 
     curves: Curves
-    values: dict[str, tuple[float, float]]
+    values: dict[str, Measure]
     reasons: tuple[str, ...] = ()
 
     @property
