@@ -72,7 +72,8 @@ class Curves:
     @classmethod
     def shipped(cls, parameters: int) -> Curves:
         """Those of the measured base that comes nearest to ``parameters``, by ratio. Raises NoCurvesError."""
-        found = [cls.load(path) for path in CURVES.parent.glob(f"{CURVES.stem}*.json")] or [cls.load()]
+        paths = list(CURVES.parent.glob(f"{CURVES.stem}*.json")) or [CURVES]  # where there is none, `load` says so
+        found = [cls.load(path) for path in paths]
         return min(found, key=lambda curves: abs(math.log(curves.parameters / parameters)))
 
     def at(self, tokens: int) -> dict[str, Measure]:
