@@ -15,27 +15,29 @@ from .softmax import with_softmax, without_softmax
 
 
 @contextmanager
-def _whole(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Within, the attention ``modules`` compute what the base's compute: no window, no memory. LoRA stays."""
+def _without_memory(modules: Iterable[nn.Module], window: bool = False) -> Iterator[None]:
+    """Within, the attention ``modules`` compute what the base's compute: no memory, and no window but where ``window`` keeps
+    it. LoRA stays."""
     off = [m for m in modules if not m._tptt.off]
     alone = [m for m in off if m._tptt.alone]
     try:
         for module in alone:
             with_softmax(module)
         for module in off:
-            module._tptt.off = True
+            module._tptt.off, module._tptt.whole = True, not window
         yield
     finally:
         for module in off:
-            module._tptt.off = False
+            module._tptt.off = module._tptt.whole = False
         for module in alone:
             without_softmax(module)
 
 
 @contextmanager
-def as_base(model: nn.Module) -> Iterator[nn.Module]:
+def as_base(model: nn.Module, window: bool = False) -> Iterator[nn.Module]:
     """Within, ``model`` computes what its base computes: no memory, no window, no LoRA. A cache that goes in
-    is the base's own: none that the memory has read or will read.
+    is the base's own: none that the memory has read or will read. With ``window`` it computes what the base does that sees
+    no further than the window, for calls without a cache.
 
     Raises:
         ValueError: the base's own weights train, so that it is no longer there.
@@ -43,7 +45,7 @@ def as_base(model: nn.Module) -> Iterator[nn.Module]:
     peft = next((m for m in model.modules() if hasattr(m, "disable_adapter") and hasattr(m, "peft_config")), None)
     if peft is None and any(p.requires_grad for n, p in model.named_parameters() if ".liza." not in n):
         raise ValueError("the base's own weights train, so that it cannot be its own teacher: use lora_config")
-    with _whole(carriers(model)), nullcontext() if peft is None else peft.disable_adapter():
+    with _without_memory(carriers(model), window), nullcontext() if peft is None else peft.disable_adapter():
         yield model
 
 
@@ -53,7 +55,7 @@ def softmax_as(model: nn.Module, whole: Collection[int] = (), none: Collection[i
     ``none`` a softmax that gives zeros. For calls without a cache; layers without a memory are passed over."""
     modules = carriers(model)
     mute = [m for m in modules if m._tptt.layer in none and not m._tptt.alone]
-    with _whole(m for m in modules if m._tptt.layer in whole):
+    with _without_memory(m for m in modules if m._tptt.layer in whole):
         try:
             for module in mute:
                 without_softmax(module)

@@ -50,7 +50,8 @@ class Site:
     softmax_squared: list[torch.Tensor] | None = None  # while it is a list: mean squares of the softmax branch, [H * V]
     memory_squared: list[torch.Tensor] | None = None  # the same of the memory's
     projected: list[tuple[torch.Tensor, ...]] | None = None  # while it is a list: q, k of a call before positions
-    off: bool = False  # neither memory nor window: see base_view.as_base
+    off: bool = False  # no memory: see base_view.as_base
+    whole: bool = False  # and no window either
     outputs: list[torch.Tensor] | None = None  # while it is a list: what goes into the output projection, [B, T, H * V]
 
     @property
@@ -100,9 +101,9 @@ def before_attention(module, args, kwargs):
     hidden, mask4d = kwargs[site.parameters[0]], kwargs.get("attention_mask")
     told = site.told | {k: kwargs.pop(k) for k in TOLD if k in kwargs}
     mask, segments = told.get("memory_mask"), told.get("memory_segments")
-    if site.off:
-        site.call = None
-        _hook_children(module)
+    site.call = None
+    _hook_children(module)
+    if site.whole:
         return (), kwargs
     if "Paged" in type(kwargs.get("cache")).__name__:
         raise ValueError("a paged cache (continuous batching) cannot carry a memory: use generate()")
@@ -113,8 +114,8 @@ def before_attention(module, args, kwargs):
         mask = real_tokens(mask4d, hidden.shape[1], layer, "position_bias" in site.parameters)
     if site.window is not None:
         windowed(module, hidden, kwargs, mask, segments, layer)
-    site.call = {"hidden": hidden, "mask": mask, "segments": segments, "layer": layer, "outputs": {}}
-    _hook_children(module)
+    if not site.off:
+        site.call = {"hidden": hidden, "mask": mask, "segments": segments, "layer": layer, "outputs": {}}
     return (), kwargs
 
 

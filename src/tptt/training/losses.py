@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 _TOKENS_AT_ONCE = 2048  # rows of logits in float32 at a time
+_MOST_NATS = 4.0  # that one token may be told: a name that the window cannot guess, and not the rarest of names
 
 
 def kl_from_base(logits: torch.Tensor, base_logits: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
@@ -51,3 +52,11 @@ def write_loss(gates: Sequence[tuple[int, torch.Tensor]], stated: torch.Tensor, 
         each = stated_weight * wanted * F.softplus(-x).mean(-1) + rest * F.softplus(x).mean(-1)
         total = total + width * each.sum(1).mean()
     return total * 2 / (1 + stated_weight) / sum(width for width, _ in gates)
+
+
+def far_weights(window: torch.Tensor, whole: torch.Tensor, counts: torch.Tensor, weight: float) -> torch.Tensor:
+    """Weights of targets [N, T] whose cross entropy in nats the base has as ``window`` [N, T] from its window and as
+    ``whole`` from its whole context: 1 + ``weight`` times the nats, 0 to 4, that what lies beyond the window tells it,
+    scaled to a mean of 1 in each row over those that ``counts`` [N, T] (bool)."""
+    found = 1 + weight * (window - whole).clamp(0, _MOST_NATS)
+    return found * counts.sum(1, keepdim=True) / (found * counts).sum(1, keepdim=True).clamp_min(1e-12)

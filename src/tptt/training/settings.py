@@ -35,6 +35,8 @@ class TrainingSettings:
             stays ``feature_width``.
         distill: weight of the KL divergence of the base's predictions, with its whole context, from the model's.
         align: weight of the distance between what the layers give out and what the base's own give out, beyond the window.
+        far_weight: what a nat adds to the weight of a token of text by which the base predicts it better from its whole context
+            than from the window; weights keep a mean of 1 in a row.
         carry: pieces of ``length`` tokens that a row has; state and window go on from piece to piece, gradients do not.
         mag_start: mu of the first step where it is to rise from there to the configuration's ``mag_weight``; None leaves it.
         mag_steps: steps of that rise.
@@ -70,6 +72,7 @@ class TrainingSettings:
     spread_width: bool = True
     distill: float = 0.0
     align: float = 0.0
+    far_weight: float = 0.0
     carry: int = 1
     mag_start: float | None = None
     mag_steps: int = 100
@@ -93,7 +96,7 @@ class TrainingSettings:
             check_kv_budget(self.kv_budget)
         elif self.kv_length is not None:
             raise ValueError("kv_length says where kv_budget is counted: set kv_budget as well")
-        for name in ("answer_weight", "filler_weight", "write_weight", "stated_weight", "distill", "align"):
+        for name in ("answer_weight", "filler_weight", "write_weight", "stated_weight", "distill", "align", "far_weight"):
             _check(name, getattr(self, name), 0, None)
         _check("recall_mix", self.recall_mix, 0, 1)
         for name, most in (("lr", None), ("memory_lr", None), ("mag_start", 1), ("stop_at_recall", 1)):

@@ -14,7 +14,7 @@ from tptt.data import IGNORE
 from tptt.evaluation.perplexity import next_token_losses
 from tptt.surgery import as_base, attention_outputs, memories, write_gates
 
-from .losses import attention_distance, kl_from_base, write_loss
+from .losses import attention_distance, far_weights, kl_from_base, write_loss
 from .optim import parameter_groups
 
 
@@ -22,7 +22,7 @@ class ConversionTrainer(Trainer):
     """Trainer whose rows may carry ``loss_weights`` and ``stated`` [B, T] (`MixedRows`); set ``remove_unused_columns=False``.
 
     The loss is the weighted cross entropy per target in nats; without weights it is Trainer's own. The teacher of
-    ``distill`` and ``align`` is the base inside the model: memory off, LoRA off, whole context.
+    ``distill``, ``align`` and ``far_weight`` is the base inside the model: memory off, LoRA off, whole context.
 
     Args:
         write_weight: weight of the learned write gates' cross entropy (`write_loss`) where rows say what they state.
@@ -30,6 +30,8 @@ class ConversionTrainer(Trainer):
         write_steps: optimizer steps after which ``write_weight`` falls, to 0 in as many again; None: it stays.
         distill: weight of KL(base || model) in nats per token.
         align: weight of the distance between the layers' attention outputs and the base's, beyond the window.
+        far_weight: what a nat adds to the weight of a token of text by which the base's whole context predicts it better than
+            its window does (`far_weights`). Rows that state something keep their weights.
         carry: pieces a row is cut into. The cache, its state included, goes on from piece to piece; gradients end there
             (truncated backpropagation), so that a row needs the memory of one piece. The first token of a piece is
             predicted by none. The teacher reads the pieces with a cache of its own, which holds the whole row.
@@ -38,24 +40,26 @@ class ConversionTrainer(Trainer):
         The other arguments are Trainer's.
 
     Raises:
-        ValueError: ``distill`` or ``align`` with a model without a memory; ``carry`` with gradient checkpointing, which
-            takes the cache away; a row that cannot be cut into pieces of one length, or that ``align`` finds no longer
-            than the window.
+        ValueError: ``distill`` or ``align`` with a model without a memory, ``far_weight`` with one that has no window;
+            ``carry`` with gradient checkpointing, which takes the cache away; a row that cannot be cut into pieces of one
+            length, or that ``align`` finds no longer than the window.
     """
 
     def __init__(
-        self, *args, write_weight: float = 0.0, stated_weight: float = 1.0, write_steps: int | None = None, distill: float = 0.0, align: float = 0.0, carry: int = 1, rates: tuple[float | None, float | None] | None = None,
+        self, *args, write_weight: float = 0.0, stated_weight: float = 1.0, write_steps: int | None = None, distill: float = 0.0, align: float = 0.0, far_weight: float = 0.0, carry: int = 1, rates: tuple[float | None, float | None] | None = None,
         **kwargs,
     ) -> None:  # fmt: skip
         super().__init__(*args, **kwargs)
         self.write_weight, self.stated_weight, self.write_steps = write_weight, stated_weight, write_steps
-        self.distill, self.align, self.carry, self.rates = distill, align, carry, rates
+        self.distill, self.align, self.far_weight, self.carry, self.rates = distill, align, far_weight, carry, rates
         found = memories(self.model)
         if (distill or align) and not found:
             raise ValueError("distill and align need a model with a memory: its base is the teacher")
         if carry > 1 and self.args.gradient_checkpointing:
             raise ValueError("carry needs the cache that gradient_checkpointing takes away: use one of them")
         self.window = (found[0].config.max_self_attn_length if found else None) or 0
+        if far_weight and not self.window:
+            raise ValueError("far_weight compares the base's whole context with the window: set max_self_attn_length")
 
     def create_optimizer(self, model=None):
         if self.optimizer is None and self.rates is not None:
@@ -63,6 +67,8 @@ class ConversionTrainer(Trainer):
         return super().create_optimizer(model)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
+        if self.far_weight:
+            inputs = self._far_weighted(model, self._prepare_inputs(inputs))
         if self.carry == 1:
             return super().training_step(model, inputs, num_items_in_batch)
         cut = [_cut(x, self.carry) for x in inputs.values()]
@@ -117,6 +123,27 @@ class ConversionTrainer(Trainer):
         if self.write_steps is None:
             return self.write_weight
         return self.write_weight * min(1.0, max(0.0, 2 - self.state.global_step / self.write_steps))
+
+    def _far_weighted(self, model, inputs):
+        """``inputs`` with the weights of ``far_weight``."""
+        labels = inputs["labels"]
+        weights = inputs.get("loss_weights", torch.ones_like(labels, dtype=torch.float32))
+        stated = inputs.get("stated")
+        text = (torch.full_like(labels, -1) if stated is None else stated).eq(-1).all(1).nonzero()[:, 0]
+        if not len(text) and self.accelerator.num_processes == 1:
+            return inputs
+        rows = text if len(text) else text.new_zeros(1)  # all processes make the same calls
+        told = {k: x[rows] for k, x in inputs.items() if k not in ("labels", "loss_weights", "stated")}
+        whole, near = (self._base_losses(model, told, labels[rows], window) for window in (False, True))
+        weights = weights.clone()
+        if len(text):
+            weights[text, 1:] *= far_weights(near, whole, labels[text, 1:] != IGNORE, self.far_weight)
+        return {**inputs, "loss_weights": weights}
+
+    def _base_losses(self, model, inputs, labels: torch.Tensor, window: bool) -> torch.Tensor:
+        """Cross entropy in nats [N, T - 1] of the base with its whole context, or with the window alone."""
+        with torch.no_grad(), _not_training(model), as_base(model, window), self.compute_loss_context_manager():
+            return next_token_losses(model(**inputs, use_cache=False).logits, labels)
 
     def _taught(self, model, inputs, cache: Cache | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The base's logits on the whole context, and what its layers' attention gives out."""
