@@ -55,7 +55,10 @@ def with_trainer(model, out: str, conversion: bool) -> tuple[str, list[dict]]:
     kind, options = OrderedTrainer, {}
     if conversion:
         rows = [row | {"loss_weights": 0.5 + (row["labels"] % 3)} for row in rows]
-        kind, options = OrderedConversion, {"distill": 0.5, "align": 0.5, "carry": 2, "rates": (1e-2, 3e-2)}
+        kind, options = (
+            OrderedConversion,
+            {"distill": 0.5, "align": 0.5, "far_weight": 2.0, "carry": 2, "rates": (1e-2, 3e-2)},
+        )
     trainer = kind(model=model, args=arguments, train_dataset=rows, callbacks=[callback], **options)
     trainer.train()
     kept = ("loss", "grad_norm", "mag_weight")

@@ -74,6 +74,32 @@ def test_with_padding(pair):
         assert torch.equal(logits(model, attention_mask=mask), logits(base, attention_mask=mask))
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"memory_only_layers": [1]}, {"mag_weight": 1.0, "mix_gate": "none"}, {"sink_tokens": 2}], ids=str
+)
+def test_with_its_window(pair, options):
+    """The base under a mask of its own making: each token sees the window and the sinks."""
+    base, model = pair(**options)
+    before, place = logits(model), torch.arange(IDS.shape[1])
+    behind = place[:, None] - place
+    seen = (behind >= 0) & ((behind < WINDOW) | (place < options.get("sink_tokens", 0)))
+    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None].expand(2, 1, -1, -1)
+    with as_base(model, window=True):
+        torch.testing.assert_close(logits(model), logits(base, attention_mask=mask), rtol=1e-4, atol=1e-5)
+    assert torch.equal(logits(model), before)
+    assert not torch.allclose(logits(base, attention_mask=mask), logits(base), atol=1e-3), "the window hides nothing"
+
+
+def test_with_its_window_where_some_layers_have_none(pair):
+    """They keep their whole context; nothing is left of one way to look when the other is taken."""
+    base, model = pair(layers=[1])
+    with as_base(model, window=True):
+        narrow = logits(model)
+    with as_base(model):
+        assert torch.equal(logits(model), logits(base))
+    assert torch.equal(narrow[:, :WINDOW], logits(base)[:, :WINDOW]) and not torch.allclose(narrow, logits(base))
+
+
 def test_with_a_cache_of_its_own(pair):
     """In pieces, between which the model reads them too, with its own cache."""
     base, model = pair()

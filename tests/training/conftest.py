@@ -39,6 +39,6 @@ def tiny(tiny_llama):
     def make(**options):
         torch.manual_seed(0)
         lora = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
-        return TpttModel(TpttConfig(base_model_name=str(tiny_llama), lora_config=lora, **options))
+        return TpttModel(TpttConfig(**{"base_model_name": str(tiny_llama)} | options, lora_config=lora))
 
     return make

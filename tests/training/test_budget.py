@@ -132,6 +132,16 @@ def test_a_teacher_takes_memory_and_time(tiny):
     assert sum(plain.operations) < sum(distilled.operations)
 
 
+def test_far_weights_take_two_passes_over_text(tiny):
+    plain, text, mixed = (
+        budget(tiny.changed(max_self_attn_length=8, **x), "80gb")
+        for x in ({}, {"far_weight": 1.0, "recall_mix": 0.0}, {"far_weight": 1.0})
+    )
+    assert text.parts == plain.parts, "they are done with before the step's own logits are there"
+    more = [sum(x.operations) - sum(plain.operations) for x in (text, mixed)]
+    assert more[0] == pytest.approx(2 * more[1]) and more[0] > 0
+
+
 @pytest.mark.parametrize("changes", [{}, {"memory_only_layers": [0]}, {"layers": [1]}, {"states": "kv_head"}])
 def test_the_cache_is_that_of_the_model(tiny, changes):
     options = tiny.changed(**changes)

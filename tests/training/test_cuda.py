@@ -49,7 +49,15 @@ def test_teachers_and_chosen_layers(material):
         base_model_name=BASE, lora_config=LORA, max_self_attn_length=WINDOW, feature_width=128, layers="auto"
     )
     settings = TrainingSettings(
-        tokens=8 * 2 * LENGTH, length=LENGTH, probe_every=0, distill=0.5, align=0.5, kv_budget=0.5, carry=2, rows=1
+        tokens=8 * 2 * LENGTH,
+        length=LENGTH,
+        probe_every=0,
+        distill=0.5,
+        align=0.5,
+        far_weight=1.0,
+        kv_budget=0.5,
+        carry=2,
+        rows=1,
     )
     converted = convert_and_train(config, material, settings)
     assert converted.choice is not None and all(torch.isfinite(p).all() for p in converted.model.parameters())

@@ -14,6 +14,7 @@ from tptt.training.window import window_alone
 
 WINDOW = 8
 GATES = {"write_weight": 0.6}
+FAR = {"far_weight": 3.0}
 TEACHERS = [{"distill": 0.7}, {"align": 0.3}, {"distill": 0.7, "align": 0.3}]
 
 
@@ -56,7 +57,7 @@ def assert_same(one, other, tolerance=1e-5):
 @pytest.fixture
 def converted(tiny):
     """make(**options): window and LoRA, everything off its start."""
-    return lambda **options: randomize(tiny(max_self_attn_length=WINDOW, **options))
+    return lambda **options: randomize(tiny(**{"max_self_attn_length": WINDOW} | options))
 
 
 @pytest.fixture
@@ -256,7 +257,67 @@ def test_the_teacher_is_the_base_bit_for_bit(tiny_llama, base, batch, tmp_path):
     )
 
 
-@pytest.mark.parametrize("teacher", [{}, GATES, *TEACHERS], ids=str)
+def expected_weights(base, batch, weight):
+    """What `far_weight` makes of the weights of ``batch``, with the base under a mask of our own."""
+    ids, labels = batch["input_ids"], batch["labels"]
+    behind = torch.arange(32)[:, None] - torch.arange(32)
+    seen = (behind >= 0) & (behind < WINDOW)
+    mask = (
+        torch.zeros(32, 32).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None].expand(len(ids), 1, -1, -1)
+    )
+    with torch.no_grad():
+        whole, near = (base(ids, attention_mask=m).logits[:, :-1].log_softmax(-1) for m in (None, mask))
+    weights = batch["loss_weights"].clone()
+    for row in range(len(ids)):
+        if (batch["stated"][row] == -1).all():
+            at = [t for t in range(31) if labels[row, t + 1] != IGNORE]
+            gains = [float((whole - near)[row, t, labels[row, t + 1]]) for t in at]
+            found = [1 + weight * min(4.0, max(0.0, x)) for x in gains]
+            for t, x in zip(at, found, strict=True):
+                weights[row, t + 1] *= x * len(found) / sum(found)
+    return weights
+
+
+@pytest.fixture
+def far_batch(batch):
+    """Rows 1 and 3 state something, 0 and 2 are text; a target of row 2 does not count."""
+    batch["labels"][2, 20] = IGNORE
+    return batch
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_text_weighs_by_what_the_base_sees_beyond_the_window(converted, base, far_batch, tmp_path, pieces):
+    """LoRA, memory and dropout have moved away from the base: they do not count."""
+    for parameter in base.parameters():  # a random base of this size sees next to nothing in its context
+        parameter.data *= 3
+    base.save_pretrained(tmp_path / "loud")
+    model = converted(base_model_name=str(tmp_path / "loud"))
+    run = ConversionTrainer(model=model, args=arguments(tmp_path), far_weight=2.0, carry=pieces)
+    seen, compute = [], run.compute_loss
+    run.compute_loss = lambda m, x, **k: seen.append(x["loss_weights"]) or compute(m, x, **k)
+    run.training_step(model, dict(far_batch), num_items_in_batch=torch.tensor(50))
+    expected, got = expected_weights(base, far_batch, 2.0), torch.cat(seen, 1)
+    counted = far_batch["labels"][:, 1:] != IGNORE
+    torch.testing.assert_close(got[:, 1:][counted], expected[:, 1:][counted], rtol=1e-3, atol=1e-4)
+    assert torch.equal(got[1::2], far_batch["loss_weights"][1::2]), "a recall row keeps its weights"
+    assert got[0].max() > 1.2 > 0.9 > got[0, 1:].min(), "nothing is told from far"
+    assert model.training
+
+
+def test_no_weight_of_far_context_calls_no_teacher(converted, rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "as_base", None)
+    recalls = rows(recall_share=1.0)
+    trained(converted(), recalls, tmp_path, teacher={"far_weight": 1.0})
+    trained(converted(), rows(), tmp_path)
+
+
+def test_rows_of_users_that_say_nothing_weigh_too(converted, rows, tmp_path):
+    plain = [{k: row[k] for k in ("input_ids", "labels")} for row in rows()]
+    runs = [trained(converted(), plain, tmp_path, teacher={"far_weight": w}) for w in (0.0, 4.0)]
+    assert runs[0][0] != runs[1][0] and runs[0][0] == pytest.approx(runs[1][0], rel=0.1)
+
+
+@pytest.mark.parametrize("teacher", [{}, GATES, FAR, *TEACHERS], ids=str)
 def test_accumulation_gives_the_same_loss_and_gradients(converted, rows, tmp_path, teacher):
     found = rows()
     whole = trained(converted(), found, tmp_path, teacher=teacher, per_device_train_batch_size=8)
@@ -266,7 +327,7 @@ def test_accumulation_gives_the_same_loss_and_gradients(converted, rows, tmp_pat
     assert_same(whole, parts)
 
 
-@pytest.mark.parametrize("teacher", [GATES, *TEACHERS], ids=str)
+@pytest.mark.parametrize("teacher", [GATES, FAR, *TEACHERS], ids=str)
 def test_gradient_checkpointing_gives_the_same_gradients(converted, rows, tmp_path, teacher):
     found = rows()
     plain = trained(converted(), found, tmp_path, teacher=teacher)
@@ -380,6 +441,8 @@ def test_rates_of_memory_and_lora(converted, rows, tmp_path):
 def test_what_cannot_be_taught_or_carried(converted, rows, batch, tmp_path, base):
     with pytest.raises(ValueError, match="need a model with a memory"):
         ConversionTrainer(model=base, args=arguments(tmp_path), distill=1.0)
+    with pytest.raises(ValueError, match="whole context with the window: set max_self_attn_length"):
+        ConversionTrainer(model=converted(max_self_attn_length=None), args=arguments(tmp_path), far_weight=1.0)
     with pytest.raises(ValueError, match="gradient_checkpointing takes away"):
         ConversionTrainer(model=converted(), args=arguments(tmp_path, gradient_checkpointing=True), carry=2)
     with pytest.raises(ValueError, match="rows of 32 tokens cannot be carried in 3 pieces"):

@@ -270,7 +270,7 @@ def recomputes(options: RunOptions) -> bool:
 def _operations(options: RunOptions, survey: Survey, length: int) -> tuple[float, float]:
     """Per token of training, in the base and in the memory (float32): 2 per parameter forward; 2 backward, through the base
     as well, where it is frozen; 2 for the gradients of what trains; the forward pass again for recomputed activations; the
-    base's own for a teacher."""
+    base's own for a teacher, for far weights twice on text."""
     settings, parameters = options.training, survey.parameters
     recurrence = softmax = whole = 0.0
     for module in carriers(survey.model):
@@ -286,4 +286,6 @@ def _operations(options: RunOptions, survey: Survey, length: int) -> tuple[float
     base += 2 * (parameters.lora if options.lora_rank else parameters.active)
     if settings.distill or settings.align:
         base += 2 * parameters.active + whole
+    if settings.far_weight:  # with the whole context and with the window
+        base += (1 - settings.recall_mix) * (2 * 2 * parameters.active + whole + softmax)
     return base, memory

@@ -96,7 +96,15 @@ class TrainingSettings:
             check_kv_budget(self.kv_budget)
         elif self.kv_length is not None:
             raise ValueError("kv_length says where kv_budget is counted: set kv_budget as well")
-        for name in ("answer_weight", "filler_weight", "write_weight", "stated_weight", "distill", "align", "far_weight"):
+        for name in (
+            "answer_weight",
+            "filler_weight",
+            "write_weight",
+            "stated_weight",
+            "distill",
+            "align",
+            "far_weight",
+        ):
             _check(name, getattr(self, name), 0, None)
         _check("recall_mix", self.recall_mix, 0, 1)
         for name, most in (("lr", None), ("memory_lr", None), ("mag_start", 1), ("stop_at_recall", 1)):
