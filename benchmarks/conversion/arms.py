@@ -132,6 +132,7 @@ RECORDS = {
         settings={"lr": 5e-3, "memory_lr": 5e-3, "answer_weight": 1.0, "filler_weight": 1.0} | _AS_BEFORE,
     ),
 }
+_FADED = {"write_floor": 0.0}
 _TOLD = {"write_steps": None}
 _EQUAL = _TOLD | {"stated_weight": 1.0}
 _HALF = _EQUAL | {"lr": 2.5e-3, "memory_lr": 1e-2}
@@ -148,6 +149,11 @@ def _narrow(
 
 
 INGREDIENTS = {
+    "told no more": Arm("write gates are told less and less, and in the end nothing", settings=_FADED),
+    **{
+        f"told no more, no {name}": Arm(f"the same, {name} held out of training", settings=_FADED, without=name)
+        for name in FORMATS
+    },
     "told to the end": Arm("write gates are told what to write up to the last step", settings=_TOLD),
     "told to the end, no records": Arm("the same, records held out of training", settings=_TOLD, without="records"),
     "told evenly": Arm("and facts weigh as much as the rest in that; all below begin from it", settings=_EQUAL),

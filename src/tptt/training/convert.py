@@ -175,7 +175,7 @@ def train(
         }  # fmt: skip
         trainer = ConversionTrainer(
             model=model, args=TrainingArguments(**options | (arguments or {})), train_dataset=rows, callbacks=callbacks,
-            write_weight=settings.write_weight, stated_weight=settings.stated_weight, write_steps=settings.write_steps, distill=settings.distill, align=settings.align, far_weight=settings.far_weight, carry=settings.carry, rates=(settings.lr, settings.memory_lr),
+            write_weight=settings.write_weight, stated_weight=settings.stated_weight, write_steps=settings.write_steps, write_floor=settings.write_floor, distill=settings.distill, align=settings.align, far_weight=settings.far_weight, carry=settings.carry, rates=(settings.lr, settings.memory_lr),
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)

@@ -54,9 +54,7 @@ def write_loss(gates: Sequence[tuple[int, torch.Tensor]], stated: torch.Tensor, 
     return total * 2 / (1 + stated_weight) / sum(width for width, _ in gates)
 
 
-def far_weights(window: torch.Tensor, whole: torch.Tensor, counts: torch.Tensor, weight: float) -> torch.Tensor:
-    """Weights of targets [N, T] whose cross entropy in nats the base has as ``window`` [N, T] from its window and as
-    ``whole`` from its whole context: 1 + ``weight`` times the nats, 0 to 4, that what lies beyond the window tells it,
-    scaled to a mean of 1 in each row over those that ``counts`` [N, T] (bool)."""
-    found = 1 + weight * (window - whole).clamp(0, _MOST_NATS)
-    return found * counts.sum(1, keepdim=True) / (found * counts).sum(1, keepdim=True).clamp_min(1e-12)
+def told_from_far(window: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """Nats, 0 to 4, that a base's whole context tells it of tokens whose cross entropy it has as ``window`` [N, T] from a
+    window and as ``whole`` [N, T] from all."""
+    return (window - whole).clamp(0, _MOST_NATS)

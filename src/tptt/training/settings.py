@@ -29,14 +29,16 @@ class TrainingSettings:
         write_weight: weight in the loss of the write gates' own one: what a recall row states is to be written, the rest not.
         stated_weight: in that, weight of what is stated over that of the rest. A gate that was not taught a form of text is
             in doubt there, and a fact that is not written is lost, while a filler word that is costs little.
-        write_steps: optimizer steps after which ``write_weight`` falls, to 0 in as many again; None: it stays. Gates that are told
-            for long know the forms they are taught in, and take others for filler.
+        write_steps: optimizer steps after which ``write_weight`` falls, by all of it in as many again; None: it stays. Gates that
+            are told for long know the forms they are taught in, and take others for filler.
+        write_floor: part of ``write_weight`` below which it does not fall, in [0, 1]. Gates that are told nothing forget what to
+            leave out, which long rows bring to light.
         spread_width: give layers memories as wide as what the base needs from beyond their window (`spread_width`); the mean
             stays ``feature_width``.
         distill: weight of the KL divergence of the base's predictions, with its whole context, from the model's.
         align: weight of the distance between what the layers give out and what the base's own give out, beyond the window.
         far_weight: what a nat adds to the weight of a token of text by which the base predicts it better from its whole context
-            than from the window; weights keep a mean of 1 in a row.
+            than from the window.
         carry: pieces of ``length`` tokens that a row has; state and window go on from piece to piece, gradients do not.
         mag_start: mu of the first step where it is to rise from there to the configuration's ``mag_weight``; None leaves it.
         mag_steps: steps of that rise.
@@ -69,6 +71,7 @@ class TrainingSettings:
     write_weight: float = 0.5
     stated_weight: float = 3.0
     write_steps: int | None = 512
+    write_floor: float = 0.25
     spread_width: bool = True
     distill: float = 0.0
     align: float = 0.0
@@ -106,7 +109,8 @@ class TrainingSettings:
             "far_weight",
         ):
             _check(name, getattr(self, name), 0, None)
-        _check("recall_mix", self.recall_mix, 0, 1)
+        for name in ("recall_mix", "write_floor"):
+            _check(name, getattr(self, name), 0, 1)
         for name, most in (("lr", None), ("memory_lr", None), ("mag_start", 1), ("stop_at_recall", 1)):
             if getattr(self, name) is not None:
                 _check(name, getattr(self, name), 0, most)

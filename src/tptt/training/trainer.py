@@ -14,7 +14,7 @@ from tptt.data import IGNORE
 from tptt.evaluation.perplexity import next_token_losses
 from tptt.surgery import as_base, attention_outputs, memories, write_gates
 
-from .losses import attention_distance, far_weights, kl_from_base, write_loss
+from .losses import attention_distance, kl_from_base, told_from_far, write_loss
 from .optim import parameter_groups
 
 
@@ -27,11 +27,12 @@ class ConversionTrainer(Trainer):
     Args:
         write_weight: weight of the learned write gates' cross entropy (`write_loss`) where rows say what they state.
         stated_weight: in that, weight of what they state over that of the rest.
-        write_steps: optimizer steps after which ``write_weight`` falls, to 0 in as many again; None: it stays.
+        write_steps: optimizer steps after which ``write_weight`` falls, by all of it in as many again; None: it stays.
+        write_floor: part of ``write_weight`` below which it does not fall.
         distill: weight of KL(base || model) in nats per token.
         align: weight of the distance between the layers' attention outputs and the base's, beyond the window.
-        far_weight: what a nat adds to the weight of a token of text by which the base's whole context predicts it better than
-            its window does (`far_weights`). Rows that state something keep their weights.
+        far_weight: what a nat adds to the weight of a token of text by which the base predicts it better from its whole context
+            than from the window (`told_from_far`). Rows that state something keep their weights.
         carry: pieces a row is cut into. The cache, its state included, goes on from piece to piece; gradients end there
             (truncated backpropagation), so that a row needs the memory of one piece. The first token of a piece is
             predicted by none. The teacher reads the pieces with a cache of its own, which holds the whole row.
@@ -46,11 +47,12 @@ class ConversionTrainer(Trainer):
     """
 
     def __init__(
-        self, *args, write_weight: float = 0.0, stated_weight: float = 1.0, write_steps: int | None = None, distill: float = 0.0, align: float = 0.0, far_weight: float = 0.0, carry: int = 1, rates: tuple[float | None, float | None] | None = None,
+        self, *args, write_weight: float = 0.0, stated_weight: float = 1.0, write_steps: int | None = None, write_floor: float = 0.0, distill: float = 0.0, align: float = 0.0, far_weight: float = 0.0, carry: int = 1, rates: tuple[float | None, float | None] | None = None,
         **kwargs,
     ) -> None:  # fmt: skip
         super().__init__(*args, **kwargs)
-        self.write_weight, self.stated_weight, self.write_steps = write_weight, stated_weight, write_steps
+        self.write_weight, self.stated_weight = write_weight, stated_weight
+        self.write_steps, self.write_floor = write_steps, write_floor
         self.distill, self.align, self.far_weight, self.carry, self.rates = distill, align, far_weight, carry, rates
         found = memories(self.model)
         if (distill or align) and not found:
@@ -122,12 +124,12 @@ class ConversionTrainer(Trainer):
         """What ``write_weight`` has come to at this step."""
         if self.write_steps is None:
             return self.write_weight
-        return self.write_weight * min(1.0, max(0.0, 2 - self.state.global_step / self.write_steps))
+        return self.write_weight * min(1.0, max(self.write_floor, 2 - self.state.global_step / self.write_steps))
 
     def _far_weighted(self, model, inputs):
         """``inputs`` with the weights of ``far_weight``."""
         labels = inputs["labels"]
-        weights = inputs.get("loss_weights", torch.ones_like(labels, dtype=torch.float32))
+        weights = inputs.get("loss_weights", torch.ones_like(labels, dtype=torch.float32)).clone()
         stated = inputs.get("stated")
         text = (torch.full_like(labels, -1) if stated is None else stated).eq(-1).all(1).nonzero()[:, 0]
         if not len(text) and self.accelerator.num_processes == 1:
@@ -135,9 +137,8 @@ class ConversionTrainer(Trainer):
         rows = text if len(text) else text.new_zeros(1)  # all processes make the same calls
         told = {k: x[rows] for k, x in inputs.items() if k not in ("labels", "loss_weights", "stated")}
         whole, near = (self._base_losses(model, told, labels[rows], window) for window in (False, True))
-        weights = weights.clone()
         if len(text):
-            weights[text, 1:] *= far_weights(near, whole, labels[text, 1:] != IGNORE, self.far_weight)
+            weights[text, 1:] *= 1 + self.far_weight * told_from_far(near, whole)
         return {**inputs, "loss_weights": weights}
 
     def _base_losses(self, model, inputs, labels: torch.Tensor, window: bool) -> torch.Tensor:
