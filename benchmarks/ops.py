@@ -26,7 +26,7 @@ from tptt.evaluation import markdown_table
 from tptt.ops import available_backends, delta_rule, delta_rule_step
 
 from .memory import peak_units
-from .timing import interleaved, machine, write_section
+from .timing import interleaved, machine, processor, write_section
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 SHAPES = ((16, 64), (8, 128))  # H, D
@@ -282,7 +282,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--original", metavar="PYTHON", help="a Python with tptt==0.12.1 installed")
-    parser.add_argument("--write", action="store_true", help=f"put the tables into {RESULTS.name}")
+    parser.add_argument("--write", action="store_true", help=f"put the tables into {RESULTS.name}, by machine")
     parser.add_argument("--quick", action="store_true", help="short lengths only: does it run?")
     args = parser.parse_args()
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
@@ -296,7 +296,7 @@ def main() -> None:
         parts.append(part)
     parts.append(f"The run took {(time.monotonic() - start) / 60:.0f} minutes.")
     if args.write:
-        write_section(RESULTS, f"Operators, {args.device.upper()}", "\n\n".join(parts))
+        write_section(RESULTS, f"Operators, {processor(args.device)}", "\n\n".join(parts))
 
 
 if __name__ == "__main__":

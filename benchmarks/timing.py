@@ -53,11 +53,13 @@ def machine(device: str = "cpu") -> str:
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
     ).stdout.strip()
-    name = torch.cuda.get_device_name() if device == "cuda" else _processor()
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, commit {commit or 'unknown'}"
+    return f"{processor(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}, commit {commit or 'unknown'}"
 
 
-def _processor() -> str:
+def processor(device: str = "cpu") -> str:
+    """Name of the processor or GPU."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -133,6 +133,7 @@ RECORDS = {
     ),
 }
 _FADED = {"write_floor": 0.0}
+_FAR = {"far_weight": 1.0}
 _TOLD = {"write_steps": None}
 _EQUAL = _TOLD | {"stated_weight": 1.0}
 _HALF = _EQUAL | {"lr": 2.5e-3, "memory_lr": 1e-2}
@@ -179,6 +180,16 @@ INGREDIENTS = {
     "sign-split": _narrow("features SiLU([Px, -Px]), which begin there too", {"feature_map": "sign_split"}),
     "4 rows": _narrow("half as many steps, of twice as many rows", settings={"rows": 4}),
     "mix .375": _narrow("fewer recall rows", settings={"recall_mix": 0.375}),
+    "text by default": Arm("no recall rows", settings={"recall_mix": 0.0}),
+    "text, far weighted": Arm(
+        "and tokens weigh by what the base's whole context tells of them", settings={"recall_mix": 0.0} | _FAR
+    ),
+    "text, far weighted more": Arm("three times as much", settings={"recall_mix": 0.0, "far_weight": 3.0}),
+    "far weighted": Arm("recall rows and far weighted text", settings=_FAR),
+    **{
+        f"far weighted, no {name}": Arm(f"the same, {name} held out of training", settings=_FAR, without=name)
+        for name in FORMATS
+    },
     "text alone": _narrow("no recall rows", settings={"recall_mix": 0.0}),
     "equal weights": _narrow("recall rows weigh as text does", settings={"answer_weight": 1.0, "filler_weight": 1.0}),
     "one rate": _narrow("5e-3 for LoRA and memory", settings={"memory_lr": 5e-3, "lr": 5e-3}),

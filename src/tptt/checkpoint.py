@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
@@ -51,11 +52,17 @@ class CheckpointMixin(_Model):
     """`save_pretrained` and `from_pretrained` of TpttModel."""
 
     def own_state_dict(self, state_dict=None) -> dict:
-        """What is not the base's: the memory, LoRA and everything else that trains."""
+        """What is not the base's: the memory, LoRA and everything else that trains. Sharded tensors stay sharded."""
         trained = {n for n, p in self.named_parameters() if p.requires_grad}
         state_dict = self.state_dict() if state_dict is None else state_dict
         parts = (".liza.", "lora_", ".modules_to_save.")
         return {k: v for k, v in state_dict.items() if k in trained or any(p in k for p in parts)}
+
+    def whole_state_dict(self) -> dict:
+        """What `save_pretrained` writes, of weights that FSDP2 has sharded the whole: for all processes to call together."""
+        full = self.config.lora_config is None or self.config.weights_format == "full"
+        found = self.state_dict() if full else self.own_state_dict()
+        return {k: x.full_tensor() if isinstance(x, DTensor) else x for k, x in found.items()}
 
     def save_pretrained(self, save_directory, state_dict=None, **kwargs) -> None:
         """Save to a folder (or, with ``push_to_hub=True``, to the hub).

@@ -1,4 +1,4 @@
-"""Trains a converted model for a few steps and writes losses and norms; run alone or by torchrun on two ranks.
+"""Trains a converted model for a few steps, saves it and writes losses and norms; run alone or by torchrun on two ranks.
 
     torchrun --nproc-per-node 2 distributed_worker.py BASE OUT KIND    (KIND: trainer, conversion or fsdp2)
 
@@ -96,7 +96,9 @@ def main(base: str, out: str, kind: str) -> None:
     set_seed(0)
     model = randomize(TpttModel(TpttConfig(base_model_name=base, lora_config=LORA, max_self_attn_length=6)))
     wrapped, log = with_fsdp2(model) if kind == "fsdp2" else with_trainer(model, out, kind == "conversion")
+    weights = model.whole_state_dict()
     if RANK == 0:
+        model.save_pretrained(f"{out}-model", state_dict=weights)
         Path(out).write_text(json.dumps({"wrapped": wrapped, "log": log}))
     if RANKS > 1:
         dist.barrier()  # a rank that leaves first tears the connection down under the other

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.families.models import build
 from tests.torchrun import torchrun
+from tptt import TpttModel
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 
@@ -30,3 +32,10 @@ def test_two_ranks_equal_one_process(tmp_path, kind, wrapper):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
     assert len({x["loss"] for x in got["log"]}) == 3
+    saved = [TpttModel.from_pretrained(tmp_path / f"{ranks}.json-model") for ranks in (1, 2)]
+    alone, together = (model.own_state_dict() for model in saved)
+    assert alone.keys() == together.keys()
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value, rtol=0.05, atol=2e-3, msg=lambda m, n=name: f"{n}: {m}")
+    configs = [(tmp_path / f"{ranks}.json-model" / "config.json").read_text() for ranks in (1, 2)]
+    assert configs[0] == configs[1]

@@ -137,9 +137,11 @@ def convert_and_train(
     converted.history = train(model, material, settings, length, out, [probe, *callbacks], arguments, resume)
     converted.seconds = time.perf_counter() - start
     converted.looks, converted.warnings = probe.looks, probe.warnings
-    if out is not None and is_first():
-        model.save_pretrained(out)
-        tokenizer.save_pretrained(out)
+    if out is not None:
+        weights = model.whole_state_dict()  # where they are sharded, each process has its part
+        if is_first():
+            model.save_pretrained(out, state_dict=weights)
+            tokenizer.save_pretrained(out)
     wait()
     return converted
 
