@@ -171,6 +171,31 @@ def test_a_convolution_begins_as_none():
     assert torch.equal(features(seen)[:, :4], features(late)[:, :4])
 
 
+def test_a_second_write_begins_next_to_nothing_and_can_take_the_first_back():
+    config = TpttConfig(base_model_name=str(BASE), max_self_attn_length=16, feature_width=64)
+    model, ids = TpttModel(config, dtype=torch.float32), torch.arange(2, 50)[None]
+    with torch.no_grad():
+        before = model(input_ids=ids, use_cache=False).logits
+        arms.second_write(model)
+        after = model(input_ids=ids, use_cache=False).logits
+        assert 1e-2 < (after - before).abs().max() < 0.2 * before.abs().max()
+        for memory in memories(model):
+            memory.second_write.gate.bias.fill_(-50.0)
+        torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, before, rtol=1e-3, atol=1e-3)
+        memory = memories(model)[0]
+        memory.second_write.gate.bias.fill_(50.0)
+        memory.second_write.of_values.zero_()
+        mask = torch.ones(2, 5, dtype=torch.bool)
+        mask[1, 3:] = False
+        (width, _), hidden = memory.widths, memory.write_gate.weight.shape[1]
+        k, v = torch.randn(2, 2, 5, memory.kv_heads, width)
+        writes = memory.writes(torch.randn(2, 5, hidden), k, v, mask)
+        assert writes.k.shape[2] == 2 and not writes.beta[1, 3:].any()
+        for key in writes.k[:, 2:3, 0], writes.k[:, 2:3, 1]:  # of the last token that writes in both rows
+            state = writes.map(lambda x: x[:, :3]).run(writes.k[:, :3, 0], None)[1]
+            assert torch.einsum("bthk,bhkv->bthv", key, state).abs().max() < 1e-4
+
+
 def test_clamped_sinks_are_as_far_as_in_a_cache_that_numbers_what_it_holds(tmp_path):
     torch.manual_seed(0)
     base = LlamaForCausalLM(

@@ -17,6 +17,7 @@ from tptt.surgery import memories
 from tptt.surgery.hooks import carriers
 from tptt.training.window import window_alone
 
+from .second_write import second_write
 from .sinks import clamped_sinks
 
 FORMATS = ("records", "passkey", "identifiers")
@@ -201,6 +202,9 @@ INGREDIENTS = {
     "decay": _narrow("gated delta rule", {"operator": "gated_delta_rule"}),
     "KDA": _narrow("a decay per channel", {"operator": "kda"}),
     "DeltaProduct": _narrow("virtual tokens", {"operator": "delta_product"}),
+    "DeltaProduct, learned": _narrow(
+        "a second write with a key, a value and a gate of its own", change=second_write, cached=False
+    ),
     "state per query head": _narrow("twice the states", {"states": "query_head"}),
     "mu from .1": _narrow("both branches begin at .9 and .1", {"mag_weight": 0.1}),
     "short convolution": _narrow(

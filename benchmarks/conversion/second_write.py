@@ -1,0 +1,50 @@
+"""DeltaProduct with a learned second write. Legend: B rows, T tokens, H states, D width of keys, V of values."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from tptt.memory import LinearMemory
+from tptt.surgery import memories
+
+_SELDOM = -3.0  # bias of the gate: .05 of a write at the start
+
+
+class SecondWrite(nn.Module):
+    """Key and value of a token's second write, linear maps of the first's that begin as the identity, and how much of it is
+    written (DeltaProduct, arXiv 2502.10297, has projections of their own for each write)."""
+
+    def __init__(self, memory: LinearMemory, hidden: int) -> None:
+        super().__init__()
+        if memory.states != memory.kv_heads:
+            raise ValueError("a second write is for one state per key/value head")
+        self.of_keys, self.of_values = (nn.Parameter(torch.eye(w).repeat(memory.states, 1, 1)) for w in memory.widths)
+        self.gate = nn.Linear(hidden, memory.states)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.constant_(self.gate.bias, _SELDOM)
+
+    def forward(self, hidden: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None):
+        """Key [B, T, H, D], value [B, T, H, V] and strength [B, T, H] for the layer's input and its k and v."""
+        k, v = (torch.einsum("bthi,hij->bthj", x.float(), m) for x, m in ((k, self.of_keys), (v, self.of_values)))
+        beta = torch.sigmoid(self.gate(hidden.float()))
+        return k, v, beta if mask is None else beta * mask[..., None]
+
+
+def _both(memory: LinearMemory, first, hidden, k, v, mask, taps=None, seen=None):
+    """What ``first``, the memory's own `writes`, makes of the tokens, and after each the second write."""
+    writes = first(hidden, k, v, mask, taps, seen)
+    k, v, beta = memory.second_write(hidden, k, v, mask)
+    more = memory.key_features(k), v, beta
+    k, v, beta = (torch.stack(pair, 2) for pair in zip(writes[:3], more, strict=True))
+    return writes._replace(k=k, v=v, beta=beta)
+
+
+def second_write(model: nn.Module) -> None:
+    """Give every memory of ``model`` a learned second write; for whole sequences only, no cache carries it."""
+    for memory in memories(model):
+        memory.second_write = SecondWrite(memory, memory.write_gate.weight.shape[1]).to(memory.output_scale.device)
+        memory.writes = partial(_both, memory, memory.writes)
+        memory.one_call = False
