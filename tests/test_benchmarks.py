@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.conversion import arms, bench
+from benchmarks.conversion import arms, bench, half_life
 from benchmarks.conversion import report as conversion_report
 from benchmarks.families import examine, report
 from benchmarks.generation import build, step_bytes
@@ -20,6 +20,7 @@ from tptt.assets import BASE
 from tptt.evaluation import markdown_table
 from tptt.memory.features import MAPS
 from tptt.surgery import memories
+from tptt.training.lora import lora_config
 from tptt.training.planner import MEASURES, Curves
 
 ROOT = Path(__file__).parents[1]
@@ -169,6 +170,31 @@ def test_a_convolution_begins_as_none():
     seen = torch.randn(1, 6, 2, 32)
     late = torch.cat([seen[:, :4], torch.randn(1, 2, 2, 32)], 1)
     assert torch.equal(features(seen)[:, :4], features(late)[:, :4])
+
+
+def test_decays_begin_at_the_distance_that_the_base_looks_back(monkeypatch):
+    even = torch.ones(1, 1, 4, 4).tril() / torch.arange(1, 5)[:, None]  # sees 0, 0.5, 1 and 1.5 tokens back
+    assert half_life.mean_distances(even).tolist() == [0.75]
+    straight = torch.diag(torch.ones(3), -1)[None, None].expand(2, 3, -1, -1)  # one back, where there is one
+    assert half_life.mean_distances(straight).tolist() == [0.75] * 3
+    monkeypatch.setattr(half_life, "_LENGTH", 64)
+    lora = lora_config(AutoModelForCausalLM.from_pretrained(BASE))
+    config = TpttConfig(
+        base_model_name=str(BASE),
+        lora_config=lora,
+        max_self_attn_length=16,
+        feature_width=64,
+        operator="gated_delta_rule",
+    )
+    model = TpttModel(config, dtype=torch.float32)
+    half_life.half_life_by_distance(model)
+    for memory in memories(model):
+        left = torch.sigmoid(memory.decay_gate.bias.detach())
+        lives = -0.6931 / left.log()
+        assert ((1 < lives) & (lives < 33)).all() and lives.shape == (memory.states,)
+    assert len({round(memory.decay_gate.bias[0].item(), 3) for memory in memories(model)}) == 4
+    assert model.backbone.config._attn_implementation == "sdpa"
+    model(input_ids=torch.arange(2, 50)[None]).logits.sum().backward()
 
 
 def test_a_second_write_begins_next_to_nothing_and_can_take_the_first_back():

@@ -17,6 +17,7 @@ from tptt.surgery import memories
 from tptt.surgery.hooks import carriers
 from tptt.training.window import window_alone
 
+from .half_life import half_life_by_distance
 from .second_write import second_write
 from .sinks import clamped_sinks
 
@@ -200,6 +201,11 @@ INGREDIENTS = {
     "mu per head": _narrow("mu does not depend on the token", {"mix_gate": "head"}),
     "beta of keys": _narrow("write gate without parameters", {"write_gate": "k"}),
     "decay": _narrow("gated delta rule", {"operator": "gated_delta_rule"}),
+    "decay by distance": _narrow(
+        "its half-life begins at the mean distance that the base's heads look back",
+        {"operator": "gated_delta_rule"},
+        change=half_life_by_distance,
+    ),
     "KDA": _narrow("a decay per channel", {"operator": "kda"}),
     "DeltaProduct": _narrow("virtual tokens", {"operator": "delta_product"}),
     "DeltaProduct, learned": _narrow(
