@@ -191,7 +191,7 @@ def test_decays_begin_at_the_distance_that_the_base_looks_back(monkeypatch):
     for memory in memories(model):
         left = torch.sigmoid(memory.decay_gate.bias.detach())
         lives = -0.6931 / left.log()
-        assert ((1 < lives) & (lives < 33)).all() and lives.shape == (memory.states,)
+        assert ((lives > 1) & (lives < 33)).all() and lives.shape == (memory.states,)
     assert len({round(memory.decay_gate.bias[0].item(), 3) for memory in memories(model)}) == 4
     assert model.backbone.config._attn_implementation == "sdpa"
     model(input_ids=torch.arange(2, 50)[None]).logits.sum().backward()
