@@ -2,9 +2,10 @@ import json
 
 import pytest
 
-from tptt.cli.plan import expectations
+from tptt.cli.plan import changed_recipe, expectations
 from tptt.training import TrainingSettings
 from tptt.training.planner import MEASURES, Curves, NoCurvesError, expect
+from tptt.training.run_file import RunOptions
 
 
 def point(tokens, recall, ratio):
@@ -85,7 +86,7 @@ def test_one_run_has_no_spread(written, curves, tmp_path):
     found = Curves.load(path)
     assert found.at(524_288)["recall_trained"] == (pytest.approx(0.7), None)
     assert found.at(262_144) == curves.at(262_144)
-    assert "recall beyond the window 0.90 (one run), at twice" in expectations(Options, Plan, found)[0]
+    assert "recall beyond the window 0.90 (one run), at twice" in expectations(OPTIONS, Plan, found)[0]
 
 
 def test_without_a_file_it_says_so(tmp_path):
@@ -111,10 +112,22 @@ class Plan:
     parameters = type("P", (), {"base": 1_000_000})
 
 
-class Options:
-    memory = type("M", (), {"max_self_attn_length": 64})
+OPTIONS = RunOptions().changed(max_self_attn_length=64)
 
 
 def test_the_lines_that_are_printed(curves):
-    first, second = expectations(Options, Plan, curves)
+    first, second = expectations(OPTIONS, Plan, curves)
     assert "recall beyond the window 0.90 +- 0.02" in first and "extrapolation: 4,194,304 tokens" in second
+    assert "recipe" not in second
+
+
+def test_another_recipe_is_another_run(curves):
+    same = OPTIONS.changed(rows=8, out="elsewhere", seed=3, tokens=524_288, length=512, data="texts")
+    assert changed_recipe(same) == {}
+    other = same.changed(recall_mix=0.0, far_weight=1.0, operator="kda", lora_rank=4)
+    assert changed_recipe(other) == {"recall_mix": 0.0, "far_weight": 1.0, "operator": "kda", "lora_rank": 4}
+    lines = expectations(other, Plan, curves)
+    assert (
+        "another recipe than the measured one, lora_rank: 4, operator: kda, recall_mix: 0.0, far_weight: 1.0"
+        in lines[1]
+    )

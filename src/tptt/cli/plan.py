@@ -14,7 +14,7 @@ from tptt.training.fitting import ways_to_fit
 from tptt.training.hardware import HARDWARE
 from tptt.training.optim import peak_rates
 from tptt.training.planner import Curves, NoCurvesError, expect
-from tptt.training.run_file import RunOptions, described_keys
+from tptt.training.run_file import RunOptions, described_keys, flat_options
 
 
 def show_keys(console: Console) -> None:
@@ -142,6 +142,20 @@ _MEASURES = {
 }  # fmt: skip
 
 
+_NOT_OF_THE_RECIPE = {
+    "tokens", "length", "max_self_attn_length",  # told in words of their own
+    "base_model_name", "base_model_revision", "base_config", "data", "column", "out", "resume", "save_every", "hardware",
+    "dtype", "attn_implementation", "rows", "accumulate", "probe_every", "stop_at_recall", "kv_length", "bf16",
+    "gradient_checkpointing", "seed",
+}  # fmt: skip
+
+
+def changed_recipe(options: RunOptions) -> dict[str, Any]:
+    """Keys that a result depends on and that are not as by default, as the measured runs were."""
+    default = flat_options(RunOptions())
+    return {k: v for k, v in flat_options(options).items() if k not in _NOT_OF_THE_RECIPE and v != default[k]}
+
+
 def expectations(options: RunOptions, plan: Budget, curves: Curves | None = None) -> list[str]:
     """What the measured curves say of the run, in lines."""
     try:
@@ -149,7 +163,7 @@ def expectations(options: RunOptions, plan: Budget, curves: Curves | None = None
     except NoCurvesError as error:
         return [f"what to expect: {error}"]
     window = options.memory.max_self_attn_length
-    found = expect(curves, plan.tokens, plan.parameters.base, plan.length, window)
+    found = expect(curves, plan.tokens, plan.parameters.base, plan.length, window, changed_recipe(options))
     values = ", ".join(f"{_MEASURES[k]} {_with_spread(*x)}" for k, x in found.values.items())
     lines = [f"what to expect, as measured with {curves.base} at {plan.tokens:,} tokens: {values}"]
     if found.extrapolates:

@@ -57,8 +57,8 @@ def advice(use: BranchUse) -> list[str]:
     if both is not None and window is not None and both < min(window + 0.05, _ENOUGH):
         said.append(
             f"the memory is bypassed: recall beyond the window is {both:.2f} with it and {window:.2f} without (mean mu "
-            f"{mean_mu:.3f}). Let the data need it (recall_mix of .3 or more, answer_weight of 5), raise memory_lr, or "
-            "train longer; a narrower window leaves it more to do"
+            f"{mean_mu:.3f}). Let the data need it (recall_mix of .3 or more, answer_weight of 5; on text alone "
+            "far_weight of 1), raise memory_lr, or train longer; a narrower window leaves it more to do"
         )
     with_memory, without = (use.perplexity[arm] for arm in ("both", "window only"))
     if with_memory is not None and without is not None and with_memory > 1.02 * without:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 # in the package's assets; not imported from there, which stand above this level
@@ -119,7 +120,10 @@ class Expectation:
         return bool(self.reasons)
 
 
-def expect(curves: Curves, tokens: int, parameters: int, length: int, window: int | None) -> Expectation:
+def expect(
+    curves: Curves, tokens: int, parameters: int, length: int, window: int | None,
+    changed: Mapping[str, Any] = MappingProxyType({}),
+) -> Expectation:  # fmt: skip
     """What the measured curves say of a run.
 
     Args:
@@ -128,6 +132,7 @@ def expect(curves: Curves, tokens: int, parameters: int, length: int, window: in
         parameters: of its base.
         length: tokens of its rows.
         window: W; None is none.
+        changed: keys of the recipe that are not as by default, with their values.
     """
     least, most = curves.points[0][0], curves.points[-1][0]
     reasons = []
@@ -147,6 +152,8 @@ def expect(curves: Curves, tokens: int, parameters: int, length: int, window: in
         reasons.append(
             f"a window of 1/{length / window:.3g} of a row, the measured one has 1/{curves.length / curves.window:.3g}"
         )
+    if changed:
+        reasons.append(f"another recipe than the measured one, {', '.join(f'{k}: {v}' for k, v in changed.items())}")
     return Expectation(curves, curves.at(tokens), tuple(reasons))
 
 
