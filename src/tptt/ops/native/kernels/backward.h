@@ -33,46 +33,46 @@ struct BackwardScratch {
 // E [W, V] = T^T (P^T dO + k^ dS').
 inline void through_updates(const TpttProblem& p, const Sizes& z, const Chunk& c, const Kept& kept, BackwardScratch& s) {
   const int width = z.values, row = z.columns;
-  product<Onto::NOTHING>(s.e, width, c.keys, z.keys, 1, s.d_state, width, z.positions, width, z.keys);
+  product<Onto::NOTHING>(c.ahead, s.e, width, c.keys, z.keys, 1, s.d_state, width, z.positions, width, z.keys);
   if (p.g.data) scale_rows(s.e, width, c.until_end, z.positions);
   for (int m = 0; m < z.positions; m += 4) {
     int token = m / z.writes;  // the first that reads any of these four
     for (int g = 0; g < z.groups; g++) {
       int first = g * z.tokens + token;
-      product<Onto::SUM>(s.e + m * width, width, kept.mixing + first * row + m, 1, row, s.d_out + first * width, width,
+      product<Onto::SUM>(c.ahead, s.e + m * width, width, kept.mixing + first * row + m, 1, row, s.d_out + first * width, width,
                          4, width, z.tokens - token);
     }
   }
-  if (p.delta) solve_across(z, kept.a, s.e);
+  if (p.delta) solve_across(z, c, kept.a, s.e);
 }
 
 // dM = Z u^T [W, W] and [G*C, W], with zeros where M has none.
-inline void through_mixing(const TpttProblem& p, const Sizes& z, const Kept& kept, BackwardScratch& s) {
+inline void through_mixing(const TpttProblem& p, const Sizes& z, const Chunk& c, const Kept& kept, BackwardScratch& s) {
   const int width = z.values, row = z.columns;
   transpose(kept.u, width, s.u_across, row, row, width);
   for (int m = 0; p.delta && m < z.positions; m += 4) {
     int columns = reach(z, m + 3);
-    product<Onto::NEGATIVE>(s.d_a + m * row, row, s.e + m * width, width, 1, s.u_across, row, 4, columns, width);
+    product<Onto::NEGATIVE>(c.ahead, s.d_a + m * row, row, s.e + m * width, width, 1, s.u_across, row, 4, columns, width);
     for (int i = m; i < m + 4; i++)
       for (int j = i; j < columns; j++) s.d_a[i * row + j] = 0;
   }
   for (int m = 0; m < z.queries; m += 4) {
     int columns = reach(z, position_of(z, m + 3));
-    product<Onto::NOTHING>(s.d_mixing + m * row, row, s.d_out + m * width, width, 1, s.u_across, row, 4, columns, width);
+    product<Onto::NOTHING>(c.ahead, s.d_mixing + m * row, row, s.d_out + m * width, width, 1, s.u_across, row, 4, columns, width);
     for (int i = m; i < m + 4; i++)
       for (int j = position_of(z, i) + 1; j < columns; j++) s.d_mixing[i * row + j] = 0;
   }
 }
 
 // dX~ = Z S^T and dk^ = u dS'^T.
-inline void through_states(const TpttProblem& p, const Sizes& z, const Kept& kept, BackwardScratch& s) {
+inline void through_states(const TpttProblem& p, const Sizes& z, const Chunk& c, const Kept& kept, BackwardScratch& s) {
   const int width = z.values;
   transpose(kept.state, width, s.state_across, z.keys, z.keys, width);
   transpose(s.d_state, width, s.d_state_across, z.keys, z.keys, width);
   if (p.delta)
-    product<Onto::NEGATIVE>(s.d_read, z.keys, s.e, width, 1, s.state_across, z.keys, z.positions, z.keys, width);
-  product<Onto::NOTHING>(s.d_queries, z.keys, s.d_out, width, 1, s.state_across, z.keys, z.queries, z.keys, width);
-  product<Onto::NOTHING>(s.d_keys, z.keys, kept.u, width, 1, s.d_state_across, z.keys, z.positions, z.keys, width);
+    product<Onto::NEGATIVE>(c.ahead, s.d_read, z.keys, s.e, width, 1, s.state_across, z.keys, z.positions, z.keys, width);
+  product<Onto::NOTHING>(c.ahead, s.d_queries, z.keys, s.d_out, width, 1, s.state_across, z.keys, z.queries, z.keys, width);
+  product<Onto::NOTHING>(c.ahead, s.d_keys, z.keys, kept.u, width, 1, s.d_state_across, z.keys, z.positions, z.keys, width);
 }
 
 // The gradient of the log decays, from what passes each of them; only then the decays' own factors on all gradients.
@@ -136,18 +136,18 @@ inline void through_products(const TpttProblem& p, const Sizes& z, const Chunk& 
     const float *keys = c.keys + n, *writes = s.writes + n, *queries = c.queries + n;
     float *d_read = s.d_read + n, *d_keys = s.d_keys + n, *d_queries = s.d_queries + n;
     for (int m = 0; p.delta && m < z.positions; m += 4) {
-      product<Onto::SUM>(d_read + m * width, width, s.d_a + m * row, row, 1, keys, width, 4, columns, m + 4);
-      product<Onto::SUM>(d_keys + m * width, width, s.d_a + m * row + m, 1, row, writes + m * width, width, 4, columns,
+      product<Onto::SUM>(c.ahead, d_read + m * width, width, s.d_a + m * row, row, 1, keys, width, 4, columns, m + 4);
+      product<Onto::SUM>(c.ahead, d_keys + m * width, width, s.d_a + m * row + m, 1, row, writes + m * width, width, 4, columns,
                          z.positions - m);
     }
     for (int m = 0; m < z.queries; m += 4)
-      product<Onto::SUM>(d_queries + m * width, width, s.d_mixing + m * row, row, 1, keys, width, 4, columns,
+      product<Onto::SUM>(c.ahead, d_queries + m * width, width, s.d_mixing + m * row, row, 1, keys, width, 4, columns,
                          position_of(z, m + 3) + 1);
     for (int m = 0; m < z.positions; m += 4) {
       int token = m / z.writes;
       for (int g = 0; g < z.groups; g++) {
         int first = g * z.tokens + token;
-        product<Onto::SUM>(d_keys + m * width, width, s.d_mixing + first * row + m, 1, row, queries + first * width,
+        product<Onto::SUM>(c.ahead, d_keys + m * width, width, s.d_mixing + first * row + m, 1, row, queries + first * width,
                            width, 4, columns, z.tokens - token);
       }
     }
@@ -187,19 +187,26 @@ inline void retreat(const TpttProblem& p, const Sizes& z, const Chunk& c, Backwa
     if (p.delta) scale_rows(s.e, width, c.since_start, z.positions);
     for (int i = 0; i < z.queries; i++) scale_rows(s.d_out + i * width, width, c.since_start + position_of(z, i), 1);
   }
-  product<Onto::SCALED>(s.d_state, width, c.queries, 1, z.keys, s.d_out, width, z.keys, width, z.queries,
+  product<Onto::SCALED>(c.ahead, s.d_state, width, c.queries, 1, z.keys, s.d_out, width, z.keys, width, z.queries,
                         s.d_state, p.g.data ? c.carried : 1.f);
-  if (p.delta) product<Onto::LESS>(s.d_state, width, s.writes, 1, z.keys, s.e, width, z.keys, width, z.positions);
+  if (p.delta) product<Onto::LESS>(c.ahead, s.d_state, width, s.writes, 1, z.keys, s.e, width, z.keys, width, z.positions);
 }
 
-inline void backward_chunk(const TpttProblem& p, const Sizes& z, Chunk& c, const Kept& kept, BackwardScratch& s) {
+// ``next``: the first token of the chunk that comes then, or below 0.
+inline void backward_chunk(const TpttProblem& p, const Sizes& z, Chunk& c, int64_t next, const Kept& kept, BackwardScratch& s) {
+  c.ahead.forget();
+  if (next >= 0) ask_queries(p, z, c, p.d_o, next, z.value_width);
+  ask_inputs(p, z, c, next);
+  ask_positions(p, z, c, p.d_k, c.start, z.key_width);
+  ask_positions(p, z, c, p.d_v, c.start, z.value_width);
+  ask_queries(p, z, c, p.d_q, c.start, z.key_width);
   load_queries(p, z, c, p.d_o, s.d_out, z.value_width, z.values, 1.f);
   for (int w = 0; p.delta && w < z.positions; w++)
     for (int j = 0; j < z.keys; j += LANES)
       store(s.writes + w * z.keys + j, load(c.keys + w * z.keys + j) * splat(c.beta[w]));
   through_updates(p, z, c, kept, s);
-  through_mixing(p, z, kept, s);
-  through_states(p, z, kept, s);
+  through_mixing(p, z, c, kept, s);
+  through_states(p, z, c, kept, s);
   if (p.g.data) through_decays(p, z, c, kept, s);
   through_products(p, z, c, s);
   store_gradients(p, z, c, s);
@@ -215,15 +222,16 @@ inline void backward_head(const TpttProblem& p, const Sizes& z, Chunk& c, const 
     load_state(z, p.saved + (which * count_of_segments(p) + segment) * of_state, kept[0].state);
     for (int64_t n = first; n < end; n++) {
       const Kept& now = kept[n - first];
-      load_chunk(p, z, b, h, n * z.tokens, n + 1 < end ? (n + 1) * z.tokens : -1, c);
+      load_chunk(p, z, b, h, n * z.tokens, c);
+      c.ahead.forget();
+      ask_inputs(p, z, c, n + 1 < end ? c.start + z.tokens : -1);
       mix(p, z, c, now.a, now.mixing);
       updates(p, z, c, now.a, now.state, now.u);
       if (n + 1 < end) advance(p, z, c, now.u, s.scaled, now.state, kept[n + 1 - first].state);
     }
     for (int64_t n = end - 1; n >= first; n--) {
-      if (n != end - 1) load_chunk(p, z, b, h, n * z.tokens, (n - 1) * z.tokens, c);
-      c.next = (n - 1) * z.tokens;  // the last one is still there from the recomputation
-      backward_chunk(p, z, c, kept[n - first], s);
+      if (n != end - 1) load_chunk(p, z, b, h, n * z.tokens, c);  // the last one is still there from the recomputation
+      backward_chunk(p, z, c, (n - 1) * z.tokens, kept[n - first], s);
     }
   }
   store_state(z, s.d_state, p.d_initial_state + which * of_state);

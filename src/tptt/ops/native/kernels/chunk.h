@@ -55,14 +55,15 @@ struct Chunk {
   double* logs;                                         // [W]: running sum of the log decays
   float *decay, *since_start, *until_end;               // [W, W] lower, [W], [W]; without g unused
   float carried;                                        // gamma
-  int64_t b, h, start, next;                            // batch row, head, first token, that of the chunk to follow
+  int64_t b, h, start;                                  // batch row, head, first token
+  mutable Ahead ahead;                                  // what this chunk will write and the next one read
 
   Chunk(const Sizes& z, Arena& arena)
       : keys(arena.take(int64_t(z.columns) * z.keys)), keys_across(arena.take(int64_t(z.columns) * z.keys)),
         queries(arena.take(int64_t(z.queries) * z.keys)), values(arena.take(int64_t(z.columns) * z.values)),
         beta(arena.take(z.columns)), logs(reinterpret_cast<double*>(arena.take(2 * z.columns))),
         decay(arena.take(int64_t(z.columns) * z.columns)), since_start(arena.take(z.columns)),
-        until_end(arena.take(z.columns)), carried(1.f), b(0), h(0), start(0), next(-1) {}
+        until_end(arena.take(z.columns)), carried(1.f), b(0), h(0), start(0) {}
 };
 
 inline int64_t offset(const TpttTensor& x, int64_t b, int64_t t, int64_t n, int64_t h) {
@@ -92,17 +93,25 @@ inline void store_row(void* data, int64_t at, bool bfloat16, const float* from, 
   }
 }
 
-// Ask for 4 rows of the next chunk, from row `m` of a tensor of positions or of queries on. Rows of one head lie a page or
-// so apart, where the processor does not prefetch by itself; asked for while this chunk's rows are copied (between the
-// products it was slower).
-inline void ahead(const TpttProblem& p, const Sizes& z, const Chunk& c, const TpttTensor& x, int m, bool queries, int width) {
+// Ask for the rows of a tensor of positions, or of queries, of the chunk at ``start``. Rows of one head lie a page or so apart,
+// where the processor does not fetch ahead by itself. Behind the end there is nothing to ask for, which does no harm.
+inline void ask_positions(const TpttProblem& p, const Sizes& z, const Chunk& c, const TpttTensor& x, int64_t start, int width) {
   const int bytes = p.bfloat16 ? 2 : 4;
-  for (int i = m; i < m + 4; i++) {
-    const int64_t t = c.next + (queries ? i % z.tokens : i / z.writes);
-    if (c.next < 0 || t >= p.tokens) return;
-    const int64_t at = queries ? offset(x, c.b, t, 0, c.h * z.groups + i / z.tokens) : offset(x, c.b, t, i % z.writes, c.h);
-    for (int n = 0; n < width * bytes; n += 64) __builtin_prefetch(static_cast<const char*>(x.data) + at * bytes + n);
-  }
+  c.ahead.add(static_cast<const char*>(x.data) + offset(x, c.b, start, 0, c.h) * bytes, z.tokens, x.token * bytes,
+              z.writes, x.write * bytes, width * bytes);
+}
+inline void ask_queries(const TpttProblem& p, const Sizes& z, const Chunk& c, const TpttTensor& x, int64_t start, int width) {
+  const int bytes = p.bfloat16 ? 2 : 4;
+  c.ahead.add(static_cast<const char*>(x.data) + offset(x, c.b, start, 0, c.h * z.groups) * bytes, z.groups,
+              x.head * bytes, z.tokens, x.token * bytes, width * bytes);
+}
+
+// ``next``: the first token of the chunk after this one in the order of the walk, or below 0.
+inline void ask_inputs(const TpttProblem& p, const Sizes& z, const Chunk& c, int64_t next) {
+  if (next < 0 || next >= p.tokens) return;
+  ask_positions(p, z, c, p.k, next, z.key_width);
+  ask_positions(p, z, c, p.v, next, z.value_width);
+  ask_queries(p, z, c, p.q, next, z.key_width);
 }
 
 // Rows [G*C, width] of one tensor of queries; zeros behind the end.
@@ -111,7 +120,6 @@ inline void load_queries(const TpttProblem& p, const Sizes& z, const Chunk& c, c
   for (int g = 0; g < z.groups; g++)
     for (int i = 0; i < z.tokens; i++) {
       float* row = to + int64_t(g * z.tokens + i) * padded;
-      if (i % 4 == 0) ahead(p, z, c, x, g * z.tokens + i, true, width);
       if (c.start + i < p.tokens)
         load_row(x.data, offset(x, c.b, c.start + i, 0, c.h * z.groups + g), p.bfloat16, row, width, factor);
       else
@@ -148,16 +156,11 @@ inline void load_decays(const TpttProblem& p, const Sizes& z, Chunk& c) {
   c.carried = c.since_start[z.positions - 1];
 }
 
-// `next`: the first token of the chunk after this one, in the order of the walk.
-inline void load_chunk(const TpttProblem& p, const Sizes& z, int64_t b, int64_t h, int64_t start, int64_t next, Chunk& c) {
-  c.b = b, c.h = h, c.start = start, c.next = next;
+inline void load_chunk(const TpttProblem& p, const Sizes& z, int64_t b, int64_t h, int64_t start, Chunk& c) {
+  c.b = b, c.h = h, c.start = start;
   for (int w = 0; w < z.positions; w++) {
     int64_t t = start + w / z.writes, n = w % z.writes;
     float *key = c.keys + w * z.keys, *value = c.values + w * z.values;
-    if (w % 4 == 0) {
-      ahead(p, z, c, p.k, w, false, z.key_width);
-      ahead(p, z, c, p.v, w, false, z.value_width);
-    }
     if (t < p.tokens) {
       load_row(p.k.data, offset(p.k, b, t, n, h), p.bfloat16, key, z.key_width);
       load_row(p.v.data, offset(p.v, b, t, n, h), p.bfloat16, value, z.value_width);
@@ -191,10 +194,10 @@ inline void mix(const TpttProblem& p, const Sizes& z, const Chunk& c, float* a, 
     for (int n = 0; n < z.keys; n += 16) {
       int depth = z.keys - n < 16 ? z.keys - n : 16;
       if (n)
-        product<Onto::AFTER>(a + m * row, row, c.keys + m * z.keys + n, z.keys, 1, c.keys_across + n * row, row, 4,
+        product<Onto::AFTER>(c.ahead, a + m * row, row, c.keys + m * z.keys + n, z.keys, 1, c.keys_across + n * row, row, 4,
                              columns, depth);
       else
-        product<Onto::NOTHING>(a + m * row, row, c.keys + m * z.keys, z.keys, 1, c.keys_across, row, 4, columns, depth);
+        product<Onto::NOTHING>(c.ahead, a + m * row, row, c.keys + m * z.keys, z.keys, 1, c.keys_across, row, 4, columns, depth);
     }
     for (int i = m; i < m + 4; i++) {
       for (int j = 0; j < columns; j += LANES) {
@@ -206,7 +209,7 @@ inline void mix(const TpttProblem& p, const Sizes& z, const Chunk& c, float* a, 
   }
   for (int m = 0; m < z.queries; m += 4) {
     int columns = reach(z, position_of(z, m + 3));
-    product<Onto::NOTHING>(mixing + m * row, row, c.queries + m * z.keys, z.keys, 1, c.keys_across, row, 4, columns,
+    product<Onto::NOTHING>(c.ahead, mixing + m * row, row, c.queries + m * z.keys, z.keys, 1, c.keys_across, row, 4, columns,
                            z.keys);
     for (int i = m; i < m + 4; i++) {
       int at = position_of(z, i);
@@ -224,10 +227,10 @@ inline void scale_rows(float* x, int width, const float* factors, int rows) {
 }
 
 // X <- (I + A)^-1 X by substitution in blocks of 4.
-inline void solve(const Sizes& z, const float* a, float* x) {
+inline void solve(const Sizes& z, const Chunk& c, const float* a, float* x) {
   const int row = z.columns, width = z.values;
   for (int m = 0; m < z.positions; m += 4) {
-    if (m) product<Onto::LESS>(x + m * width, width, a + m * row, row, 1, x, width, 4, width, m);
+    if (m) product<Onto::LESS>(c.ahead, x + m * width, width, a + m * row, row, 1, x, width, 4, width, m);
     for (int j = 0; j < width; j += LANES) {
       float* at = x + m * width + j;
       Vec done[4];
@@ -241,12 +244,12 @@ inline void solve(const Sizes& z, const float* a, float* x) {
 }
 
 // X <- (I + A)^-T X.
-inline void solve_across(const Sizes& z, const float* a, float* x) {
+inline void solve_across(const Sizes& z, const Chunk& c, const float* a, float* x) {
   const int row = z.columns, width = z.values, size = z.positions;
   for (int m = size - 4; m >= 0; m -= 4) {
     int after = m + 4;
     if (after < size)
-      product<Onto::LESS>(x + m * width, width, a + after * row + m, 1, row, x + after * width, width, 4, width,
+      product<Onto::LESS>(c.ahead, x + m * width, width, a + after * row + m, 1, row, x + after * width, width, 4, width,
                           size - after);
     for (int j = 0; j < width; j += LANES) {
       float* at = x + m * width + j;
@@ -263,7 +266,7 @@ inline void solve_across(const Sizes& z, const float* a, float* x) {
 // u [W, V]: what the chunk's positions write, given the state before it. `u` may not be c.values.
 inline void updates(const TpttProblem& p, const Sizes& z, const Chunk& c, const float* a, const float* state, float* u) {
   const int width = z.values;
-  if (p.delta) product<Onto::NOTHING>(u, width, c.keys, z.keys, 1, state, width, z.positions, width, z.keys);
+  if (p.delta) product<Onto::NOTHING>(c.ahead, u, width, c.keys, z.keys, 1, state, width, z.positions, width, z.keys);
   for (int i = 0; i < z.positions; i++) {
     Vec beta = splat(c.beta[i]), decay = splat(p.g.data ? c.since_start[i] : 1.f);
     for (int j = 0; j < width; j += LANES) {
@@ -272,7 +275,7 @@ inline void updates(const TpttProblem& p, const Sizes& z, const Chunk& c, const 
       store(u + i * width + j, beta * x);
     }
   }
-  if (p.delta) solve(z, a, u);
+  if (p.delta) solve(z, c, a, u);
 }
 
 // to = gamma from + k^^T u [K, V]; `scaled` [W, V] is scratch space, and may be u.
@@ -281,7 +284,7 @@ inline void advance(const TpttProblem& p, const Sizes& z, const Chunk& c, const 
   for (int i = 0; p.g.data && i < z.positions; i++)
     for (int j = 0; j < z.values; j += LANES)
       store(scaled + i * z.values + j, load(u + i * z.values + j) * splat(c.until_end[i]));
-  product<Onto::SCALED>(to, z.values, c.keys, 1, z.keys, p.g.data ? scaled : u, z.values, z.keys, z.values, z.positions,
+  product<Onto::SCALED>(c.ahead, to, z.values, c.keys, 1, z.keys, p.g.data ? scaled : u, z.values, z.keys, z.values, z.positions,
                         from, p.g.data ? c.carried : 1.f);
 }
 

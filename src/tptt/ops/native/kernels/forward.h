@@ -19,11 +19,11 @@ struct ForwardScratch {
 // o [G*C, V] = q~ S + P u, in the caller's layout.
 inline void read_out(const TpttProblem& p, const Sizes& z, const Chunk& c, const ForwardScratch& s) {
   const int width = z.values, row = z.columns;
-  product<Onto::NOTHING>(s.out, width, c.queries, z.keys, 1, s.state, width, z.queries, width, z.keys);
+  product<Onto::NOTHING>(c.ahead, s.out, width, c.queries, z.keys, 1, s.state, width, z.queries, width, z.keys);
   for (int m = 0; m < z.queries; m += 4) {
     if (p.g.data)
       for (int i = m; i < m + 4; i++) scale_rows(s.out + i * width, width, c.since_start + position_of(z, i), 1);
-    product<Onto::SUM>(s.out + m * width, width, s.mixing + m * row, row, 1, s.u, width, 4, width,
+    product<Onto::SUM>(c.ahead, s.out + m * width, width, s.mixing + m * row, row, 1, s.u, width, 4, width,
                        position_of(z, m + 3) + 1);
   }
   for (int g = 0; g < z.groups; g++)
@@ -38,7 +38,10 @@ inline void forward_head(const TpttProblem& p, const Sizes& z, Chunk& c, Forward
   for (int64_t n = 0; n < chunks; n++) {
     if (p.saved && n % p.segment == 0)
       store_state(z, s.state, p.saved + (which * count_of_segments(p) + n / p.segment) * of_state);
-    load_chunk(p, z, b, h, n * z.tokens, (n + 1) * z.tokens, c);
+    load_chunk(p, z, b, h, n * z.tokens, c);
+    c.ahead.forget();
+    ask_queries(p, z, c, p.o, c.start, z.value_width);
+    ask_inputs(p, z, c, c.start + z.tokens);
     mix(p, z, c, s.a, s.mixing);
     updates(p, z, c, s.a, s.state, s.u);
     read_out(p, z, c, s);

@@ -1,5 +1,6 @@
 // Small matrix products: C (+)= A B with A read through two strides (so also transposed), B and C by rows.
 #pragma once
+#include "ahead.h"
 #include "vectors.h"
 
 namespace {
@@ -13,10 +14,12 @@ enum class Onto {
   NEGATIVE  // C = -AB
 };
 
-template <int ROWS, int STRIPS, Onto ONTO>
-inline __attribute__((always_inline)) void tile(float* c, int c_row, const float* a, int a_row, int a_step,
-                                                const float* b, int b_row, int depth, const float* d, float factor) {
+template <int ROWS, int STRIPS, Onto ONTO, bool ASKS>
+inline __attribute__((always_inline)) void tile(Ahead& ahead, float* c, int c_row, const float* a, int a_row,
+                                                int a_step, const float* b, int b_row, int depth, const float* d,
+                                                float factor) {
   constexpr bool MINUS = ONTO == Onto::LESS || ONTO == Onto::NEGATIVE;
+  constexpr int EVERY = ASK_AFTER / (ROWS * (STRIPS == 3 ? 4 : STRIPS));  // a power of two
   Vec acc[ROWS][STRIPS];
   for (int i = 0; i < ROWS; i++)
     for (int j = 0; j < STRIPS; j++) {
@@ -28,6 +31,7 @@ inline __attribute__((always_inline)) void tile(float* c, int c_row, const float
         acc[i][j] = Vec{};
     }
   for (int n = 0; n < depth; n++) {
+    if (ASKS && n % EVERY == EVERY - 1) ahead.ask();
     Vec right[STRIPS];
     for (int j = 0; j < STRIPS; j++) right[j] = load(b + int64_t(n) * b_row + j * LANES);
     for (int i = 0; i < ROWS; i++) {
@@ -47,18 +51,18 @@ inline __attribute__((always_inline)) void tile(float* c, int c_row, const float
     }
 }
 
-template <int ROWS, int STRIPS, Onto ONTO>
-inline __attribute__((always_inline)) void strip(float* c, int c_row, const float* a, int a_row, int a_step,
-                                                 const float* b, int b_row, int rows, int depth, const float* d,
-                                                 float factor) {
+template <int ROWS, int STRIPS, Onto ONTO, bool ASKS>
+inline __attribute__((always_inline)) void strip(Ahead& ahead, float* c, int c_row, const float* a, int a_row,
+                                                 int a_step, const float* b, int b_row, int rows, int depth,
+                                                 const float* d, float factor) {
   int m = 0;
   for (; m + ROWS <= rows; m += ROWS)
-    tile<ROWS, STRIPS, ONTO>(c + m * c_row, c_row, a + m * a_row, a_row, a_step, b, b_row, depth, d + m * c_row, factor);
+    tile<ROWS, STRIPS, ONTO, ASKS>(ahead, c + m * c_row, c_row, a + m * a_row, a_row, a_step, b, b_row, depth, d + m * c_row, factor);
   if constexpr (ROWS > 4)
     for (; m + 4 <= rows; m += 4)
-      tile<4, STRIPS, ONTO>(c + m * c_row, c_row, a + m * a_row, a_row, a_step, b, b_row, depth, d + m * c_row, factor);
+      tile<4, STRIPS, ONTO, ASKS>(ahead, c + m * c_row, c_row, a + m * a_row, a_row, a_step, b, b_row, depth, d + m * c_row, factor);
   for (; m < rows; m++)
-    tile<1, STRIPS, ONTO>(c + m * c_row, c_row, a + m * a_row, a_row, a_step, b, b_row, depth, d + m * c_row, factor);
+    tile<1, STRIPS, ONTO, ASKS>(ahead, c + m * c_row, c_row, a + m * a_row, a_row, a_step, b, b_row, depth, d + m * c_row, factor);
 }
 
 // y [rows] = A x, A [rows, width]: LANES rows at a time, which are summed across lanes together.
@@ -79,24 +83,39 @@ inline void matrix_vector(const float* a, const float* x, int rows, int width, f
   for (; m < rows; m++) y[m] = dot(a + int64_t(m) * width, x, width);
 }
 
-// C [rows, columns] from A [rows, depth] and B [depth, columns]; columns is a multiple of LANES.
 // 32 registers hold 16 sums and what they need, 16 registers 12 sums.
-template <Onto ONTO>
-void product(float* c, int c_row, const float* a, int a_row, int a_step, const float* b, int b_row, int rows,
-             int columns, int depth, const float* d = nullptr, float factor = 1.f) {
+template <Onto ONTO, bool ASKS>
+void strips(Ahead& ahead, float* c, int c_row, const float* a, int a_row, int a_step, const float* b, int b_row, int rows,
+            int columns, int depth, const float* d, float factor) {
   constexpr bool MANY = LANES == 16;
   constexpr int MOST = MANY ? 4 : 3;
   for (int n = 0; n < columns;) {
-    int strips = (columns - n) / LANES;
-    if (strips > MOST) strips = MOST;
-    switch (strips) {
-      case 1: strip<MANY ? 8 : 4, 1, ONTO>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, d + n, factor); break;
-      case 2: strip<MANY ? 8 : 4, 2, ONTO>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, d + n, factor); break;
-      case 3: strip<4, 3, ONTO>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, d + n, factor); break;
-      default: strip<4, MOST, ONTO>(c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, d + n, factor);
+    int count = (columns - n) / LANES;
+    if (count > MOST) count = MOST;
+    switch (count) {
+      case 1: strip<MANY ? 8 : 4, 1, ONTO, ASKS>(ahead, c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, d + n, factor); break;
+      case 2: strip<MANY ? 8 : 4, 2, ONTO, ASKS>(ahead, c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, d + n, factor); break;
+      case 3: strip<4, 3, ONTO, ASKS>(ahead, c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, d + n, factor); break;
+      default: strip<4, MOST, ONTO, ASKS>(ahead, c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, d + n, factor);
     }
-    n += strips * LANES;
+    n += count * LANES;
   }
+}
+
+// C [rows, columns] from A [rows, depth] and B [depth, columns]; columns is a multiple of LANES.
+template <Onto ONTO>
+inline void product(Ahead& ahead, float* c, int c_row, const float* a, int a_row, int a_step, const float* b, int b_row,
+                    int rows, int columns, int depth, const float* d = nullptr, float factor = 1.f) {
+  if (ahead.done())
+    strips<ONTO, false>(ahead, c, c_row, a, a_row, a_step, b, b_row, rows, columns, depth, d, factor);
+  else
+    strips<ONTO, true>(ahead, c, c_row, a, a_row, a_step, b, b_row, rows, columns, depth, d, factor);
+}
+template <Onto ONTO>
+inline void product(float* c, int c_row, const float* a, int a_row, int a_step, const float* b, int b_row, int rows,
+                    int columns, int depth) {
+  Ahead nothing;
+  product<ONTO>(nothing, c, c_row, a, a_row, a_step, b, b_row, rows, columns, depth);
 }
 
 }  // namespace
