@@ -157,9 +157,14 @@ def test_conversion_keeps_other_recipes_apart(small_bench):
     assert small_bench.key(arms.ARMS["default"], 1024, 0) != small_bench.key(arms.ARMS["default"], 1024, 1)
 
 
+def remembering(**options):
+    """The embedded base with small memories."""
+    config = TpttConfig(base_model_name=str(BASE), max_self_attn_length=16, feature_width=64, **options)
+    return TpttModel(config, dtype=torch.float32)
+
+
 def test_a_convolution_begins_as_none():
-    config = TpttConfig(base_model_name=str(BASE), max_self_attn_length=16, feature_width=64)
-    model, ids = TpttModel(config, dtype=torch.float32), torch.arange(2, 50)[None]
+    model, ids = remembering(), torch.arange(2, 50)[None]
     with torch.no_grad():
         before = model(input_ids=ids, use_cache=False).logits
         arms.short_convolution(model)
@@ -179,14 +184,7 @@ def test_decays_begin_at_the_distance_that_the_base_looks_back(monkeypatch):
     assert half_life.mean_distances(straight).tolist() == [0.75] * 3
     monkeypatch.setattr(half_life, "_LENGTH", 64)
     lora = lora_config(AutoModelForCausalLM.from_pretrained(BASE))
-    config = TpttConfig(
-        base_model_name=str(BASE),
-        lora_config=lora,
-        max_self_attn_length=16,
-        feature_width=64,
-        operator="gated_delta_rule",
-    )
-    model = TpttModel(config, dtype=torch.float32)
+    model = remembering(lora_config=lora, operator="gated_delta_rule")
     half_life.half_life_by_distance(model)
     for memory in memories(model):
         left = torch.sigmoid(memory.decay_gate.bias.detach())
@@ -198,8 +196,7 @@ def test_decays_begin_at_the_distance_that_the_base_looks_back(monkeypatch):
 
 
 def test_a_second_write_begins_next_to_nothing_and_can_take_the_first_back():
-    config = TpttConfig(base_model_name=str(BASE), max_self_attn_length=16, feature_width=64)
-    model, ids = TpttModel(config, dtype=torch.float32), torch.arange(2, 50)[None]
+    model, ids = remembering(), torch.arange(2, 50)[None]
     with torch.no_grad():
         before = model(input_ids=ids, use_cache=False).logits
         arms.second_write(model)

@@ -143,6 +143,14 @@ _NARROW = {"feature_width": 1024, "mix_gate": "token"}
 HELD_OUT = {f"no {name}": Arm(f"default, {name} held out of training", without=name) for name in FORMATS}
 
 
+def _held_out(of: str, settings: Mapping[str, Any]) -> dict[str, Arm]:
+    """The arm ``of``, trained with ``settings``, once for each format that it is not trained on."""
+    return {
+        f"{of}, no {name}": Arm(f"the same, {name} held out of training", settings=settings, without=name)
+        for name in FORMATS
+    }
+
+
 def _narrow(
     what: str, config: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None, **more: Any
 ) -> Arm:
@@ -153,17 +161,11 @@ def _narrow(
 
 INGREDIENTS = {
     "told no more": Arm("write gates are told less and less, and in the end nothing", settings=_FADED),
-    **{
-        f"told no more, no {name}": Arm(f"the same, {name} held out of training", settings=_FADED, without=name)
-        for name in FORMATS
-    },
+    **_held_out("told no more", _FADED),
     "told to the end": Arm("write gates are told what to write up to the last step", settings=_TOLD),
     "told to the end, no records": Arm("the same, records held out of training", settings=_TOLD, without="records"),
     "told evenly": Arm("and facts weigh as much as the rest in that; all below begin from it", settings=_EQUAL),
-    **{
-        f"told evenly, no {name}": Arm(f"the same, {name} held out of training", settings=_EQUAL, without=name)
-        for name in FORMATS
-    },
+    **_held_out("told evenly", _EQUAL),
     "half the rates": Arm("2.5e-3 for LoRA, 1e-2 for the memory", settings=_HALF),
     "twice the rates": Arm("1e-2 for LoRA, 4e-2 for the memory", settings=_EQUAL | {"lr": 1e-2, "memory_lr": 4e-2}),
     "LoRA at half": Arm("2.5e-3 for LoRA", settings=_EQUAL | {"lr": 2.5e-3}),
@@ -188,10 +190,7 @@ INGREDIENTS = {
     ),
     "text, far weighted more": Arm("three times as much", settings={"recall_mix": 0.0, "far_weight": 3.0}),
     "far weighted": Arm("recall rows and far weighted text", settings=_FAR),
-    **{
-        f"far weighted, no {name}": Arm(f"the same, {name} held out of training", settings=_FAR, without=name)
-        for name in FORMATS
-    },
+    **_held_out("far weighted", _FAR),
     "text alone": _narrow("no recall rows", settings={"recall_mix": 0.0}),
     "equal weights": _narrow("recall rows weigh as text does", settings={"answer_weight": 1.0, "filler_weight": 1.0}),
     "one rate": _narrow("5e-3 for LoRA and memory", settings={"memory_lr": 5e-3, "lr": 5e-3}),

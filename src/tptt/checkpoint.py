@@ -58,10 +58,14 @@ class CheckpointMixin(_Model):
         parts = (".liza.", "lora_", ".modules_to_save.")
         return {k: v for k, v in state_dict.items() if k in trained or any(p in k for p in parts)}
 
+    @property
+    def _saves_all(self) -> bool:
+        """Whether the base's weights are saved as well: where it trains itself there is no other that could be named."""
+        return self.config.lora_config is None or self.config.weights_format == "full"
+
     def whole_state_dict(self) -> dict:
         """What `save_pretrained` writes, of weights that FSDP2 has sharded the whole: for all processes to call together."""
-        full = self.config.lora_config is None or self.config.weights_format == "full"
-        found = self.state_dict() if full else self.own_state_dict()
+        found = self.state_dict() if self._saves_all else self.own_state_dict()
         return {k: x.full_tensor() if isinstance(x, DTensor) else x for k, x in found.items()}
 
     def save_pretrained(self, save_directory, state_dict=None, **kwargs) -> None:
@@ -70,9 +74,9 @@ class CheckpointMixin(_Model):
         Writes memory and LoRA with the base's name, or everything where ``config.weights_format`` is "full" or the
         base itself trains (no LoRA), and the shim that ``trust_remote_code=True`` needs.
         """
-        if self.config.lora_config is None:
+        if self._saves_all:
             self.config.weights_format = "full"
-        if self.config.weights_format == "adapter":
+        else:
             state_dict = self.own_state_dict(state_dict)
             kwargs["save_original_format"] = False
         # an Auto class that loaded this model asks for its shim's copy; it is written anew below instead

@@ -311,10 +311,13 @@ def test_text_weighs_by_what_the_base_sees_beyond_the_window(converted, base, fa
 
 
 def test_no_weight_of_far_context_calls_no_teacher(converted, rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "as_base", None)
-    recalls = rows(recall_share=1.0)
-    trained(converted(), recalls, tmp_path, teacher={"far_weight": 1.0})
+    asked, as_base = [], module.as_base
+    monkeypatch.setattr(module, "as_base", lambda *args: asked.append(args) or as_base(*args))
+    trained(converted(), rows(recall_share=1.0), tmp_path, teacher=FAR)
     trained(converted(), rows(), tmp_path)
+    assert not asked
+    trained(converted(), rows(), tmp_path, teacher=FAR)
+    assert len(asked) == 2 * 2, "twice in each of two steps"
 
 
 def test_rows_of_users_that_say_nothing_weigh_too(converted, rows, tmp_path):

@@ -100,14 +100,8 @@ class TrainingSettings:
         elif self.kv_length is not None:
             raise ValueError("kv_length says where kv_budget is counted: set kv_budget as well")
         for name in (
-            "answer_weight",
-            "filler_weight",
-            "write_weight",
-            "stated_weight",
-            "distill",
-            "align",
-            "far_weight",
-        ):
+            "answer_weight", "filler_weight", "write_weight", "stated_weight", "distill", "align", "far_weight",
+        ):  # fmt: skip
             _check(name, getattr(self, name), 0, None)
         for name in ("recall_mix", "write_floor"):
             _check(name, getattr(self, name), 0, 1)

@@ -130,8 +130,7 @@ class ConversionTrainer(Trainer):
         """``inputs`` with the weights of ``far_weight``."""
         labels = inputs["labels"]
         weights = inputs.get("loss_weights", torch.ones_like(labels, dtype=torch.float32)).clone()
-        stated = inputs.get("stated")
-        text = (torch.full_like(labels, -1) if stated is None else stated).eq(-1).all(1).nonzero()[:, 0]
+        text = inputs.get("stated", torch.full_like(labels, -1)).eq(-1).all(1).nonzero()[:, 0]
         if not len(text) and self.accelerator.num_processes == 1:
             return inputs
         rows = text if len(text) else text.new_zeros(1)  # all processes make the same calls
