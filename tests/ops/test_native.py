@@ -83,11 +83,12 @@ def test_no_decay_survives_minus_infinity():
     torch.testing.assert_close(state, want_state, rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_not_finite_shows():
+@pytest.mark.parametrize("name, value", [("v", torch.nan), ("k", torch.inf)])
+def test_what_is_not_finite_shows(name, value):
     case = make_case(40).to(torch.float32)
-    v = case.v.clone()
-    v[:, 20] = torch.nan
-    o = replace(case, v=v).run("native")[0]
+    x = getattr(case, name).clone()
+    x[:, 20] = value
+    o = replace(case, **{name: x}).run("native")[0]
     assert o[:, :20].isfinite().all() and o[:, 20:].isnan().any(-1).all()
 
 
@@ -142,6 +143,22 @@ def test_threads_change_nothing():
         assert_close(results(case, lambda c: c.run("native")), want, 0, 0)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("heads", (2, 5, 9))
+def test_heads_that_are_worked_on_together(heads):
+    """Over several segments, each as if it were the only one."""
+    case = make_case(1100, heads=heads, batch=2, decay=0.01).to(torch.float32)
+
+    def alone(c):
+        found = []
+        for h in range(heads):
+            q, k, v, beta, g = (x[:, :, h : h + 1] for x in (c.q, c.k, c.v, c.beta, c.g))
+            one = replace(c, q=q, k=k, v=v, beta=beta, g=g, initial_state=c.initial_state[:, h : h + 1])
+            found.append(one.run("native"))
+        return torch.cat([o for o, _ in found], 2), torch.cat([state for _, state in found], 1)
+
+    assert_close(results(case, lambda c: c.run("native")), results(case, alone), 0, 0)
 
 
 FEATURES = [(1, 16, 5), (33, 32, 48), (70, 48, 130)]

@@ -12,20 +12,20 @@ struct Kept {
   float *state, *a, *mixing, *u;
 
   Kept(const Sizes& z, Arena& arena)
-      : state(arena.take(int64_t(z.keys) * z.values)), a(arena.take(int64_t(z.columns) * z.columns)),
+      : state(arena.take(z.state())), a(arena.take(int64_t(z.columns) * z.columns)),
         mixing(arena.take(int64_t(z.queries) * z.columns)), u(arena.take(int64_t(z.columns) * z.values)) {}
 };
 
 struct BackwardScratch {
-  float *d_state, *d_out, *e, *d_a, *d_mixing, *d_keys, *d_read, *d_queries, *writes, *scaled;
+  float *d_states, *d_state, *d_out, *e, *d_a, *d_mixing, *d_keys, *d_read, *d_queries, *writes, *scaled;
   float *u_across, *state_across, *d_state_across, *passing, *from_start, *to_end;
 
-  BackwardScratch(const Sizes& z, Arena& arena) {
+  BackwardScratch(const Sizes& z, int together, Arena& arena) {
     int64_t w = z.columns, r = z.queries, k = z.keys, v = z.values;
-    d_state = arena.take(k * v), d_out = arena.take(r * v), e = arena.take(w * v);
+    d_state = d_states = arena.take(together * z.state()), d_out = arena.take(r * v), e = arena.take(w * v);
     d_a = arena.take(w * w), d_mixing = arena.take(r * w);
     d_keys = arena.take(w * k), d_read = arena.take(w * k), d_queries = arena.take(r * k), writes = arena.take(w * k), scaled = arena.take(w * v);
-    u_across = arena.take(w * v), state_across = arena.take(k * v), d_state_across = arena.take(k * v);
+    u_across = arena.take(w * v), state_across = arena.take(v * k), d_state_across = arena.take(v * k);
     passing = arena.take(w), from_start = arena.take(w), to_end = arena.take(w);
   }
 };
@@ -46,21 +46,20 @@ inline void through_updates(const TpttProblem& p, const Sizes& z, const Chunk& c
   if (p.delta) solve_across(z, c, kept.a, s.e);
 }
 
-// dM = Z u^T [W, W] and [G*C, W], with zeros where M has none.
+// dM = Z u^T [W, W] and [G*C, W], as far as M reaches.
 inline void through_mixing(const TpttProblem& p, const Sizes& z, const Chunk& c, const Kept& kept, BackwardScratch& s) {
   const int width = z.values, row = z.columns;
   transpose(kept.u, width, s.u_across, row, row, width);
-  for (int m = 0; p.delta && m < z.positions; m += 4) {
-    int columns = reach(z, m + 3);
-    product<Onto::NEGATIVE>(c.ahead, s.d_a + m * row, row, s.e + m * width, width, 1, s.u_across, row, 4, columns, width);
-    for (int i = m; i < m + 4; i++)
-      for (int j = i; j < columns; j++) s.d_a[i * row + j] = 0;
+  for (int m = 0, rows; p.delta && m < z.positions; m += rows) {
+    rows = block_of(z, m);
+    const int columns = reach(z, m + rows - 1);
+    product<Onto::NEGATIVE>(c.ahead, s.d_a + m * row, row, s.e + m * width, width, 1, s.u_across, row, rows, columns, width);
+    for (int i = m; i < m + rows; i++) s.d_a[i * row + i] = 0;
   }
-  for (int m = 0; m < z.queries; m += 4) {
-    int columns = reach(z, position_of(z, m + 3));
-    product<Onto::NOTHING>(c.ahead, s.d_mixing + m * row, row, s.d_out + m * width, width, 1, s.u_across, row, 4, columns, width);
-    for (int i = m; i < m + 4; i++)
-      for (int j = position_of(z, i) + 1; j < columns; j++) s.d_mixing[i * row + j] = 0;
+  for (int m = 0, rows; m < z.queries; m += rows) {
+    rows = block_of_queries(z, m);
+    const int columns = reach(z, position_of(z, m + rows - 1));
+    product<Onto::NOTHING>(c.ahead, s.d_mixing + m * row, row, s.d_out + m * width, width, 1, s.u_across, row, rows, columns, width);
   }
 }
 
@@ -87,7 +86,7 @@ inline void through_decays(const TpttProblem& p, const Sizes& z, const Chunk& c,
     int at = position_of(z, i);
     s.from_start[at] += c.since_start[at] * dot(s.d_queries + i * z.keys, c.queries + i * z.keys, z.keys);
   }
-  const float across = c.carried * dot(kept.state, s.d_state, z.keys * z.values);
+  const float across = c.carried * dot(kept.state, s.d_state, int(z.state()));
   memset(s.passing, 0, 4 * row);
   float reads = 0, written = 0;
   for (int w = 0; w < z.positions; w++) {  // to_end becomes the sum of those before
@@ -109,28 +108,22 @@ inline void through_decays(const TpttProblem& p, const Sizes& z, const Chunk& c,
     }
     reads += s.from_start[w];
     if (w % z.writes == 0 && c.start + token < p.tokens) {
-      float pairs = 0;
-      for (int j = 0; j < w; j++) pairs += s.passing[j];
-      static_cast<float*>(p.d_g.data)[offset(p.d_g, c.b, c.start + token, 0, c.h)] = pairs + reads + s.to_end[w] + across;
+      Vec pairs{};
+      for (int j = 0; j < w; j += LANES) pairs += first_lanes(load(s.passing + j), w - j);
+      const float before = sum(pairs) + s.to_end[w];
+      static_cast<float*>(p.d_g.data)[offset(p.d_g, c.b, c.start + token, 0, c.h)] = before + reads + across;
     }
   }
-  if (p.delta) {
-    scale_rows(s.d_read, z.keys, c.since_start, z.positions);
-    for (int w = 0; w < z.positions; w++)
-      for (int j = 0; j <= w; j += LANES) store(s.d_a + w * row + j, load(s.d_a + w * row + j) * load(c.decay + w * row + j));
-  }
-  for (int i = 0; i < z.queries; i++) {
-    int at = position_of(z, i);
-    scale_rows(s.d_queries + i * z.keys, z.keys, c.since_start + at, 1);
-    for (int j = 0; j <= at; j += LANES)
-      store(s.d_mixing + i * row + j, load(s.d_mixing + i * row + j) * load(c.decay + at * row + j));
-  }
+  if (p.delta) scale_rows(s.d_read, z.keys, c.since_start, z.positions);
+  for (int i = 0; i < z.queries; i++) scale_rows(s.d_queries + i * z.keys, z.keys, c.since_start + position_of(z, i), 1);
   scale_rows(s.d_keys, z.keys, c.until_end, z.positions);
 }
 
 // dX += dM k, dk += dM^T X, a band of columns after the other: as many as stay in the cache between the blocks of rows.
 inline void through_products(const TpttProblem& p, const Sizes& z, const Chunk& c, BackwardScratch& s) {
   const int row = z.columns, width = z.keys;
+  for (int w = 0; p.delta && w < z.positions; w++) decay_row(z, c, s.d_a + w * row, w, row);
+  for (int i = 0; i < z.queries; i++) decay_row(z, c, s.d_mixing + i * row, position_of(z, i), row);
   for (int n = 0; n < width; n += BAND) {
     const int columns = width - n < BAND ? width - n : BAND;
     const float *keys = c.keys + n, *writes = s.writes + n, *queries = c.queries + n;
@@ -156,7 +149,8 @@ inline void through_products(const TpttProblem& p, const Sizes& z, const Chunk& 
 
 // dbeta, dv, dk and dq of the chunk, in the caller's layout. Leaves beta E in the place of v.
 inline void store_gradients(const TpttProblem& p, const Sizes& z, Chunk& c, BackwardScratch& s) {
-  for (int w = 0; w < z.positions && c.start + w / z.writes < p.tokens; w++) {
+  const int tokens = p.tokens - c.start < z.tokens ? int(p.tokens - c.start) : z.tokens;
+  for (int w = 0; w < tokens * z.writes; w++) {
     int64_t t = c.start + w / z.writes, n = w % z.writes;
     float *value = c.values + w * z.values, *key = s.d_keys + w * z.keys;
     const float *e = s.e + w * z.values, *read = s.d_read + w * z.keys;
@@ -192,14 +186,14 @@ inline void retreat(const TpttProblem& p, const Sizes& z, const Chunk& c, Backwa
   if (p.delta) product<Onto::LESS>(c.ahead, s.d_state, width, s.writes, 1, z.keys, s.e, width, z.keys, width, z.positions);
 }
 
-// ``next``: the first token of the chunk that comes then, or below 0.
-inline void backward_chunk(const TpttProblem& p, const Sizes& z, Chunk& c, int64_t next, const Kept& kept, BackwardScratch& s) {
+// ``next``: the chunk that comes then, or NOWHERE.
+inline void backward_chunk(const TpttProblem& p, const Sizes& z, Chunk& c, const Place& next, const Kept& kept, BackwardScratch& s) {
   c.ahead.forget();
-  if (next >= 0) ask_queries(p, z, c, p.d_o, next, z.value_width);
-  ask_inputs(p, z, c, next);
-  ask_positions(p, z, c, p.d_k, c.start, z.key_width);
-  ask_positions(p, z, c, p.d_v, c.start, z.value_width);
-  ask_queries(p, z, c, p.d_q, c.start, z.key_width);
+  ask_positions(p, z, c.ahead, p.d_k, c, z.key_width);
+  ask_positions(p, z, c.ahead, p.d_v, c, z.value_width);
+  ask_queries(p, z, c.ahead, p.d_q, c, z.key_width);
+  ask_inputs(p, z, c.ahead, next);
+  if (next.start >= 0) ask_queries(p, z, c.ahead, p.d_o, next, z.value_width);
   load_queries(p, z, c, p.d_o, s.d_out, z.value_width, z.values, 1.f);
   for (int w = 0; p.delta && w < z.positions; w++)
     for (int j = 0; j < z.keys; j += LANES)
@@ -213,46 +207,57 @@ inline void backward_chunk(const TpttProblem& p, const Sizes& z, Chunk& c, int64
   retreat(p, z, c, s);
 }
 
-inline void backward_head(const TpttProblem& p, const Sizes& z, Chunk& c, const Kept* kept, BackwardScratch& s, int64_t b,
-                          int64_t h) {
-  const int64_t of_state = int64_t(z.key_width) * z.value_width, which = b * p.heads + h, chunks = count_of_chunks(p);
-  load_state(z, p.d_final_state ? p.d_final_state + which * of_state : nullptr, s.d_state);
+// Segment by segment of each of the task's heads in turn.
+inline void backward_task(const TpttProblem& p, const Sizes& z, Chunk& c, const Kept* kept, BackwardScratch& s, const Task& task) {
+  const int64_t chunks = count_of_chunks(p);
+  for (int i = 0; i < task.heads; i++) load_state(z, state_of(p, z, p.d_final_state, task, i), s.d_states + i * z.state());
   for (int64_t segment = count_of_segments(p) - 1; segment >= 0; segment--) {
     const int64_t first = segment * p.segment, end = first + p.segment < chunks ? first + p.segment : chunks;
-    load_state(z, p.saved + (which * count_of_segments(p) + segment) * of_state, kept[0].state);
-    for (int64_t n = first; n < end; n++) {
-      const Kept& now = kept[n - first];
-      load_chunk(p, z, b, h, n * z.tokens, c);
-      c.ahead.forget();
-      ask_inputs(p, z, c, n + 1 < end ? c.start + z.tokens : -1);
-      mix(p, z, c, now.a, now.mixing);
-      updates(p, z, c, now.a, now.state, now.u);
-      if (n + 1 < end) advance(p, z, c, now.u, s.scaled, now.state, kept[n + 1 - first].state);
-    }
-    for (int64_t n = end - 1; n >= first; n--) {
-      if (n != end - 1) load_chunk(p, z, b, h, n * z.tokens, c);  // the last one is still there from the recomputation
-      backward_chunk(p, z, c, (n - 1) * z.tokens, kept[n - first], s);
+    for (int i = 0; i < task.heads; i++) {
+      auto place = [&](int64_t n) { return Place{task.b, task.h + i, n * z.tokens}; };
+      const bool last_head = i + 1 == task.heads;
+      const int64_t begins = last_head ? first - p.segment : first;  // what comes after this head's segment
+      const Place then = begins < 0 ? NOWHERE : Place{task.b, task.h + (last_head ? 0 : i + 1), begins * z.tokens};
+      s.d_state = s.d_states + i * z.state();
+      load_state(z, saved_state(p, z, task, i, segment), kept[0].state);
+      for (int64_t n = first; n < end; n++) {
+        const Kept& now = kept[n - first];
+        load_chunk(p, z, place(n), c);
+        c.ahead.forget();
+        if (n + 1 < end)
+          ask_inputs(p, z, c.ahead, place(n + 1));
+        else
+          ask_queries(p, z, c.ahead, p.d_o, c, z.value_width);
+        mix(p, z, c, now.a, now.mixing);
+        updates(p, z, c, now.a, now.state, now.u);
+        if (n + 1 < end) advance(p, z, c, now.u, s.scaled, now.state, kept[n + 1 - first].state);
+      }
+      for (int64_t n = end - 1; n >= first; n--) {
+        if (n != end - 1) load_chunk(p, z, place(n), c);  // the last one is still there from the recomputation
+        backward_chunk(p, z, c, n > first ? place(n - 1) : then, kept[n - first], s);
+      }
     }
   }
-  store_state(z, s.d_state, p.d_initial_state + which * of_state);
+  for (int i = 0; i < task.heads; i++) store_state(z, s.d_states + i * z.state(), state_of(p, z, p.d_initial_state, task, i));
 }
 
 inline void backward(const TpttProblem& p) {
   const Sizes z(p);
+  const Tasks tasks(p);
   const int64_t chunks = count_of_chunks(p), most = p.segment < chunks ? p.segment : chunks;
   Arena measured;
-  Chunk{z, measured}, BackwardScratch{z, measured};
+  Chunk{z, measured}, BackwardScratch{z, tasks.together, measured};
   for (int64_t i = 0; i < most; i++) Kept{z, measured};
 #pragma omp parallel num_threads(int(p.threads))
   {
     Arena arena(measured.taken());
     Chunk c(z, arena);
-    BackwardScratch s(z, arena);
+    BackwardScratch s(z, tasks.together, arena);
     Kept* kept = static_cast<Kept*>(malloc(most * sizeof(Kept)));
     if (!kept) abort();
     for (int64_t i = 0; i < most; i++) kept[i] = Kept(z, arena);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < p.batch * p.heads; i++) backward_head(p, z, c, kept, s, i / p.heads, i % p.heads);
+    for (int64_t i = 0; i < tasks.count; i++) backward_task(p, z, c, kept, s, tasks.get(i));
     free(kept);
   }
 }

@@ -25,6 +25,9 @@ struct Sizes {
         queries(groups * tokens), key_width(int(p.key_width)), value_width(int(p.value_width)),
         keys(spread_rows(key_width)), values(up_to_multiple(value_width, LANES)),
         columns(up_to_multiple(positions, LANES)) {}
+
+  int64_t state() const { return int64_t(keys) * values; }                    // floats of a padded state
+  int64_t given_state() const { return int64_t(key_width) * value_width; }  // of the caller's
 };
 
 // A thread's memory, handed out piece by piece. One without memory only measures what the pieces take together.
@@ -50,20 +53,28 @@ class Arena {
   int64_t taken_ = 0;
 };
 
-struct Chunk {
+// Where a chunk begins: batch row, head, first token.
+struct Place {
+  int64_t b, h, start;
+};
+constexpr Place NOWHERE{0, 0, -1};
+
+struct Chunk : Place {
   float *keys, *keys_across, *queries, *values, *beta;  // [W, K], [K, W], [G*C, K] times scale, [W, V], [W]
-  double* logs;                                         // [W]: running sum of the log decays
-  float *decay, *since_start, *until_end;               // [W, W] lower, [W], [W]; without g unused
+  float *logs, *rest;                                   // [W]: running sum of the log decays, and what a float loses of it
+  float *decay;                                         // [W, W]: D at and below the diagonal, ones without g
+  float *since_start, *until_end;                       // [W]; without g unused
   float carried;                                        // gamma
-  int64_t b, h, start;                                  // batch row, head, first token
   mutable Ahead ahead;                                  // what this chunk will write and the next one read
 
   Chunk(const Sizes& z, Arena& arena)
-      : keys(arena.take(int64_t(z.columns) * z.keys)), keys_across(arena.take(int64_t(z.columns) * z.keys)),
+      : Place(NOWHERE), keys(arena.take(int64_t(z.columns) * z.keys)), keys_across(arena.take(int64_t(z.columns) * z.keys)),
         queries(arena.take(int64_t(z.queries) * z.keys)), values(arena.take(int64_t(z.columns) * z.values)),
-        beta(arena.take(z.columns)), logs(reinterpret_cast<double*>(arena.take(2 * z.columns))),
+        beta(arena.take(z.columns)), logs(arena.take(z.columns)), rest(arena.take(z.columns)),
         decay(arena.take(int64_t(z.columns) * z.columns)), since_start(arena.take(z.columns)),
-        until_end(arena.take(z.columns)), carried(1.f), b(0), h(0), start(0) {}
+        until_end(arena.take(z.columns)), carried(1.f) {
+    for (int i = 0; decay && i < z.columns * z.columns; i++) decay[i] = 1.f;
+  }
 };
 
 inline int64_t offset(const TpttTensor& x, int64_t b, int64_t t, int64_t n, int64_t h) {
@@ -93,25 +104,25 @@ inline void store_row(void* data, int64_t at, bool bfloat16, const float* from, 
   }
 }
 
-// Ask for the rows of a tensor of positions, or of queries, of the chunk at ``start``. Rows of one head lie a page or so apart,
+// Ask for the rows of a tensor of positions, or of queries, of the chunk at a place. Rows of one head lie a page or so apart,
 // where the processor does not fetch ahead by itself. Behind the end there is nothing to ask for, which does no harm.
-inline void ask_positions(const TpttProblem& p, const Sizes& z, const Chunk& c, const TpttTensor& x, int64_t start, int width) {
+inline void ask_positions(const TpttProblem& p, const Sizes& z, Ahead& ahead, const TpttTensor& x, const Place& at, int width) {
   const int bytes = p.bfloat16 ? 2 : 4;
-  c.ahead.add(static_cast<const char*>(x.data) + offset(x, c.b, start, 0, c.h) * bytes, z.tokens, x.token * bytes,
-              z.writes, x.write * bytes, width * bytes);
+  ahead.add(static_cast<const char*>(x.data) + offset(x, at.b, at.start, 0, at.h) * bytes, z.tokens, x.token * bytes, z.writes,
+            x.write * bytes, width * bytes);
 }
-inline void ask_queries(const TpttProblem& p, const Sizes& z, const Chunk& c, const TpttTensor& x, int64_t start, int width) {
+inline void ask_queries(const TpttProblem& p, const Sizes& z, Ahead& ahead, const TpttTensor& x, const Place& at, int width) {
   const int bytes = p.bfloat16 ? 2 : 4;
-  c.ahead.add(static_cast<const char*>(x.data) + offset(x, c.b, start, 0, c.h * z.groups) * bytes, z.groups,
-              x.head * bytes, z.tokens, x.token * bytes, width * bytes);
+  ahead.add(static_cast<const char*>(x.data) + offset(x, at.b, at.start, 0, at.h * z.groups) * bytes, z.groups, x.head * bytes,
+            z.tokens, x.token * bytes, width * bytes);
 }
 
-// ``next``: the first token of the chunk after this one in the order of the walk, or below 0.
-inline void ask_inputs(const TpttProblem& p, const Sizes& z, const Chunk& c, int64_t next) {
-  if (next < 0 || next >= p.tokens) return;
-  ask_positions(p, z, c, p.k, next, z.key_width);
-  ask_positions(p, z, c, p.v, next, z.value_width);
-  ask_queries(p, z, c, p.q, next, z.key_width);
+// ``next``: the chunk after this one in the order of the walk, or NOWHERE.
+inline void ask_inputs(const TpttProblem& p, const Sizes& z, Ahead& ahead, const Place& next) {
+  if (next.start < 0) return;
+  ask_positions(p, z, ahead, p.k, next, z.key_width);
+  ask_positions(p, z, ahead, p.v, next, z.value_width);
+  ask_queries(p, z, ahead, p.q, next, z.key_width);
 }
 
 // Rows [G*C, width] of one tensor of queries; zeros behind the end.
@@ -128,96 +139,101 @@ inline void load_queries(const TpttProblem& p, const Sizes& z, const Chunk& c, c
 }
 
 inline void load_decays(const TpttProblem& p, const Sizes& z, Chunk& c) {
-  double total = 0;  // of logs in double: a difference of two sums keeps the digits of a small one behind a large one
-  for (int w = 0; w < z.positions; w++) {
-    int64_t t = c.start + w / z.writes;
-    if (w % z.writes == 0 && t < p.tokens) {
-      double g = static_cast<const float*>(p.g.data)[offset(p.g, c.b, t, 0, c.h)];
+  double total = 0;
+  for (int i = 0; i < z.tokens; i++) {
+    if (c.start + i < p.tokens) {
+      double g = static_cast<const float*>(p.g.data)[offset(p.g, c.b, c.start + i, 0, c.h)];
       total += g < -1e4 ? -1e4 : g;  // minus infinity is a decay like any other that leaves nothing
     }
-    c.logs[w] = total;
+    for (int w = i * z.writes; w < (i + 1) * z.writes; w++) c.logs[w] = float(total), c.rest[w] = float(total - c.logs[w]);
   }
-  for (int w = z.positions; w < z.columns; w++) c.logs[w] = total;
+  const int last = z.positions - 1;
+  for (int w = z.positions; w < z.columns; w++) c.logs[w] = c.logs[last], c.rest[w] = c.rest[last];
+  // From LANES writers on to a reader. In two floats a difference of two sums keeps the digits of a small one behind a large one.
+  auto between = [&](int reader, int writers) {
+    return (splat(c.logs[reader]) - load(c.logs + writers)) + (splat(c.rest[reader]) - load(c.rest + writers));
+  };
   for (int i = 0; i < z.positions; i++) {
     float* row = c.decay + i * z.columns;
-    for (int j = 0; j <= i; j += LANES) {
-      float logs[LANES];
-      for (int n = 0; n < LANES; n++) logs[n] = float(c.logs[i] - c.logs[j + n]);
-      store(row + j, exp(load(logs)));
-    }
-    for (int j = i + 1; j < (i / LANES + 1) * LANES; j++) row[j] = 0;
+    for (int j = 0; j <= i; j += LANES) store(row + j, exp(between(i, j)));
   }
   for (int w = 0; w < z.columns; w += LANES) {
-    float from[LANES], to[LANES];
-    for (int n = 0; n < LANES; n++) from[n] = float(c.logs[w + n]), to[n] = float(total - c.logs[w + n]);
-    store(c.since_start + w, exp(load(from)));
-    store(c.until_end + w, exp(load(to)));
+    store(c.since_start + w, exp(load(c.logs + w) + load(c.rest + w)));
+    store(c.until_end + w, exp(between(last, w)));
   }
-  c.carried = c.since_start[z.positions - 1];
+  c.carried = c.since_start[last];
 }
 
-inline void load_chunk(const TpttProblem& p, const Sizes& z, int64_t b, int64_t h, int64_t start, Chunk& c) {
-  c.b = b, c.h = h, c.start = start;
-  for (int w = 0; w < z.positions; w++) {
-    int64_t t = start + w / z.writes, n = w % z.writes;
-    float *key = c.keys + w * z.keys, *value = c.values + w * z.values;
-    if (t < p.tokens) {
-      load_row(p.k.data, offset(p.k, b, t, n, h), p.bfloat16, key, z.key_width);
-      load_row(p.v.data, offset(p.v, b, t, n, h), p.bfloat16, value, z.value_width);
-      c.beta[w] = p.beta.data ? static_cast<const float*>(p.beta.data)[offset(p.beta, b, t, n, h)] : 1.f;
-    } else {
-      memset(key, 0, 4 * z.keys);
-      memset(value, 0, 4 * z.values);
-      c.beta[w] = 0;
+inline void load_chunk(const TpttProblem& p, const Sizes& z, const Place& at, Chunk& c) {
+  static_cast<Place&>(c) = at;
+  for (int i = 0, w = 0; i < z.tokens; i++)
+    for (int n = 0; n < z.writes; n++, w++) {
+      const int64_t t = at.start + i;
+      float *key = c.keys + w * z.keys, *value = c.values + w * z.values;
+      if (t < p.tokens) {
+        load_row(p.k.data, offset(p.k, at.b, t, n, at.h), p.bfloat16, key, z.key_width);
+        load_row(p.v.data, offset(p.v, at.b, t, n, at.h), p.bfloat16, value, z.value_width);
+        c.beta[w] = p.beta.data ? static_cast<const float*>(p.beta.data)[offset(p.beta, at.b, t, n, at.h)] : 1.f;
+      } else {
+        memset(key, 0, 4 * z.keys);
+        memset(value, 0, 4 * z.values);
+        c.beta[w] = 0;
+      }
     }
-  }
   load_queries(p, z, c, p.q, c.queries, z.key_width, z.keys, p.scale);
-  transpose(c.keys, z.keys, c.keys_across, z.columns, z.columns, z.keys);
   if (p.g.data) load_decays(p, z, c);
 }
 
 // Where a row of queries stands: behind the last write of its token.
 inline int position_of(const Sizes& z, int query) { return (query % z.tokens + 1) * z.writes - 1; }
 
-// How many columns of a block of 4 rows, the last at position `last`, reach the lower triangle.
+constexpr int BLOCK = 8;  // rows of a triangle at once: of one strip of columns, as many sums as the processor adds side by side
+
+// How many rows of a block are left, of positions and of the queries of a group.
+inline int block_of(const Sizes& z, int position) { return position + BLOCK < z.positions ? BLOCK : z.positions - position; }
+inline int block_of_queries(const Sizes& z, int query) {
+  const int left = z.tokens - query % z.tokens;
+  return left < BLOCK ? left : BLOCK;
+}
+
+// How many columns of a block of rows, the last at position `last`, reach the lower triangle.
 inline int reach(const Sizes& z, int last) {
   int columns = up_to_multiple(last + 1, LANES);
   return columns < z.columns ? columns : z.columns;
 }
 
-// A [W, W] strictly lower and P [G*C, W] lower, with decay, beta and scale.
+// A row of a triangle times D; zero, whatever stands there, behind ``position`` and up to ``columns``.
+inline void decay_row(const Sizes& z, const Chunk& c, float* x, int position, int columns, float factor = 1.f) {
+  const float* decay = c.decay + position * z.columns;
+  for (int j = 0; j < columns; j += LANES)
+    store(x + j, first_lanes(load(x + j) * splat(factor) * load(decay + j), position + 1 - j));
+}
+
+// A [W, W], of which what is below the diagonal counts, and P [G*C, W] lower, with decay, beta and scale.
 inline void mix(const TpttProblem& p, const Sizes& z, const Chunk& c, float* a, float* mixing) {
   const int row = z.columns;
-  for (int m = 0; p.delta && m < z.positions; m += 4) {
-    int columns = reach(z, m + 3);
+  transpose(c.keys, z.keys, c.keys_across, row, row, z.keys);
+  for (int m = 0, rows; p.delta && m < z.positions; m += rows) {
+    rows = block_of(z, m);
+    const int columns = reach(z, m + rows - 1);
     // in parts of 16: where keys are alike and beta is near 2, the rounding of k.k adds up over the sequence
     for (int n = 0; n < z.keys; n += 16) {
       int depth = z.keys - n < 16 ? z.keys - n : 16;
       if (n)
-        product<Onto::AFTER>(c.ahead, a + m * row, row, c.keys + m * z.keys + n, z.keys, 1, c.keys_across + n * row, row, 4,
+        product<Onto::AFTER>(c.ahead, a + m * row, row, c.keys + m * z.keys + n, z.keys, 1, c.keys_across + n * row, row, rows,
                              columns, depth);
       else
-        product<Onto::NOTHING>(c.ahead, a + m * row, row, c.keys + m * z.keys, z.keys, 1, c.keys_across, row, 4, columns, depth);
+        product<Onto::NOTHING>(c.ahead, a + m * row, row, c.keys + m * z.keys, z.keys, 1, c.keys_across, row, rows, columns,
+                               depth);
     }
-    for (int i = m; i < m + 4; i++) {
-      for (int j = 0; j < columns; j += LANES) {
-        Vec x = load(a + i * row + j) * splat(c.beta[i]);
-        store(a + i * row + j, p.g.data && j <= i ? x * load(c.decay + i * row + j) : x);
-      }
-      for (int j = i; j < columns; j++) a[i * row + j] = 0;
-    }
+    for (int i = m; i < m + rows; i++) decay_row(z, c, a + i * row, i, columns, c.beta[i]);
   }
-  for (int m = 0; m < z.queries; m += 4) {
-    int columns = reach(z, position_of(z, m + 3));
-    product<Onto::NOTHING>(c.ahead, mixing + m * row, row, c.queries + m * z.keys, z.keys, 1, c.keys_across, row, 4, columns,
+  for (int m = 0, rows; m < z.queries; m += rows) {
+    rows = block_of_queries(z, m);
+    const int columns = reach(z, position_of(z, m + rows - 1));
+    product<Onto::NOTHING>(c.ahead, mixing + m * row, row, c.queries + m * z.keys, z.keys, 1, c.keys_across, row, rows, columns,
                            z.keys);
-    for (int i = m; i < m + 4; i++) {
-      int at = position_of(z, i);
-      if (p.g.data)
-        for (int j = 0; j <= at; j += LANES)
-          store(mixing + i * row + j, load(mixing + i * row + j) * load(c.decay + at * row + j));
-      for (int j = at + 1; j < columns; j++) mixing[i * row + j] = 0;
-    }
+    for (int i = m; i < m + rows; i++) decay_row(z, c, mixing + i * row, position_of(z, i), columns);
   }
 }
 
@@ -290,7 +306,7 @@ inline void advance(const TpttProblem& p, const Sizes& z, const Chunk& c, const 
 
 // A state [K, V] of the caller's to a padded one and back.
 inline void load_state(const Sizes& z, const float* from, float* to) {
-  memset(to, 0, 4 * int64_t(z.keys) * z.values);
+  memset(to, 0, 4 * z.state());
   for (int i = 0; from && i < z.key_width; i++) memcpy(to + i * z.values, from + i * z.value_width, 4 * z.value_width);
 }
 inline void store_state(const Sizes& z, const float* from, float* to) {

@@ -7,13 +7,50 @@ namespace {
 inline int64_t count_of_chunks(const TpttProblem& p) { return (p.tokens + p.chunk - 1) / p.chunk; }
 inline int64_t count_of_segments(const TpttProblem& p) { return (count_of_chunks(p) + p.segment - 1) / p.segment; }
 
-struct ForwardScratch {
-  float *a, *mixing, *u, *out, *state;
+// Heads of a batch row that one thread works through together.
+struct Task {
+  int64_t b, h;
+  int heads;
+};
 
-  ForwardScratch(const Sizes& z, Arena& arena)
+// Rows of neighbouring heads share pages, which a thread has to look up: as many heads together as fill one, while no thread
+// gets more to do than one by one.
+struct Tasks {
+  int64_t heads, each_row, count;
+  int together;
+
+  explicit Tasks(const TpttProblem& p) : heads(p.heads) {
+    const int64_t page = 4096 / (p.key_width * (p.bfloat16 ? 2 : 4));
+    together = int(page < 1 ? 1 : page < MOST ? page : MOST);
+    auto rounds = [&](int64_t each) { return (p.batch * ((heads + each - 1) / each) + p.threads - 1) / p.threads * each; };
+    while (together > 1 && rounds(together) > rounds(1)) together--;
+    each_row = (heads + together - 1) / together, count = p.batch * each_row;
+  }
+
+  Task get(int64_t i) const {
+    const int64_t h = i % each_row * together, left = heads - h;
+    return {i / each_row, h, int(left < together ? left : together)};
+  }
+
+ private:
+  static constexpr int MOST = 4;
+};
+
+// Of head ``i`` of a task in the caller's states, or null where there are none.
+template <class Float> Float* state_of(const TpttProblem& p, const Sizes& z, Float* states, const Task& task, int i) {
+  return states ? states + (task.b * p.heads + task.h + i) * z.given_state() : nullptr;
+}
+inline float* saved_state(const TpttProblem& p, const Sizes& z, const Task& task, int i, int64_t segment) {
+  return p.saved + ((task.b * p.heads + task.h + i) * count_of_segments(p) + segment) * z.given_state();
+}
+
+struct ForwardScratch {
+  float *a, *mixing, *u, *out, *states, *state;  // state: of the head that is being worked on
+
+  ForwardScratch(const Sizes& z, int together, Arena& arena)
       : a(arena.take(int64_t(z.columns) * z.columns)), mixing(arena.take(int64_t(z.queries) * z.columns)),
         u(arena.take(int64_t(z.columns) * z.values)), out(arena.take(int64_t(z.queries) * z.values)),
-        state(arena.take(int64_t(z.keys) * z.values)) {}
+        states(arena.take(together * z.state())), state(states) {}
 };
 
 // o [G*C, V] = q~ S + P u, in the caller's layout.
@@ -32,35 +69,50 @@ inline void read_out(const TpttProblem& p, const Sizes& z, const Chunk& c, const
                 z.value_width);
 }
 
-inline void forward_head(const TpttProblem& p, const Sizes& z, Chunk& c, ForwardScratch& s, int64_t b, int64_t h) {
-  const int64_t of_state = int64_t(z.key_width) * z.value_width, which = b * p.heads + h, chunks = count_of_chunks(p);
-  load_state(z, p.initial_state ? p.initial_state + which * of_state : nullptr, s.state);
-  for (int64_t n = 0; n < chunks; n++) {
-    if (p.saved && n % p.segment == 0)
-      store_state(z, s.state, p.saved + (which * count_of_segments(p) + n / p.segment) * of_state);
-    load_chunk(p, z, b, h, n * z.tokens, c);
-    c.ahead.forget();
-    ask_queries(p, z, c, p.o, c.start, z.value_width);
-    ask_inputs(p, z, c, c.start + z.tokens);
-    mix(p, z, c, s.a, s.mixing);
-    updates(p, z, c, s.a, s.state, s.u);
-    read_out(p, z, c, s);
-    advance(p, z, c, s.u, s.u, s.state, s.state);
+inline void forward_chunk(const TpttProblem& p, const Sizes& z, Chunk& c, const Place& at, const Place& next, ForwardScratch& s) {
+  load_chunk(p, z, at, c);
+  c.ahead.forget();
+  ask_queries(p, z, c.ahead, p.o, at, z.value_width);
+  ask_inputs(p, z, c.ahead, next);
+  mix(p, z, c, s.a, s.mixing);
+  updates(p, z, c, s.a, s.state, s.u);
+  read_out(p, z, c, s);
+  advance(p, z, c, s.u, s.u, s.state, s.state);
+}
+
+// A few chunks of each of the task's heads in turn.
+inline void forward_task(const TpttProblem& p, const Sizes& z, Chunk& c, ForwardScratch& s, const Task& task) {
+  constexpr int64_t FEW = 4;
+  const int64_t chunks = count_of_chunks(p);
+  for (int i = 0; i < task.heads; i++) load_state(z, state_of(p, z, p.initial_state, task, i), s.states + i * z.state());
+  for (int64_t first = 0; first < chunks; first += FEW) {
+    const int64_t end = first + FEW < chunks ? first + FEW : chunks;
+    for (int i = 0; i < task.heads; i++) {
+      s.state = s.states + i * z.state();
+      for (int64_t n = first; n < end; n++) {
+        if (p.saved && n % p.segment == 0) store_state(z, s.state, saved_state(p, z, task, i, n / p.segment));
+        const bool last = n + 1 == end, last_head = i + 1 == task.heads;
+        const int64_t after = !last ? n + 1 : last_head ? end : first, head = !last ? i : last_head ? 0 : i + 1;
+        forward_chunk(p, z, c, {task.b, task.h + i, n * z.tokens},
+                      after < chunks ? Place{task.b, task.h + head, after * z.tokens} : NOWHERE, s);
+      }
+    }
   }
-  store_state(z, s.state, p.final_state + which * of_state);
+  for (int i = 0; i < task.heads; i++) store_state(z, s.states + i * z.state(), state_of(p, z, p.final_state, task, i));
 }
 
 inline void forward(const TpttProblem& p) {
   const Sizes z(p);
+  const Tasks tasks(p);
   Arena measured;
-  Chunk{z, measured}, ForwardScratch{z, measured};
+  Chunk{z, measured}, ForwardScratch{z, tasks.together, measured};
 #pragma omp parallel num_threads(int(p.threads))
   {
     Arena arena(measured.taken());
     Chunk c(z, arena);
-    ForwardScratch s(z, arena);
+    ForwardScratch s(z, tasks.together, arena);
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < p.batch * p.heads; i++) forward_head(p, z, c, s, i / p.heads, i % p.heads);
+    for (int64_t i = 0; i < tasks.count; i++) forward_task(p, z, c, s, tasks.get(i));
   }
 }
 

@@ -93,7 +93,7 @@ void strips(Ahead& ahead, float* c, int c_row, const float* a, int a_row, int a_
     int count = (columns - n) / LANES;
     if (count > MOST) count = MOST;
     switch (count) {
-      case 1: strip<MANY ? 8 : 4, 1, ONTO, ASKS>(ahead, c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, d + n, factor); break;
+      case 1: strip<8, 1, ONTO, ASKS>(ahead, c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, d + n, factor); break;
       case 2: strip<MANY ? 8 : 4, 2, ONTO, ASKS>(ahead, c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, d + n, factor); break;
       case 3: strip<4, 3, ONTO, ASKS>(ahead, c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, d + n, factor); break;
       default: strip<4, MOST, ONTO, ASKS>(ahead, c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, d + n, factor);

@@ -20,6 +20,12 @@ template <class T> inline T load_as(const void* p) {
 inline Vec load(const float* p) { return load_as<Vec>(p); }
 inline void store(float* p, Vec x) { memcpy(p, &x, sizeof x); }
 
+// x in the first ``count`` lanes, zero in the others; any count.
+template <int... I> inline Vec first_lanes(Vec x, int count, std::integer_sequence<int, I...>) {
+  return IntVec{I...} < count ? x : Vec{};
+}
+inline Vec first_lanes(Vec x, int count) { return first_lanes(x, count, std::make_integer_sequence<int, LANES>{}); }
+
 template <int... I> inline Vec splat(float x, std::integer_sequence<int, I...>) { return Vec{(static_cast<void>(I), x)...}; }
 inline Vec splat(float x) { return splat(x, std::make_integer_sequence<int, LANES>{}); }
 
