@@ -27,7 +27,6 @@ class Segment:
     queries: torch.Tensor  # [N, G * C, K]: q
     values: torch.Tensor  # [N, W, V]: v, until the scan
     beta: torch.Tensor | None  # [N, W, 1]
-    writes: torch.Tensor  # [N, W, K]: b
     log_decay: torch.Tensor | None  # [N, W], or [N, W, K] per channel
     decays: Decays | None  # of a scalar decay
     keys_decayed: torch.Tensor | None  # [N, W, K]: k~
@@ -41,22 +40,25 @@ class Segment:
 
 def prepare(plan, queries, keys, values, beta, log_decay):
     """The Segment of these tensors. Args: as its fields."""
-    writes = keys if beta is None else keys * beta
     readers, decays = keys if plan.delta else None, None
     if log_decay is not None and log_decay.dim() == 3:
-        decayed = decay_channels(plan, readers, queries, writes, log_decay)
+        decayed = decay_channels(plan, readers, queries, keys if beta is None else keys * beta, log_decay)
     else:
-        of_keys = _overlaps(keys, beta) if plan.delta else None
-        of_queries = torch.bmm(queries, writes.transpose(1, 2))
+        of_keys = _overlaps(keys) if plan.delta else None
+        of_queries = torch.bmm(queries, keys.transpose(1, 2))
         decays = None if log_decay is None else Decays.from_logs(log_decay)
-        mask_(plan, of_keys, of_queries, decays)
-        decayed = (readers, queries, writes, None, of_keys, of_queries)
+        mask_(plan, of_keys, of_queries, decays, beta)
+        carried, strength = None, beta
         if decays is not None:
-            since, until = decays.since_start, decays.until_end
-            readers = keys * since if plan.delta else None
-            decayed = (readers, queries * plan.of_queries(since), writes * until, decays.carried, of_keys, of_queries)
+            since, carried = decays.since_start, decays.carried
+            strength = decays.until_end if beta is None else beta * decays.until_end
+            readers, queries_decayed = keys * since if plan.delta else None, queries * plan.of_queries(since)
+        else:
+            queries_decayed = queries
+        writes = keys if strength is None else keys * strength
+        decayed = (readers, queries_decayed, writes, carried, of_keys, of_queries)
     inverse = _inverse(decayed[4]) if plan.delta else None
-    return Segment(plan, keys, queries, values, beta, writes, log_decay, decays, *decayed, inverse)
+    return Segment(plan, keys, queries, values, beta, log_decay, decays, *decayed, inverse)
 
 
 def _inverse(lower):
@@ -66,17 +68,20 @@ def _inverse(lower):
     return torch.linalg.solve_triangular(lower, eye, upper=False, unitriangular=True)
 
 
-def _overlaps(keys, beta):
-    """k b^T [N, W, W]. Keys times keys in double: with alike keys and beta near 2 nothing is ever forgotten, and the
-    rounding of k . k, the same at every step, would grow with T (from 1e-5 to 1e-4 after 500 tokens)."""
+def _overlaps(keys):
+    """k k^T [N, W, W], in double: with alike keys and beta near 2 nothing is ever forgotten, and the rounding of k . k,
+    the same at every step, would grow with T (from 1e-5 to 1e-4 after 500 tokens)."""
     wide = keys.to(wide_dtype(keys.device))
-    return torch.bmm(wide, wide.transpose(1, 2)).to(keys.dtype).mul_(beta.transpose(1, 2))
+    return torch.bmm(wide, wide.transpose(1, 2)).to(keys.dtype)
 
 
-def mask_(plan, of_keys, of_queries, decays):
-    """Multiply [N, W, W] (or None) and [N, G * C, W] by D in place: the causal mask without decay."""
+def mask_(plan, of_keys, of_queries, decays, beta=None):
+    """Multiply [N, W, W] (or None) and [N, G * C, W] by D, the causal mask without decay, and by the writers' beta, in
+    place."""
     size = plan.positions
     lower = of_queries.new_ones(1, size, size).tril_() if decays is None else decays.between
+    if beta is not None:
+        lower = lower * beta.transpose(1, 2)
     if of_keys is not None:
         of_keys.mul_(lower)
     of_queries.mul_(plan.of_queries(lower))
