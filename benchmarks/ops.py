@@ -168,6 +168,17 @@ def crossover(device: str, dtype: torch.dtype) -> str:
     return markdown_table(["T", *(f"{n}, times SDPA" for n in chosen if n != "SDPA")], rows)
 
 
+def decays() -> str:
+    """Milliseconds by the log decay of every token: strong ones leave subnormal numbers, where nothing prevents them."""
+    names, rows = [n for n in contenders("cpu") if n != "SDPA"], []
+    for decay in (-0.1, -3.0, -20.0):
+        inputs = Inputs.random(4096, 16, 64)
+        inputs.g.fill_(decay)
+        times = interleaved({n: call(CPU[n][0], inputs, True) for n in names}, 5)
+        rows.append([f"{decay:g}", *(f"{1e3 * times[n]:.0f}" for n in names)])
+    return markdown_table(["g", *names], rows)
+
+
 def operations(tokens: int, heads: int, width: int, backward: bool, chunk: int = 32) -> float:
     """Floating point operations of the chunked form, counted as for full squares within a chunk.
 
@@ -270,6 +281,8 @@ def tables(args: argparse.Namespace, dtype: torch.dtype) -> Iterator[str]:
     yield "### Where it overtakes SDPA, H 16, D 64, forward + backward"
     yield crossover(args.device, dtype)
     if args.device == "cpu":
+        yield "### By decay, T 4096, H 16, D 64, forward + backward, ms"
+        yield decays()
         yield "### Share of the machine's peak, T 4096"
         yield share_of_peak()
         yield "### One token"

@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tptt.ops.decays import factor
+
 from .cases import BACKENDS, KINDS, assert_close, make_case, reference, results, serve
 
 
@@ -128,6 +130,15 @@ def test_zeros_stay_zero(backend, kind):
     case = serve(backend, make_case(70, **KINDS[kind]).map(torch.zeros_like))[0]
     assert all(not x.any() for x in case.run(backend))
     assert all(x.isfinite().all() for x in results(case, lambda c: c.run(backend)).values())
+
+
+@pytest.mark.parametrize("dtype, least", [(torch.float32, 1e-26), (torch.float64, 1e-215)])
+def test_factors_of_decay_are_exact_or_zero(dtype, least):
+    logs = -torch.linspace(0, 800, 4001, dtype=dtype)
+    got, want = factor(logs.clone()), logs.exp()
+    kept = want > least
+    assert not got[~kept].any() and (~kept).any()
+    torch.testing.assert_close(got[kept], want[kept], rtol=4 * torch.finfo(dtype).eps, atol=0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -145,6 +145,17 @@ def test_threads_change_nothing():
         torch.set_num_threads(before)
 
 
+def test_subnormal_numbers_are_zero_inside_and_remain_outside():
+    case, small = make_case(40).to(torch.float32), torch.full((100_000,), 1e-39)
+    nothing, decay = torch.zeros_like(case.beta), torch.full_like(case.g, -0.2)  # to 3e-4 in 40 tokens
+    silent = replace(case, beta=nothing, g=decay, initial_state=torch.full_like(case.initial_state, 1e-36))
+    assert (silent.run("naive")[1] > 0).all() and (silent.run("native")[1] == 0).all()
+    state = torch.full_like(case.initial_state, 1e-39)
+    delta_rule_step(*(x[:, :1] for x in (case.q, case.k, case.v, nothing)), state=state, inplace=True)
+    assert (state == 0).all()
+    assert (small * 0.5 != 0).all()
+
+
 @pytest.mark.parametrize("heads", (2, 5, 9))
 def test_heads_that_are_worked_on_together(heads):
     """Over several segments, each as if it were the only one."""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from .decays import factor
 from .plan import Plan
 
 BLOCK_POSITIONS = 8
@@ -30,7 +31,7 @@ def decay_channels(
     plan: Plan, keys: torch.Tensor | None, queries: torch.Tensor, writes: torch.Tensor, log_decay: torch.Tensor
 ) -> ChannelDecays:
     """From k [N, W, K] (None where only queries read), q [N, G * C, K], b [N, W, K] and log decays [N, W, K]."""
-    since_start = log_decay.cumsum(1).exp()
+    since_start = factor(log_decay.cumsum(1))
     of_keys, of_queries = _overlaps(plan, keys, queries, writes, log_decay)
     return ChannelDecays(
         None if keys is None else keys * since_start,
@@ -45,7 +46,7 @@ def decay_channels(
 def _until_end(log_decay):
     """Decay from behind each position to the end of dimension 1."""
     after = torch.cat([log_decay[:, 1:], torch.zeros_like(log_decay[:, :1])], 1)
-    return after.flip(1).cumsum(1).flip(1).exp()
+    return factor(after.flip(1).cumsum(1).flip(1))
 
 
 def _overlaps(plan, keys, queries, writes, log_decay):
@@ -58,7 +59,7 @@ def _overlaps(plan, keys, queries, writes, log_decay):
         if keys is not None:
             of_keys.append(torch.nn.functional.pad(rows_of_keys, (0, width)))
         of_queries.append(torch.nn.functional.pad(rows_of_queries, (0, width)))
-        total = log_decay[:, here].sum(1, keepdim=True).exp()
+        total = factor(log_decay[:, here].sum(1, keepdim=True))
         past = torch.cat([past * total, writes[:, here] * _until_end(log_decay[:, here])], 1)
     return None if keys is None else torch.cat(of_keys, 1), torch.cat(of_queries, 2).flatten(1, 2)
 
@@ -76,9 +77,9 @@ def _block(plan, keys, queries, writes, log_decay, past, start, block):
     tokens = slice(start // plan.steps, (start + block) // plan.steps)
     logs = log_decay[:, here]
     lower = logs.new_ones(block, block).tril()
-    between = (logs.unsqueeze(2) * lower.tril(-1).unsqueeze(2)).cumsum(1).exp()  # [N, reader, writer, K]
+    between = factor((logs.unsqueeze(2) * lower.tril(-1).unsqueeze(2)).cumsum(1))  # [N, reader, writer, K]
     pairs = between * writes[:, here].unsqueeze(1)
-    since, before = logs.cumsum(1).exp(), past.transpose(1, 2)
+    since, before = factor(logs.cumsum(1)), past.transpose(1, 2)
     last = slice(plan.steps - 1, None, plan.steps)
     of_keys = None
     if keys is not None:

@@ -250,6 +250,7 @@ inline void backward(const TpttProblem& p) {
   for (int64_t i = 0; i < most; i++) Kept{z, measured};
 #pragma omp parallel num_threads(int(p.threads))
   {
+    const NoSubnormals here;
     Arena arena(measured.taken());
     Chunk c(z, arena);
     BackwardScratch s(z, tasks.together, arena);

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include "abi.h"
 #include "products.h"
+#include "subnormals.h"
 
 namespace {
 

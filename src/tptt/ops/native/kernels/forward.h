@@ -108,6 +108,7 @@ inline void forward(const TpttProblem& p) {
   Chunk{z, measured}, ForwardScratch{z, tasks.together, measured};
 #pragma omp parallel num_threads(int(p.threads))
   {
+    const NoSubnormals here;
     Arena arena(measured.taken());
     Chunk c(z, arena);
     ForwardScratch s(z, tasks.together, arena);

@@ -36,6 +36,7 @@ inline void waves_backward(const float* out, const float* d_out, int count, floa
 template <class Block> inline void each_block(const TpttFourier& p, Block block) {
 #pragma omp parallel num_threads(int(p.threads)) if (p.threads > 1)
   {
+    const NoSubnormals here;
     Arena arena(ROWS_AT_ONCE * p.padded);
     float* scratch = arena.take(ROWS_AT_ONCE * p.padded);
 #pragma omp for schedule(static)

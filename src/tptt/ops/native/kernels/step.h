@@ -132,6 +132,7 @@ template <class Scratch, class Problem, class One> inline void each_head(const P
   Scratch{p, measured};
 #pragma omp parallel num_threads(int(p.threads < count ? p.threads : count)) if (p.threads > 1)
   {
+    const NoSubnormals here;
     Arena arena(measured.taken());
     Scratch s(p, arena);
 #pragma omp for schedule(static)
