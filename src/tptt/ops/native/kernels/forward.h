@@ -13,15 +13,15 @@ struct Task {
   int heads;
 };
 
-// Rows of neighbouring heads share pages, which a thread has to look up: as many heads together as fill one, while no thread
-// gets more to do than one by one.
+// Rows of neighbouring heads share pages, which a thread has to look up: as many heads together as fill half of one, while no
+// thread gets more to do than one by one.
 struct Tasks {
   int64_t heads, each_row, count;
   int together;
 
   explicit Tasks(const TpttProblem& p) : heads(p.heads) {
-    const int64_t page = 4096 / (p.key_width * (p.bfloat16 ? 2 : 4));
-    together = int(page < 1 ? 1 : page < MOST ? page : MOST);
+    const int64_t fill = 2048 / (p.key_width * (p.bfloat16 ? 2 : 4));
+    together = int(fill < 1 ? 1 : fill < MOST ? fill : MOST);
     auto rounds = [&](int64_t each) { return (p.batch * ((heads + each - 1) / each) + p.threads - 1) / p.threads * each; };
     while (together > 1 && rounds(together) > rounds(1)) together--;
     each_row = (heads + together - 1) / together, count = p.batch * each_row;
@@ -33,7 +33,7 @@ struct Tasks {
   }
 
  private:
-  static constexpr int MOST = 4;
+  static constexpr int MOST = 8;
 };
 
 // Of head ``i`` of a task in the caller's states, or null where there are none.
