@@ -4,7 +4,7 @@
     python -m benchmarks.ops --original PYTHON     # also the public tptt 0.12.1, in a Python that has it installed
     python -m benchmarks.ops --device cuda         # fla-core through tptt, fla-core alone, SDPA
 
-Correctness is checked first. CPU: gated delta rule, float32. CUDA: delta rule, bfloat16 (fla refuses gradients of the
+Correctness is checked first. CPU: gated delta rule, float32, in a process that keeps the memory it frees. CUDA: delta rule, bfloat16 (fla refuses gradients of the
 gated one on Hopper with Triton 3.4 to 3.7.0). Batch 1.
 Legend: T tokens, H heads, D key and value width.
 """
@@ -26,7 +26,7 @@ from tptt.evaluation import markdown_table
 from tptt.ops import available_backends, delta_rule, delta_rule_step
 
 from .memory import peak_units
-from .timing import interleaved, machine, processor, write_section
+from .timing import interleaved, keep_freed_memory, machine, processor, write_section
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 SHAPES = ((16, 64), (8, 128))  # H, D
@@ -300,6 +300,8 @@ def main() -> None:
     args = parser.parse_args()
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
     start = time.monotonic()
+    if args.device == "cpu":
+        keep_freed_memory()
     for backend, reason in available_backends().items():
         if reason:
             print(f"left out: {backend}, {reason}", file=sys.stderr)
