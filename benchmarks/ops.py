@@ -258,6 +258,7 @@ class Original:
         self.process = subprocess.Popen(
             [python, "-W", "ignore", str(worker)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        self.median(64, 1, 16, False, repeats=1)  # until it has imported everything it takes time from the others
 
     def median(self, tokens: int, heads: int, width: int, backward: bool, repeats: int = 3) -> float:
         assert self.process.stdin and self.process.stdout
