@@ -4,8 +4,8 @@
     python -m benchmarks.ops --original PYTHON     # also the public tptt 0.12.1, in a Python that has it installed
     python -m benchmarks.ops --device cuda         # fla-core through tptt, fla-core alone, SDPA
 
-Correctness is checked first. CPU: gated delta rule, float32, in a process that keeps the memory it frees. CUDA: delta rule, bfloat16 (fla refuses gradients of the
-gated one on Hopper with Triton 3.4 to 3.7.0). Batch 1.
+Correctness is checked first. CPU: gated delta rule, float32, in a process that keeps the memory it frees. CUDA: delta rule,
+bfloat16 (fla refuses gradients of the gated one on Hopper with Triton 3.4 to 3.7.0). Batch 1.
 Legend: T tokens, H heads, D key and value width.
 """
 
@@ -170,13 +170,13 @@ def crossover(device: str, dtype: torch.dtype) -> str:
 
 def decays() -> str:
     """Milliseconds by the log decay of every token: strong ones leave subnormal numbers, where nothing prevents them."""
-    names, rows = [n for n in contenders("cpu") if n != "SDPA"], []
+    chosen, rows = {n: f for n, (f, _) in contenders("cpu").items() if f is not sdpa}, []
     for decay in (-0.1, -3.0, -20.0):
         inputs = Inputs.random(4096, 16, 64)
         inputs.g.fill_(decay)
-        times = interleaved({n: call(CPU[n][0], inputs, True) for n in names}, 5)
-        rows.append([f"{decay:g}", *(f"{1e3 * times[n]:.0f}" for n in names)])
-    return markdown_table(["g", *names], rows)
+        times = interleaved({n: call(f, inputs, True) for n, f in chosen.items()}, 5)
+        rows.append([f"{decay:g}", *(f"{1e3 * t:.0f}" for t in times.values())])
+    return markdown_table(["g", *chosen], rows)
 
 
 def operations(tokens: int, heads: int, width: int, backward: bool, chunk: int = 32) -> float:

@@ -42,23 +42,25 @@ def prepare(plan, queries, keys, values, beta, log_decay):
     """The Segment of these tensors. Args: as its fields."""
     readers, decays = keys if plan.delta else None, None
     if log_decay is not None and log_decay.dim() == 3:
-        decayed = decay_channels(plan, readers, queries, keys if beta is None else keys * beta, log_decay)
+        decayed = decay_channels(plan, readers, queries, times(keys, beta), log_decay)
     else:
         of_keys = _overlaps(keys) if plan.delta else None
         of_queries = torch.bmm(queries, keys.transpose(1, 2))
         decays = None if log_decay is None else Decays.from_logs(log_decay)
         mask_(plan, of_keys, of_queries, decays, beta)
-        carried, strength = None, beta
-        if decays is not None:
-            since, carried = decays.since_start, decays.carried
-            strength = decays.until_end if beta is None else beta * decays.until_end
-            readers, queries_decayed = keys * since if plan.delta else None, queries * plan.of_queries(since)
+        if decays is None:
+            decayed = (readers, queries, times(keys, beta), None, of_keys, of_queries)
         else:
-            queries_decayed = queries
-        writes = keys if strength is None else keys * strength
-        decayed = (readers, queries_decayed, writes, carried, of_keys, of_queries)
+            since, until = decays.since_start, times(decays.until_end, beta)
+            readers = keys * since if plan.delta else None
+            decayed = (readers, queries * plan.of_queries(since), keys * until, decays.carried, of_keys, of_queries)
     inverse = _inverse(decayed[4]) if plan.delta else None
     return Segment(plan, keys, queries, values, beta, log_decay, decays, *decayed, inverse)
+
+
+def times(x, factor):
+    """x * factor, x itself without one (None)."""
+    return x if factor is None else x * factor
 
 
 def _inverse(lower):
@@ -80,8 +82,7 @@ def mask_(plan, of_keys, of_queries, decays, beta=None):
     place."""
     size = plan.positions
     lower = of_queries.new_ones(1, size, size).tril_() if decays is None else decays.between
-    if beta is not None:
-        lower = lower * beta.transpose(1, 2)
+    lower = times(lower, across(beta))
     if of_keys is not None:
         of_keys.mul_(lower)
     of_queries.mul_(plan.of_queries(lower))
@@ -112,6 +113,11 @@ def read(segment, states, updates, scale):
     """o [N, G * C, V], from what `scan` returns."""
     out = torch.bmm(segment.queries_decayed, states[:-1].flatten(0, 1))
     return out.baddbmm_(segment.of_queries, updates, beta=scale, alpha=scale)
+
+
+def across(beta):
+    """[N, W, 1] -> [N, 1, W]: of the writers beside the readers; None stays."""
+    return None if beta is None else beta.transpose(1, 2)
 
 
 def by_chunk(chunks, *tensors):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from .channels import decay_channels
-from .segment import by_chunk, carry, mask_, scan
+from .segment import across, by_chunk, carry, mask_, scan, times
 
 
 class SegmentGrads(NamedTuple):
@@ -91,7 +91,7 @@ def _reverse_scan(segment, d_o, d_state):
 def _through_channels(segment, grads, before, d_after):
     """Gradients of k, q, b and the log decays through `decay_channels`."""
     plan = segment.plan
-    writes = segment.keys if segment.beta is None else segment.keys * segment.beta
+    writes = times(segment.keys, segment.beta)
     inputs = [segment.keys if plan.delta else None, segment.queries, writes, segment.log_decay]
     inputs = [x if x is None else x.detach().requires_grad_() for x in inputs]
     with torch.enable_grad():
@@ -133,18 +133,13 @@ def _through_decays_(segment, grads, before, d_after):
 
 def _through_products_(segment, grads):
     """Gradients of k, q and b from those through the states and through A and P. Overwrites `grads`."""
-    plan, keys, beta = segment.plan, segment.keys, segment.beta
+    plan, keys, beta = segment.plan, segment.keys, across(segment.beta)
     d_keys, d_queries, d_writes, d_of_keys, d_of_queries = grads
     mask_(plan, d_of_keys, d_of_queries, segment.decays)
     d_writes.baddbmm_(d_of_queries.transpose(1, 2), segment.queries)
-    d_queries.baddbmm_(_times(d_of_queries, beta), keys)
+    d_queries.baddbmm_(times(d_of_queries, beta), keys)
     if plan.delta:
         d_of_keys.diagonal(0, 1, 2).zero_()
         d_writes.baddbmm_(d_of_keys.transpose(1, 2), keys)
-        d_keys.baddbmm_(_times(d_of_keys, beta), keys)
+        d_keys.baddbmm_(times(d_of_keys, beta), keys)
     return d_keys, d_queries, d_writes
-
-
-def _times(pairs, beta):
-    """[N, R, W] times the writers' beta, in place."""
-    return pairs if beta is None else pairs.mul_(beta.transpose(1, 2))

@@ -25,7 +25,7 @@ struct BackwardScratch {
     d_state = d_states = arena.take(together * z.state()), d_out = arena.take(r * v), e = arena.take(w * v);
     d_a = arena.take(w * w), d_mixing = arena.take(r * w);
     d_keys = arena.take(w * k), d_read = arena.take(w * k), d_queries = arena.take(r * k), writes = arena.take(w * k), scaled = arena.take(w * v);
-    u_across = arena.take(w * v), state_across = arena.take(v * k), d_state_across = arena.take(v * k);
+    u_across = arena.take(w * v), state_across = arena.take(z.state()), d_state_across = arena.take(z.state());
     passing = arena.take(w), from_start = arena.take(w), to_end = arena.take(w);
   }
 };
@@ -51,13 +51,13 @@ inline void through_mixing(const TpttProblem& p, const Sizes& z, const Chunk& c,
   const int width = z.values, row = z.columns;
   transpose(kept.u, width, s.u_across, row, row, width);
   for (int m = 0, rows; p.delta && m < z.positions; m += rows) {
-    rows = block_of(z, m);
+    rows = block_of(z.positions - m);
     const int columns = reach(z, m + rows - 1);
     product<Onto::NEGATIVE>(c.ahead, s.d_a + m * row, row, s.e + m * width, width, 1, s.u_across, row, rows, columns, width);
     for (int i = m; i < m + rows; i++) s.d_a[i * row + i] = 0;
   }
   for (int m = 0, rows; m < z.queries; m += rows) {
-    rows = block_of_queries(z, m);
+    rows = block_of(z.tokens - m % z.tokens);
     const int columns = reach(z, position_of(z, m + rows - 1));
     product<Onto::NOTHING>(c.ahead, s.d_mixing + m * row, row, s.d_out + m * width, width, 1, s.u_across, row, rows, columns, width);
   }

@@ -190,12 +190,8 @@ inline int position_of(const Sizes& z, int query) { return (query % z.tokens + 1
 
 constexpr int BLOCK = 8;  // rows of a triangle at once: of one strip of columns, as many sums as the processor adds side by side
 
-// How many rows of a block are left, of positions and of the queries of a group.
-inline int block_of(const Sizes& z, int position) { return position + BLOCK < z.positions ? BLOCK : z.positions - position; }
-inline int block_of_queries(const Sizes& z, int query) {
-  const int left = z.tokens - query % z.tokens;
-  return left < BLOCK ? left : BLOCK;
-}
+// Rows of the next block, of those that are left: of positions, or of the queries of a group.
+inline int block_of(int left) { return left < BLOCK ? left : BLOCK; }
 
 // How many columns of a block of rows, the last at position `last`, reach the lower triangle.
 inline int reach(const Sizes& z, int last) {
@@ -215,7 +211,7 @@ inline void mix(const TpttProblem& p, const Sizes& z, const Chunk& c, float* a, 
   const int row = z.columns;
   transpose(c.keys, z.keys, c.keys_across, row, row, z.keys);
   for (int m = 0, rows; p.delta && m < z.positions; m += rows) {
-    rows = block_of(z, m);
+    rows = block_of(z.positions - m);
     const int columns = reach(z, m + rows - 1);
     // in parts of 16: where keys are alike and beta is near 2, the rounding of k.k adds up over the sequence
     for (int n = 0; n < z.keys; n += 16) {
@@ -230,7 +226,7 @@ inline void mix(const TpttProblem& p, const Sizes& z, const Chunk& c, float* a, 
     for (int i = m; i < m + rows; i++) decay_row(z, c, a + i * row, i, columns, c.beta[i]);
   }
   for (int m = 0, rows; m < z.queries; m += rows) {
-    rows = block_of_queries(z, m);
+    rows = block_of(z.tokens - m % z.tokens);
     const int columns = reach(z, position_of(z, m + rows - 1));
     product<Onto::NOTHING>(c.ahead, mixing + m * row, row, c.queries + m * z.keys, z.keys, 1, c.keys_across, row, rows, columns,
                            z.keys);
