@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tptt.ops import chunk
 from tptt.ops.decays import factor
 
 from .cases import BACKENDS, KINDS, assert_close, make_case, reference, results, serve
@@ -16,6 +17,27 @@ def test_chunk_size_changes_nothing(chunk_size, kind):
     case = make_case(130, groups=2, **KINDS[kind])
     got = results(case, lambda c: c.run("chunk", chunk_size=chunk_size))
     assert_close(got, results(case, lambda c: c.run("chunk")), 1e-13, 1e-13)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_forward_keeps_changes_nothing(kind, monkeypatch):
+    """A long call computes its segments again, a short one keeps them, for one backward."""
+    case = make_case(130, groups=2, **KINDS[kind])
+
+    def twice(c):
+        o, state = c.run("chunk", chunk_size=16)
+        (o.sum() + state.sum()).backward(retain_graph=True)
+        for x in c.tensors().values():
+            x.grad = None
+        return o, state
+
+    kept = results(case, twice)
+    monkeypatch.setattr(chunk, "KEPT_BYTES", 0)
+    again = results(case, lambda c: c.run("chunk", chunk_size=16))
+    assert all(torch.equal(x, again[name]) for name, x in kept.items())
+    monkeypatch.undo()
+    for name, x in results(case, lambda c: c.run("chunk", chunk_size=16)).items():
+        assert torch.equal(x, again[name]), name
 
 
 @pytest.mark.parametrize("cut", (0, 1, 31, 64, 100))

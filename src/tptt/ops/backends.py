@@ -130,7 +130,7 @@ def _fla(spec):
 
 BACKENDS = {
     "naive": Backend(_always, naive_recurrence),
-    "chunk": Backend(_always, chunk_recurrence, ("chunk_size",)),
+    "chunk": Backend(_always, chunk_recurrence, ("chunk_size", "needs_grad")),
     "step": Backend(_one_token, step_recurrence, ("inplace",), bare=True),
     "native": Backend(_native, native.native_recurrence, ("needs_grad", "inplace"), bare=True),
     "fla": Backend(_fla, fla.fla_recurrence, ("needs_grad",)),

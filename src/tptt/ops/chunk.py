@@ -1,6 +1,7 @@
 """The recurrences chunkwise in PyTorch with their own backward: O(T) time, O(T * (K + V)) memory.
 
-The forward saves the inputs and one state per segment; the backward recomputes one segment at a time.
+The forward saves the inputs and one state per segment; the backward recomputes one segment at a time. Of few tokens the forward
+keeps the segments themselves.
 """
 
 import torch
@@ -16,15 +17,17 @@ SEGMENT_POSITIONS = 4096
 """Positions times heads worked on at once: large enough for the matrix products, small enough to stay in cache."""
 DEVICE_POSITIONS = 65536
 """The same on an accelerator, where launches count and no cache: 2 to 5 times as fast there as the number above."""
+KEPT_BYTES = 32 << 20
+"""What a call may keep for its backward, which then computes nothing a second time (a quarter faster): its segments whole."""
 
 
 @torch.compiler.disable  # the loops and copies below gain nothing from a compiler (measured 10 % slower)
-def chunk_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, chunk_size=None):
+def chunk_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, chunk_size=None, needs_grad=True):
     """`naive_recurrence`, chunkwise (arXiv 2406.06484 sec. 3, 2412.06464 sec. 3.3; derivation in README.md).
 
     Args: q [B, T, G*H, K], k [B, T, N, H, K], v [B, T, N, H, V], beta [B, T, N, H] or None, g [B, T, H], [B, T, H, K] or
     None (natural log of the decay, <= 0), initial_state [B, H, K, V] or None, chunk_size a power of two (tokens) or
-    None for the default for these widths. Arguments are taken as valid.
+    None for the default for these widths, needs_grad: False where nothing will be differentiated. Arguments are taken as valid.
     Returns: o [B, T, G*H, V] in v's dtype, state [B, H, K, V] in float32 (float64 for float64 inputs).
     Raises: RuntimeError when differentiated twice.
     """
@@ -36,7 +39,7 @@ def chunk_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, chunk_siz
     if initial_state is None:
         initial_state = k.new_zeros(batch, heads, key_width, v.shape[4], dtype=dtype)
     writes = [x if x is None else x.flatten(1, 2) for x in (k, v, beta)]
-    return _Chunks.apply(q, *writes, g, initial_state.to(dtype), scale, plan)
+    return _Chunks.apply(q, *writes, g, initial_state.to(dtype), scale, plan, KEPT_BYTES if needs_grad else 0)
 
 
 def default_chunk_size(key_width, steps=1, device="cpu"):
@@ -50,17 +53,19 @@ class _Chunks(torch.autograd.Function):
     """On positions: k [B, T * N, H, K], v [B, T * N, H, V] and beta [B, T * N, H] have N for each token of q and g."""
 
     @staticmethod
-    def forward(ctx, q, k, v, beta, g, initial_state, scale, plan):
+    def forward(ctx, q, k, v, beta, g, initial_state, scale, plan, may_keep):
         starts = _segment_starts(k, plan)
         saved = initial_state.new_empty(len(starts), *initial_state.shape)
         o = torch.empty(*q.shape[:3], v.shape[3], dtype=v.dtype, device=v.device)
         state = initial_state.flatten(0, 1)
+        ctx.kept = []
         for s, (start, chunks) in enumerate(starts):
             saved[s] = state.unflatten(0, saved.shape[1:3])
-            segment = _load(q, k, v, beta, g, start, chunks, plan, state.dtype)
-            states, updates = scan(segment, state)
+            segment, states, updates = _forward(q, k, v, beta, g, start, chunks, plan, state)
             scatter_grouped(o, start, _by_head(read(segment, states, updates, scale), k, chunks, plan.tokens))
             state = states[chunks]
+            if len(starts) * segment.bytes <= may_keep:
+                ctx.kept.append((segment, states, updates))
         ctx.save_for_backward(q, k, v, beta, g, saved)
         ctx.scale, ctx.plan = scale, plan
         return o, state.unflatten(0, saved.shape[1:3]).clone()
@@ -74,16 +79,18 @@ class _Chunks(torch.autograd.Function):
         d_state = d_final_state.flatten(0, 1)
         with torch.autocast(k.device.type, enabled=False):
             for s, (start, chunks) in reversed(list(enumerate(_segment_starts(k, plan)))):
-                segment = _load(*inputs, start, chunks, plan, saved.dtype)
                 d_out = gather_grouped(d_o, start, chunks, plan.tokens, k.shape[2], saved.dtype).flatten(0, 2)
-                step = backward(segment, saved[s].flatten(0, 1), d_out.mul_(ctx.scale), d_state)
+                # kept for one backward: another one through the same graph computes them again
+                done = ctx.kept.pop() if ctx.kept else _forward(*inputs, start, chunks, plan, saved[s].flatten(0, 1))
+                step = backward(*done, d_out.mul_(ctx.scale), d_state)
+                del done
                 d_state = step.state
                 scatter_grouped(grads[0], start, _by_head(step.queries, k, chunks, plan.tokens))
                 each = (*step[1:4], step.log_decay if step.log_decay is None else step.log_decay[:, :: plan.steps])
                 for out, grad, steps in zip(grads[1:], each, (plan.steps,) * 3 + (1,), strict=True):
                     if out is not None:
                         scatter(out, start * steps, grad.unflatten(0, (chunks, k.shape[0], k.shape[2])))
-        return (*grads, d_state.view_as(saved[0]), None, None)
+        return (*grads, d_state.view_as(saved[0]), None, None, None)
 
 
 def _segment_starts(k, plan):
@@ -94,6 +101,12 @@ def _segment_starts(k, plan):
     most = SEGMENT_POSITIONS if k.device.type == "cpu" else DEVICE_POSITIONS
     each = max(1, max(most // (batch * heads), key_width) // plan.positions)
     return [(first * plan.tokens, min(each, total - first)) for first in range(0, total, each)]
+
+
+def _forward(q, k, v, beta, g, start, chunks, plan, state):
+    """A segment, the states before each of its chunks and behind the last, and what they write."""
+    segment = _load(q, k, v, beta, g, start, chunks, plan, state.dtype)
+    return segment, *scan(segment, state)
 
 
 def _load(q, k, v, beta, g, start, chunks, plan, dtype):

@@ -37,6 +37,11 @@ class Segment:
     of_queries: torch.Tensor  # [N, G * C, W]: P
     inverse: torch.Tensor | None  # [N, W, W]: (I + A)^-1
 
+    @property
+    def bytes(self) -> int:
+        """What it takes, about: views and fields that are the same counted twice."""
+        return sum(x.nbytes for x in vars(self).values() if isinstance(x, torch.Tensor))
+
 
 def prepare(plan, queries, keys, values, beta, log_decay):
     """The Segment of these tensors. Args: as its fields."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from .channels import decay_channels
-from .segment import across, by_chunk, carry, mask_, scan, times
+from .segment import across, by_chunk, carry, mask_, times
 
 
 class SegmentGrads(NamedTuple):
@@ -37,13 +37,12 @@ class _Gradients(NamedTuple):
     of_queries: torch.Tensor  # [N, G * C, W]
 
 
-def backward(segment, state, d_o, d_state):
+def backward(segment, states, updates, d_o, d_state):
     """Gradients of one segment's outputs.
 
-    Args: state [B*H, K, V] the segment started from; d_o [N, G * C, V] gradient of the output, times scale; d_state
+    Args: states and updates as `scan` returned them; d_o [N, G * C, V] gradient of the output, times scale; d_state
     [B*H, K, V] gradient of the state after the segment.
     """
-    states, updates = scan(segment, state)
     d_states, d_values = _reverse_scan(segment, d_o, d_state)
     before, d_after, found = states[:-1].flatten(0, 1), d_states[1:].flatten(0, 1), updates.transpose(1, 2)
     minus = -d_values if segment.plan.delta else None
