@@ -18,10 +18,12 @@ KERNELS = Path("src/tptt/ops/native/kernels")
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-c"]
 # name, floats of a vector, flags
 PORTABLE = ("portable", 4, [])
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"]
 X86 = [
     ("avx2", 8, ["-mavx2", "-mfma"]),
-    ("avx512", 16, ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"]),
+    ("avx512", 16, AVX512),
 ]
+AMX = ("amx", 16, [*AVX512, "-mamx-tile", "-mamx-bf16", "-DTPTT_TILES"])
 
 
 def compiler() -> str | None:
@@ -38,16 +40,26 @@ def openmp_flags(cxx: str) -> list[tuple[list[str], list[str]]]:
     return [(["-fopenmp"], []), ([], [])]
 
 
+def knows_tiles(cxx: str) -> bool:
+    """g++ from version 11 on, clang++ from 12."""
+    done = subprocess.run(
+        [cxx, *AMX[2], "-x", "c++", "-fsyntax-only", "-"], input="#include <immintrin.h>\n", capture_output=True, text=True
+    )
+    return done.returncode == 0
+
+
 def commands(cxx: str, out: Path, objects: Path, compile_flags: list[str], link_flags: list[str]) -> list[list[str]]:
     """One object per instruction set, the choice between them, and the library."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     result, made = [], []
-    for name, lanes, flags in [PORTABLE, *(X86 if x86 else [])]:
+    sets = [PORTABLE, *(X86 if x86 else []), *([AMX] if x86 and knows_tiles(cxx) else [])]
+    for name, lanes, flags in sets:
         made.append(objects / f"{name}.o")
         names = [f"-DTPTT_LANES={lanes}", f"-DTPTT_NAME={name}"]
         result.append([cxx, *FLAGS, *compile_flags, *flags, *names, str(KERNELS / "variant.cpp"), "-o", str(made[-1])])
     made.append(objects / "dispatch.o")
-    result.append([cxx, *FLAGS, *(["-DTPTT_X86"] if x86 else []), str(KERNELS / "dispatch.cpp"), "-o", str(made[-1])])
+    known = [*(["-DTPTT_X86"] if x86 else []), *(["-DTPTT_AMX"] if AMX in sets else [])]
+    result.append([cxx, *FLAGS, *known, str(KERNELS / "dispatch.cpp"), "-o", str(made[-1])])
     dynamic = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
     result.append([cxx, "-shared", *link_flags, *dynamic, *map(str, made), "-o", str(out)])
     return result

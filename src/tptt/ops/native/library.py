@@ -14,7 +14,7 @@ from . import structs
 FILE = Path(__file__).parent / "libtptt_kernels.so"
 SET_VARIABLE = "TPTT_INSTRUCTIONS"
 """Environment variable: one of INSTRUCTION_SETS, to run another one than the best this processor has."""
-INSTRUCTION_SETS = ("portable", "avx2", "avx512")
+INSTRUCTION_SETS = ("portable", "avx2", "avx512", "amx")
 
 
 class Library:

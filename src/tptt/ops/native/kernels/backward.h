@@ -9,77 +9,79 @@ constexpr int BAND = 512;  // columns of keys
 
 // What the recomputation of a segment keeps of each of its chunks.
 struct Kept {
-  float *state, *a, *mixing, *u;
+  float *state, *m, *u;
 
   Kept(const Sizes& z, Arena& arena)
-      : state(arena.take(z.state())), a(arena.take(int64_t(z.columns) * z.columns)),
-        mixing(arena.take(int64_t(z.queries) * z.columns)), u(arena.take(int64_t(z.columns) * z.values)) {}
+      : state(arena.take(z.state())), m(arena.take(int64_t(z.rows) * z.columns)), u(arena.take(int64_t(z.columns) * z.values)) {}
 };
 
+// Of M = [A; P], Z = [-E; dO'] and X = [beta k; q], and of their gradients, the part of queries lies behind the one of positions.
+// dO' is the scale times dO.
 struct BackwardScratch {
-  float *d_states, *d_state, *d_out, *e, *d_a, *d_mixing, *d_keys, *d_read, *d_queries, *writes, *scaled;
-  float *u_across, *state_across, *d_state_across, *passing, *from_start, *to_end;
+  float *d_states, *d_state, *z, *d_out, *d_m, *d_x, *d_queries, *d_keys, *writes, *scaled;  // d_out in z, d_queries in d_x
+  float *passing, *from_start, *to_end;
+  // of products
+  Left z_rows, u_rows, read_columns;                                             // Z, u, [k; q]^T
+  Right read, written, d_next, z_columns, u_across, state_across, d_state_across;  // S, k^^T u, dS', Z~, u^T, S^T, dS'^T
 
-  BackwardScratch(const Sizes& z, int together, Arena& arena) {
-    int64_t w = z.columns, r = z.queries, k = z.keys, v = z.values;
-    d_state = d_states = arena.take(together * z.state()), d_out = arena.take(r * v), e = arena.take(w * v);
-    d_a = arena.take(w * w), d_mixing = arena.take(r * w);
-    d_keys = arena.take(w * k), d_read = arena.take(w * k), d_queries = arena.take(r * k), writes = arena.take(w * k), scaled = arena.take(w * v);
-    u_across = arena.take(w * v), state_across = arena.take(z.state()), d_state_across = arena.take(z.state());
+  BackwardScratch(const Sizes& s, int together, Arena& arena)
+      : z_rows(s.rows, s.values, arena), u_rows(s.columns, s.values, arena), read_columns(s.keys, s.rows, arena),
+        read(s.values, s.keys, arena), written(s.values, s.columns, arena), d_next(s.values, s.keys, arena),
+        z_columns(s.values, s.rows, arena), u_across(s.columns, s.values, arena, true),
+        state_across(s.keys, s.values, arena, true), d_state_across(s.keys, s.values, arena, true) {
+    const int64_t w = s.columns, r = s.rows, k = s.keys, v = s.values;
+    d_state = d_states = arena.take(together * s.state());
+    z = arena.take(r * v), d_out = z + w * v;
+    d_m = arena.take(r * w);
+    d_x = arena.take(r * k), d_queries = d_x + w * k;
+    d_keys = arena.take(w * k), writes = arena.take(w * k), scaled = arena.take(w * v);
     passing = arena.take(w), from_start = arena.take(w), to_end = arena.take(w);
   }
 };
 
-// E [W, V] = T^T (P^T dO + k^ dS').
-inline void through_updates(const TpttProblem& p, const Sizes& z, const Chunk& c, const Kept& kept, BackwardScratch& s) {
+// -E [W, V] in Z, E = T^T (P^T dO' + k^ dS').
+inline void through_updates(const TpttProblem& p, const Sizes& z, Chunk& c, const Kept& kept, BackwardScratch& s) {
   const int width = z.values, row = z.columns;
-  product<Onto::NOTHING>(c.ahead, s.e, width, c.keys, z.keys, 1, s.d_state, width, z.positions, width, z.keys);
-  if (p.g.data) scale_rows(s.e, width, c.until_end, z.positions);
+  const float* mixing = kept.m + row * row;
+  s.d_next.take(s.d_state, width, width, z.keys);
+  product<Onto::NOTHING>(c.ahead, s.z, width, c.rows, 0, z.positions, s.d_next, width, z.keys);
+  if (p.g.data) scale_rows(s.z, width, c.until_end, z.positions);
   for (int m = 0; m < z.positions; m += 4) {
     int token = m / z.writes;  // the first that reads any of these four
     for (int g = 0; g < z.groups; g++) {
       int first = g * z.tokens + token;
-      product<Onto::SUM>(c.ahead, s.e + m * width, width, kept.mixing + first * row + m, 1, row, s.d_out + first * width, width,
-                         4, width, z.tokens - token);
+      product<Onto::SUM>(c.ahead, s.z + m * width, width, mixing + first * row + m, 1, row, s.d_out + first * width, width, 4, width,
+                         z.tokens - token);
     }
   }
-  if (p.delta) solve_across(z, c, kept.a, s.e);
+  if (p.delta) solve_across(z, c, kept.m, s.z);
+  for (int i = 0; i < z.positions * width; i += LANES) store(s.z + i, -load(s.z + i));
+  s.z_rows.take(s.z, width, z.rows, width);
 }
 
-// dM = Z u^T [W, W] and [G*C, W], as far as M reaches.
-inline void through_mixing(const TpttProblem& p, const Sizes& z, const Chunk& c, const Kept& kept, BackwardScratch& s) {
-  const int width = z.values, row = z.columns;
-  transpose(kept.u, width, s.u_across, row, row, width);
-  for (int m = 0, rows; p.delta && m < z.positions; m += rows) {
-    rows = block_of(z.positions - m);
-    const int columns = reach(z, m + rows - 1);
-    product<Onto::NEGATIVE>(c.ahead, s.d_a + m * row, row, s.e + m * width, width, 1, s.u_across, row, rows, columns, width);
-    for (int i = m; i < m + rows; i++) s.d_a[i * row + i] = 0;
-  }
-  for (int m = 0, rows; m < z.queries; m += rows) {
-    rows = block_of(z.tokens - m % z.tokens);
-    const int columns = reach(z, position_of(z, m + rows - 1));
-    product<Onto::NOTHING>(c.ahead, s.d_mixing + m * row, row, s.d_out + m * width, width, 1, s.u_across, row, rows, columns, width);
-  }
+// dM = Z u^T, as far as M reaches.
+inline void through_mixing(const TpttProblem& p, const Sizes& z, Chunk& c, const Kept& kept, BackwardScratch& s) {
+  s.u_across.take_across(kept.u, z.values, z.columns, z.values);
+  triangles(p, z, c, s.z_rows, s.u_across, z.values, s.d_m);
+  for (int i = 0; p.delta && i < z.positions; i++) s.d_m[i * z.columns + i] = 0;
 }
 
 // dX~ = Z S^T and dk^ = u dS'^T.
-inline void through_states(const TpttProblem& p, const Sizes& z, const Chunk& c, const Kept& kept, BackwardScratch& s) {
+inline void through_states(const Sizes& z, Chunk& c, const Kept& kept, BackwardScratch& s) {
   const int width = z.values;
-  transpose(kept.state, width, s.state_across, z.keys, z.keys, width);
-  transpose(s.d_state, width, s.d_state_across, z.keys, z.keys, width);
-  if (p.delta)
-    product<Onto::NEGATIVE>(c.ahead, s.d_read, z.keys, s.e, width, 1, s.state_across, z.keys, z.positions, z.keys, width);
-  product<Onto::NOTHING>(c.ahead, s.d_queries, z.keys, s.d_out, width, 1, s.state_across, z.keys, z.queries, z.keys, width);
-  product<Onto::NOTHING>(c.ahead, s.d_keys, z.keys, kept.u, width, 1, s.d_state_across, z.keys, z.positions, z.keys, width);
+  s.state_across.take_across(kept.state, width, z.keys, width);
+  s.d_state_across.take_across(s.d_state, width, z.keys, width);
+  s.u_rows.take(kept.u, width, z.columns, width);
+  product<Onto::NOTHING>(c.ahead, s.d_x + z.first * z.keys, z.keys, s.z_rows, z.first, z.rows - z.first, s.state_across, z.keys, width);
+  product<Onto::NOTHING>(c.ahead, s.d_keys, z.keys, s.u_rows, 0, z.positions, s.d_state_across, z.keys, width);
 }
 
 // The gradient of the log decays, from what passes each of them; only then the decays' own factors on all gradients.
 // Summed over (writer, reader) pairs that the decay lies between, never as a difference of larger sums.
-inline void through_decays(const TpttProblem& p, const Sizes& z, const Chunk& c, const Kept& kept, BackwardScratch& s) {
+inline void through_decays(const TpttProblem& p, const Sizes& z, Chunk& c, const Kept& kept, BackwardScratch& s) {
   const int row = z.columns;
   for (int w = 0; w < z.positions; w++) {
-    s.from_start[w] = p.delta ? c.since_start[w] * dot(s.d_read + w * z.keys, s.writes + w * z.keys, z.keys) : 0.f;
+    s.from_start[w] = p.delta ? c.since_start[w] * dot(s.d_x + w * z.keys, s.writes + w * z.keys, z.keys) : 0.f;
     s.to_end[w] = c.until_end[w] * dot(s.d_keys + w * z.keys, c.keys + w * z.keys, z.keys);
   }
   for (int i = 0; i < z.queries; i++) {
@@ -98,11 +100,11 @@ inline void through_decays(const TpttProblem& p, const Sizes& z, const Chunk& c,
     int token = w / z.writes;
     for (int j = 0; j <= w; j += LANES) {
       Vec x = load(s.passing + j);
-      if (p.delta) x += load(s.d_a + w * row + j) * load(kept.a + w * row + j);
+      if (p.delta) x += load(s.d_m + w * row + j) * load(kept.m + w * row + j);
       if (w % z.writes == z.writes - 1)
         for (int g = 0; g < z.groups; g++) {
-          int i = g * z.tokens + token;
-          x += load(s.d_mixing + i * row + j) * load(kept.mixing + i * row + j);
+          int i = z.columns + g * z.tokens + token;
+          x += load(s.d_m + i * row + j) * load(kept.m + i * row + j);
         }
       store(s.passing + j, x);
     }
@@ -114,54 +116,55 @@ inline void through_decays(const TpttProblem& p, const Sizes& z, const Chunk& c,
       static_cast<float*>(p.d_g.data)[offset(p.d_g, c.b, c.start + token, 0, c.h)] = before + reads + across;
     }
   }
-  if (p.delta) scale_rows(s.d_read, z.keys, c.since_start, z.positions);
+  if (p.delta) scale_rows(s.d_x, z.keys, c.since_start, z.positions);
   for (int i = 0; i < z.queries; i++) scale_rows(s.d_queries + i * z.keys, z.keys, c.since_start + position_of(z, i), 1);
   scale_rows(s.d_keys, z.keys, c.until_end, z.positions);
 }
 
 // dX += dM k, dk += dM^T X, a band of columns after the other: as many as stay in the cache between the blocks of rows.
-inline void through_products(const TpttProblem& p, const Sizes& z, const Chunk& c, BackwardScratch& s) {
+inline void through_products(const TpttProblem& p, const Sizes& z, Chunk& c, BackwardScratch& s) {
   const int row = z.columns, width = z.keys;
-  for (int w = 0; p.delta && w < z.positions; w++) decay_row(z, c, s.d_a + w * row, w, row);
-  for (int i = 0; i < z.queries; i++) decay_row(z, c, s.d_mixing + i * row, position_of(z, i), row);
+  float* d_mixing = s.d_m + row * row;
+  for (int w = 0; p.delta && w < z.positions; w++) decay_row(z, c, s.d_m + w * row, w);
+  for (int i = 0; i < z.queries; i++) decay_row(z, c, d_mixing + i * row, position_of(z, i));
   for (int n = 0; n < width; n += BAND) {
     const int columns = width - n < BAND ? width - n : BAND;
     const float *keys = c.keys + n, *writes = s.writes + n, *queries = c.queries + n;
-    float *d_read = s.d_read + n, *d_keys = s.d_keys + n, *d_queries = s.d_queries + n;
+    float *d_read = s.d_x + n, *d_keys = s.d_keys + n, *d_queries = s.d_queries + n;
     for (int m = 0; p.delta && m < z.positions; m += 4) {
-      product<Onto::SUM>(c.ahead, d_read + m * width, width, s.d_a + m * row, row, 1, keys, width, 4, columns, m + 4);
-      product<Onto::SUM>(c.ahead, d_keys + m * width, width, s.d_a + m * row + m, 1, row, writes + m * width, width, 4, columns,
+      product<Onto::SUM>(c.ahead, d_read + m * width, width, s.d_m + m * row, row, 1, keys, width, 4, columns, m + 4);
+      product<Onto::SUM>(c.ahead, d_keys + m * width, width, s.d_m + m * row + m, 1, row, writes + m * width, width, 4, columns,
                          z.positions - m);
     }
     for (int m = 0; m < z.queries; m += 4)
-      product<Onto::SUM>(c.ahead, d_queries + m * width, width, s.d_mixing + m * row, row, 1, keys, width, 4, columns,
+      product<Onto::SUM>(c.ahead, d_queries + m * width, width, d_mixing + m * row, row, 1, keys, width, 4, columns,
                          position_of(z, m + 3) + 1);
     for (int m = 0; m < z.positions; m += 4) {
       int token = m / z.writes;
       for (int g = 0; g < z.groups; g++) {
         int first = g * z.tokens + token;
-        product<Onto::SUM>(c.ahead, d_keys + m * width, width, s.d_mixing + first * row + m, 1, row, queries + first * width,
+        product<Onto::SUM>(c.ahead, d_keys + m * width, width, d_mixing + first * row + m, 1, row, queries + first * width,
                            width, 4, columns, z.tokens - token);
       }
     }
   }
 }
 
-// dbeta, dv, dk and dq of the chunk, in the caller's layout. Leaves beta E in the place of v.
+// dbeta, dv, dk and dq of the chunk, in the caller's layout. Leaves dv in the place of v.
 inline void store_gradients(const TpttProblem& p, const Sizes& z, Chunk& c, BackwardScratch& s) {
   const int tokens = p.tokens - c.start < z.tokens ? int(p.tokens - c.start) : z.tokens;
   for (int w = 0; w < tokens * z.writes; w++) {
     int64_t t = c.start + w / z.writes, n = w % z.writes;
     float *value = c.values + w * z.values, *key = s.d_keys + w * z.keys;
-    const float *e = s.e + w * z.values, *read = s.d_read + w * z.keys;
+    const float *e = s.z + w * z.values, *read = s.d_x + w * z.keys;
     Vec beta = splat(c.beta[w]);
     if (p.d_beta.data) {
-      float d = dot(e, value, z.values);
+      float d = -dot(e, value, z.values);
       if (p.delta) d += dot(read, c.keys + w * z.keys, z.keys);
       static_cast<float*>(p.d_beta.data)[offset(p.d_beta, c.b, t, n, c.h)] = d;
     }
     for (int j = 0; p.delta && j < z.keys; j += LANES) store(key + j, load(key + j) + beta * load(read + j));
-    for (int j = 0; j < z.values; j += LANES) store(value + j, beta * load(e + j));
+    for (int j = 0; j < z.values; j += LANES) store(value + j, -beta * load(e + j));
     store_row(p.d_k.data, offset(p.d_k, c.b, t, n, c.h), p.bfloat16, key, z.key_width);
     store_row(p.d_v.data, offset(p.d_v, c.b, t, n, c.h), p.bfloat16, value, z.value_width);
   }
@@ -169,21 +172,22 @@ inline void store_gradients(const TpttProblem& p, const Sizes& z, Chunk& c, Back
     int64_t t = c.start + i % z.tokens;
     if (t >= p.tokens) continue;
     float* row = s.d_queries + i * z.keys;
-    scale_rows(row, z.keys, &p.scale, 1);
     store_row(p.d_q.data, offset(p.d_q, c.b, t, 0, c.h * z.groups + i / z.tokens), p.bfloat16, row, z.key_width);
   }
 }
 
-// dS = gamma dS' + X~^T Z. Scales E and dO in place.
-inline void retreat(const TpttProblem& p, const Sizes& z, const Chunk& c, BackwardScratch& s) {
-  const int width = z.values;
-  if (p.g.data) {
-    if (p.delta) scale_rows(s.e, width, c.since_start, z.positions);
-    for (int i = 0; i < z.queries; i++) scale_rows(s.d_out + i * width, width, c.since_start + position_of(z, i), 1);
+// dS = gamma dS' + X~^T Z, with beta on the side of Z, which it scales in place.
+inline void retreat(const TpttProblem& p, const Sizes& z, Chunk& c, BackwardScratch& s) {
+  const int width = z.values, depth = z.rows - z.first;
+  for (int w = 0; p.delta && w < z.positions; w++) {
+    const float factor = c.beta[w] * (p.g.data ? c.since_start[w] : 1.f);
+    scale_rows(s.z + w * width, width, &factor, 1);
   }
-  product<Onto::SCALED>(c.ahead, s.d_state, width, c.queries, 1, z.keys, s.d_out, width, z.keys, width, z.queries,
-                        s.d_state, p.g.data ? c.carried : 1.f);
-  if (p.delta) product<Onto::LESS>(c.ahead, s.d_state, width, s.writes, 1, z.keys, s.e, width, z.keys, width, z.positions);
+  for (int i = 0; p.g.data && i < z.queries; i++) scale_rows(s.d_out + i * width, width, c.since_start + position_of(z, i), 1);
+  s.read_columns.take_across(c.keys + z.first * z.keys, z.keys, z.keys, depth, true);
+  s.z_columns.take(s.z + z.first * width, width, width, depth);
+  product<Onto::SCALED>(c.ahead, s.d_state, width, s.read_columns, 0, z.keys, s.z_columns, width, depth, s.d_state,
+                        p.g.data ? c.carried : 1.f);
 }
 
 // ``next``: the chunk that comes then, or NOWHERE.
@@ -194,13 +198,13 @@ inline void backward_chunk(const TpttProblem& p, const Sizes& z, Chunk& c, const
   ask_queries(p, z, c.ahead, p.d_q, c, z.key_width);
   ask_inputs(p, z, c.ahead, next);
   if (next.start >= 0) ask_queries(p, z, c.ahead, p.d_o, next, z.value_width);
-  load_queries(p, z, c, p.d_o, s.d_out, z.value_width, z.values, 1.f);
+  load_queries(p, z, c, p.d_o, s.d_out, z.value_width, z.values, p.scale);
   for (int w = 0; p.delta && w < z.positions; w++)
     for (int j = 0; j < z.keys; j += LANES)
       store(s.writes + w * z.keys + j, load(c.keys + w * z.keys + j) * splat(c.beta[w]));
   through_updates(p, z, c, kept, s);
   through_mixing(p, z, c, kept, s);
-  through_states(p, z, c, kept, s);
+  through_states(z, c, kept, s);
   if (p.g.data) through_decays(p, z, c, kept, s);
   through_products(p, z, c, s);
   store_gradients(p, z, c, s);
@@ -228,9 +232,13 @@ inline void backward_task(const TpttProblem& p, const Sizes& z, Chunk& c, const 
           ask_inputs(p, z, c.ahead, place(n + 1));
         else
           ask_queries(p, z, c.ahead, p.d_o, c, z.value_width);
-        mix(p, z, c, now.a, now.mixing);
-        updates(p, z, c, now.a, now.state, now.u);
-        if (n + 1 < end) advance(p, z, c, now.u, s.scaled, now.state, kept[n + 1 - first].state);
+        mix(p, z, c, now.m);
+        if (p.delta) {
+          s.read.take(now.state, z.values, z.values, z.keys);
+          product<Onto::NOTHING>(c.ahead, now.u, z.values, c.rows, 0, z.positions, s.read, z.values, z.keys);
+        }
+        updates(p, z, c, now.m, now.u);
+        if (n + 1 < end) advance(p, z, c, now.u, s.scaled, s.written, now.state, kept[n + 1 - first].state);
       }
       for (int64_t n = end - 1; n >= first; n--) {
         if (n != end - 1) load_chunk(p, z, place(n), c);  // the last one is still there from the recomputation
@@ -251,6 +259,7 @@ inline void backward(const TpttProblem& p) {
 #pragma omp parallel num_threads(int(p.threads))
   {
     const NoSubnormals here;
+    const Unit unit;
     Arena arena(measured.taken());
     Chunk c(z, arena);
     BackwardScratch s(z, tasks.together, arena);

@@ -1,57 +1,40 @@
 // One chunk of one head: its inputs in float, its decays, and what depends on them alone.
-// Legend: C tokens, N writes for each, W = N * C positions, G query groups of C rows. K, V and W are padded to LANES in
-// every buffer, with zeros; tokens behind the end write nothing and do not decay.
+// Legend: C tokens, N writes for each, W = N * C positions, G query groups of C rows. K, V, W and G * C are padded to PADDING
+// in every buffer, with zeros; tokens behind the end write nothing and do not decay.
 #pragma once
-#include <cstdlib>
 #include "abi.h"
-#include "products.h"
 #include "subnormals.h"
+#ifdef TPTT_TILES
+#include "tiles.h"
+#else
+#include "operands.h"
+#endif
 
 namespace {
 
 // Floats of a row of keys. Wide rows whose lengths share a power of two fall into the same few sets of the first cache.
 inline int spread_rows(int width) {
-  if (width < 512) return up_to_multiple(width, LANES);
-  const int lines = up_to_multiple(width, 16) / 16;
-  return 16 * (lines + (lines % 2 == 0));
+  const int padded = up_to_multiple(width, PADDING), step = PADDING < 16 ? 16 : PADDING;
+  if (width < 512) return padded;
+  const int steps = up_to_multiple(width, step) / step;
+  return step * (steps + (steps % 2 == 0));
 }
 
 struct Sizes {
   int tokens, writes, positions, groups, queries;  // C, N, W, G, G * C
   int key_width, value_width;                      // K, V
-  int keys, values, columns;                       // K, V and W, padded
+  int keys, values, columns, readers;              // K, V, W and G * C, padded
+  int rows, first;                                 // W + G * C, padded, and the first of them that reads the state
 
   explicit Sizes(const TpttProblem& p)
       : tokens(int(p.chunk)), writes(int(p.writes)), positions(tokens * writes), groups(int(p.groups)),
         queries(groups * tokens), key_width(int(p.key_width)), value_width(int(p.value_width)),
-        keys(spread_rows(key_width)), values(up_to_multiple(value_width, LANES)),
-        columns(up_to_multiple(positions, LANES)) {}
+        keys(spread_rows(key_width)), values(up_to_multiple(value_width, PADDING)),
+        columns(up_to_multiple(positions, PADDING)), readers(up_to_multiple(queries, PADDING)),
+        rows(columns + readers), first(p.delta ? 0 : columns) {}
 
   int64_t state() const { return int64_t(keys) * values; }                    // floats of a padded state
   int64_t given_state() const { return int64_t(key_width) * value_width; }  // of the caller's
-};
-
-// A thread's memory, handed out piece by piece. One without memory only measures what the pieces take together.
-class Arena {
- public:
-  Arena() = default;
-  explicit Arena(int64_t floats) : start_(static_cast<float*>(aligned_alloc(64, 4 * floats))) {
-    if (!start_) abort();
-    memset(start_, 0, 4 * floats);
-  }
-  ~Arena() { free(start_); }
-  Arena(const Arena&) = delete;
-  Arena& operator=(const Arena&) = delete;
-  float* take(int64_t floats) {
-    float* piece = start_ ? start_ + taken_ : nullptr;
-    taken_ += (floats + 15) / 16 * 16;
-    return piece;
-  }
-  int64_t taken() const { return taken_; }
-
- private:
-  float* start_ = nullptr;
-  int64_t taken_ = 0;
 };
 
 // Where a chunk begins: batch row, head, first token.
@@ -61,19 +44,21 @@ struct Place {
 constexpr Place NOWHERE{0, 0, -1};
 
 struct Chunk : Place {
-  float *keys, *keys_across, *queries, *values, *beta;  // [W, K], [K, W], [G*C, K] times scale, [W, V], [W]
+  float *keys, *queries, *values, *beta;                // [W, K] and, behind it, [G*C, K]; [W, V], [W]
   float *logs, *rest;                                   // [W]: running sum of the log decays, and what a float loses of it
   float *decay;                                         // [W, W]: D at and below the diagonal, ones without g
   float *since_start, *until_end;                       // [W]; without g unused
   float carried;                                        // gamma
-  mutable Ahead ahead;                                  // what this chunk will write and the next one read
+  Left rows, key_columns;                               // of products: keys and queries; [K, W]
+  Right keys_across;                                    // [K, W]
+  Ahead ahead;                                          // what this chunk will write and the next one read
 
   Chunk(const Sizes& z, Arena& arena)
-      : Place(NOWHERE), keys(arena.take(int64_t(z.columns) * z.keys)), keys_across(arena.take(int64_t(z.columns) * z.keys)),
-        queries(arena.take(int64_t(z.queries) * z.keys)), values(arena.take(int64_t(z.columns) * z.values)),
-        beta(arena.take(z.columns)), logs(arena.take(z.columns)), rest(arena.take(z.columns)),
-        decay(arena.take(int64_t(z.columns) * z.columns)), since_start(arena.take(z.columns)),
-        until_end(arena.take(z.columns)), carried(1.f) {
+      : Place(NOWHERE), keys(arena.take(int64_t(z.rows) * z.keys)), queries(keys + int64_t(z.columns) * z.keys),
+        values(arena.take(int64_t(z.columns) * z.values)), beta(arena.take(z.columns)), logs(arena.take(z.columns)),
+        rest(arena.take(z.columns)), decay(arena.take(int64_t(z.columns) * z.columns)), since_start(arena.take(z.columns)),
+        until_end(arena.take(z.columns)), carried(1.f), rows(z.rows, z.keys, arena),
+        key_columns(z.keys, z.columns, arena), keys_across(z.columns, z.keys, arena, true) {
     for (int i = 0; decay && i < z.columns * z.columns; i++) decay[i] = 1.f;
   }
 };
@@ -96,12 +81,15 @@ inline void load_row(const void* data, int64_t at, bool bfloat16, float* to, int
   }
 }
 
-inline void store_row(void* data, int64_t at, bool bfloat16, const float* from, int width) {
+inline void store_row(void* data, int64_t at, bool bfloat16, const float* from, int width, float factor = 1.f) {
   if (bfloat16) {
     uint16_t* to = static_cast<uint16_t*>(data) + at;
-    for (int i = 0; i < width; i++) to[i] = to_bfloat16(from[i]);
+    for (int i = 0; i < width; i++) to[i] = to_bfloat16(from[i] * factor);
   } else {
-    memcpy(static_cast<float*>(data) + at, from, 4 * width);
+    float* to = static_cast<float*>(data) + at;
+    int i = 0;
+    for (; i + LANES <= width; i += LANES) store(to + i, load(from + i) * splat(factor));
+    for (; i < width; i++) to[i] = from[i] * factor;
   }
 }
 
@@ -181,17 +169,13 @@ inline void load_chunk(const TpttProblem& p, const Sizes& z, const Place& at, Ch
         c.beta[w] = 0;
       }
     }
-  load_queries(p, z, c, p.q, c.queries, z.key_width, z.keys, p.scale);
+  load_queries(p, z, c, p.q, c.queries, z.key_width, z.keys, 1.f);
   if (p.g.data) load_decays(p, z, c);
+  c.rows.take(c.keys, z.keys, z.rows, z.keys, true);
 }
 
 // Where a row of queries stands: behind the last write of its token.
 inline int position_of(const Sizes& z, int query) { return (query % z.tokens + 1) * z.writes - 1; }
-
-constexpr int BLOCK = 8;  // rows of a triangle at once: of one strip of columns, as many sums as the processor adds side by side
-
-// Rows of the next block, of those that are left: of positions, or of the queries of a group.
-inline int block_of(int left) { return left < BLOCK ? left : BLOCK; }
 
 // How many columns of a block of rows, the last at position `last`, reach the lower triangle.
 inline int reach(const Sizes& z, int last) {
@@ -199,39 +183,39 @@ inline int reach(const Sizes& z, int last) {
   return columns < z.columns ? columns : z.columns;
 }
 
-// A row of a triangle times D; zero, whatever stands there, behind ``position`` and up to ``columns``.
-inline void decay_row(const Sizes& z, const Chunk& c, float* x, int position, int columns, float factor = 1.f) {
+// M [W + G*C, W] = X Y, as far as the two triangles reach, that of positions summed in parts.
+inline void triangles(const TpttProblem& p, const Sizes& z, Chunk& c, const Left& x, Right& y, int depth, float* m) {
+  const int row = z.columns;
+  if (!IN_BLOCKS) {
+    product<Onto::NOTHING>(c.ahead, m + z.first * row, row, x, z.first, z.rows - z.first, y, row, depth);
+    return;
+  }
+  constexpr int BLOCK = 8;  // of one strip of columns, as many sums as the processor adds side by side
+  for (int i = 0; p.delta && i < z.positions; i += BLOCK) {
+    const int rows = z.positions - i < BLOCK ? z.positions - i : BLOCK;
+    product_in_parts(c.ahead, m + i * row, row, x, i, rows, y, reach(z, i + rows - 1), depth);
+  }
+  for (int i = 0, rows; i < z.queries; i += rows) {
+    rows = z.tokens - i % z.tokens < BLOCK ? z.tokens - i % z.tokens : BLOCK;
+    const int at = z.columns + i;
+    product<Onto::NOTHING>(c.ahead, m + at * row, row, x, at, rows, y, reach(z, position_of(z, i + rows - 1)), depth);
+  }
+}
+
+// A row of a triangle times D; zero, whatever stands there, behind ``position``.
+inline void decay_row(const Sizes& z, const Chunk& c, float* x, int position, float factor = 1.f) {
   const float* decay = c.decay + position * z.columns;
-  for (int j = 0; j < columns; j += LANES)
+  for (int j = 0; j < z.columns; j += LANES)
     store(x + j, first_lanes(load(x + j) * splat(factor) * load(decay + j), position + 1 - j));
 }
 
-// A [W, W], of which what is below the diagonal counts, and P [G*C, W] lower, with decay, beta and scale.
-inline void mix(const TpttProblem& p, const Sizes& z, const Chunk& c, float* a, float* mixing) {
-  const int row = z.columns;
-  transpose(c.keys, z.keys, c.keys_across, row, row, z.keys);
-  for (int m = 0, rows; p.delta && m < z.positions; m += rows) {
-    rows = block_of(z.positions - m);
-    const int columns = reach(z, m + rows - 1);
-    // in parts of 16: where keys are alike and beta is near 2, the rounding of k.k adds up over the sequence
-    for (int n = 0; n < z.keys; n += 16) {
-      int depth = z.keys - n < 16 ? z.keys - n : 16;
-      if (n)
-        product<Onto::AFTER>(c.ahead, a + m * row, row, c.keys + m * z.keys + n, z.keys, 1, c.keys_across + n * row, row, rows,
-                             columns, depth);
-      else
-        product<Onto::NOTHING>(c.ahead, a + m * row, row, c.keys + m * z.keys, z.keys, 1, c.keys_across, row, rows, columns,
-                               depth);
-    }
-    for (int i = m; i < m + rows; i++) decay_row(z, c, a + i * row, i, columns, c.beta[i]);
-  }
-  for (int m = 0, rows; m < z.queries; m += rows) {
-    rows = block_of(z.tokens - m % z.tokens);
-    const int columns = reach(z, position_of(z, m + rows - 1));
-    product<Onto::NOTHING>(c.ahead, mixing + m * row, row, c.queries + m * z.keys, z.keys, 1, c.keys_across, row, rows, columns,
-                           z.keys);
-    for (int i = m; i < m + rows; i++) decay_row(z, c, mixing + i * row, position_of(z, i), columns);
-  }
+// M = [A; P]: A [W, W], of which what is below the diagonal counts, and P [G*C, W] lower, with decay and beta.
+inline void mix(const TpttProblem& p, const Sizes& z, Chunk& c, float* m) {
+  c.keys_across.take_across(c.keys, z.keys, z.columns, z.keys, true);
+  // in parts: where keys are alike and beta is near 2, the rounding of k.k adds up over the sequence
+  triangles(p, z, c, c.rows, c.keys_across, z.keys, m);
+  for (int i = 0; p.delta && i < z.positions; i++) decay_row(z, c, m + i * z.columns, i, c.beta[i]);
+  for (int i = 0; i < z.queries; i++) decay_row(z, c, m + (z.columns + i) * z.columns, position_of(z, i));
 }
 
 inline void scale_rows(float* x, int width, const float* factors, int rows) {
@@ -240,7 +224,7 @@ inline void scale_rows(float* x, int width, const float* factors, int rows) {
 }
 
 // X <- (I + A)^-1 X by substitution in blocks of 4.
-inline void solve(const Sizes& z, const Chunk& c, const float* a, float* x) {
+inline void solve(const Sizes& z, Chunk& c, const float* a, float* x) {
   const int row = z.columns, width = z.values;
   for (int m = 0; m < z.positions; m += 4) {
     if (m) product<Onto::LESS>(c.ahead, x + m * width, width, a + m * row, row, 1, x, width, 4, width, m);
@@ -257,7 +241,7 @@ inline void solve(const Sizes& z, const Chunk& c, const float* a, float* x) {
 }
 
 // X <- (I + A)^-T X.
-inline void solve_across(const Sizes& z, const Chunk& c, const float* a, float* x) {
+inline void solve_across(const Sizes& z, Chunk& c, const float* a, float* x) {
   const int row = z.columns, width = z.values, size = z.positions;
   for (int m = size - 4; m >= 0; m -= 4) {
     int after = m + 4;
@@ -276,10 +260,9 @@ inline void solve_across(const Sizes& z, const Chunk& c, const float* a, float* 
   }
 }
 
-// u [W, V]: what the chunk's positions write, given the state before it. `u` may not be c.values.
-inline void updates(const TpttProblem& p, const Sizes& z, const Chunk& c, const float* a, const float* state, float* u) {
+// u [W, V]: what the chunk's positions write, given k S there. `u` may not be c.values.
+inline void updates(const TpttProblem& p, const Sizes& z, Chunk& c, const float* a, float* u) {
   const int width = z.values;
-  if (p.delta) product<Onto::NOTHING>(c.ahead, u, width, c.keys, z.keys, 1, state, width, z.positions, width, z.keys);
   for (int i = 0; i < z.positions; i++) {
     Vec beta = splat(c.beta[i]), decay = splat(p.g.data ? c.since_start[i] : 1.f);
     for (int j = 0; j < width; j += LANES) {
@@ -291,14 +274,15 @@ inline void updates(const TpttProblem& p, const Sizes& z, const Chunk& c, const 
   if (p.delta) solve(z, c, a, u);
 }
 
-// to = gamma from + k^^T u [K, V]; `scaled` [W, V] is scratch space, and may be u.
-inline void advance(const TpttProblem& p, const Sizes& z, const Chunk& c, const float* u, float* scaled, const float* from,
-                    float* to) {
+// to = gamma from + k^^T u; `scaled` [W, V] is scratch space, and may be u.
+inline void advance(const TpttProblem& p, const Sizes& z, Chunk& c, const float* u, float* scaled, Right& written,
+                    const float* from, float* to) {
+  const int width = z.values;
   for (int i = 0; p.g.data && i < z.positions; i++)
-    for (int j = 0; j < z.values; j += LANES)
-      store(scaled + i * z.values + j, load(u + i * z.values + j) * splat(c.until_end[i]));
-  product<Onto::SCALED>(c.ahead, to, z.values, c.keys, 1, z.keys, p.g.data ? scaled : u, z.values, z.keys, z.values, z.positions,
-                        from, p.g.data ? c.carried : 1.f);
+    for (int j = 0; j < width; j += LANES) store(scaled + i * width + j, load(u + i * width + j) * splat(c.until_end[i]));
+  c.key_columns.take_across(c.keys, z.keys, z.keys, z.columns, true);
+  written.take(p.g.data ? scaled : u, width, width, z.columns);
+  product<Onto::SCALED>(c.ahead, to, width, c.key_columns, 0, z.keys, written, width, z.positions, from, p.g.data ? c.carried : 1.f);
 }
 
 // A state [K, V] of the caller's to a padded one and back.

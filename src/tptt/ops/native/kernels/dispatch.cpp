@@ -1,12 +1,17 @@
 // The exported functions: instruction sets by number, the best one of this machine, and a call into one of them.
 #include "abi.h"
+#ifdef TPTT_AMX
+#include "tile_permission.h"
+#endif
 
-#define TPTT_DECLARE(name)                          \
+#define TPTT_DECLARE_RECURRENCE(name)               \
   void tptt_forward_##name(const TpttProblem* p);   \
-  void tptt_backward_##name(const TpttProblem* p);  \
-  void tptt_step_##name(const TpttStep* p);         \
+  void tptt_backward_##name(const TpttProblem* p);
+#define TPTT_DECLARE(name)                               \
+  TPTT_DECLARE_RECURRENCE(name)                          \
+  void tptt_step_##name(const TpttStep* p);              \
   void tptt_memory_step_##name(const TpttMemoryStep* p); \
-  void tptt_fourier_##name(const TpttFourier* p);         \
+  void tptt_fourier_##name(const TpttFourier* p);        \
   void tptt_fourier_backward_##name(const TpttFourier* p);
 
 extern "C" {
@@ -15,14 +20,21 @@ TPTT_DECLARE(portable)
 TPTT_DECLARE(avx2)
 TPTT_DECLARE(avx512)
 #endif
+#ifdef TPTT_AMX
+TPTT_DECLARE_RECURRENCE(amx)
+#endif
 
-// 0 portable, 1 AVX2 with FMA, 2 AVX-512
+// 0 portable, 1 AVX2 with FMA, 2 AVX-512, 3 AVX-512 with AMX for what is bfloat16
 int tptt_best() {
 #ifdef TPTT_X86
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq"))
+      __builtin_cpu_supports("avx512dq")) {
+#ifdef TPTT_AMX
+    if (may_use_tiles()) return 3;
+#endif
     return 2;
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
 #endif
   return 0;
@@ -39,6 +51,7 @@ void tptt_sizes(int64_t* sizes) {
 #ifdef TPTT_X86
 #define TPTT_CHOOSE(what, p)                  \
   switch (set) {                              \
+    case 3:                                   \
     case 2: tptt_##what##_avx512(p); break;   \
     case 1: tptt_##what##_avx2(p); break;     \
     default: tptt_##what##_portable(p);       \
@@ -48,9 +61,18 @@ void tptt_sizes(int64_t* sizes) {
   (void)set;                 \
   tptt_##what##_portable(p);
 #endif
+#ifdef TPTT_AMX
+#define TPTT_CHOOSE_RECURRENCE(what, p)     \
+  if (set == 3 && p->bfloat16)              \
+    tptt_##what##_amx(p);                   \
+  else                                      \
+    TPTT_CHOOSE(what, p)
+#else
+#define TPTT_CHOOSE_RECURRENCE(what, p) TPTT_CHOOSE(what, p)
+#endif
 
-void tptt_forward(int set, const TpttProblem* p) { TPTT_CHOOSE(forward, p) }
-void tptt_backward(int set, const TpttProblem* p) { TPTT_CHOOSE(backward, p) }
+void tptt_forward(int set, const TpttProblem* p) { TPTT_CHOOSE_RECURRENCE(forward, p) }
+void tptt_backward(int set, const TpttProblem* p) { TPTT_CHOOSE_RECURRENCE(backward, p) }
 void tptt_step(int set, const TpttStep* p) { TPTT_CHOOSE(step, p) }
 void tptt_memory_step(int set, const TpttMemoryStep* p) { TPTT_CHOOSE(memory_step, p) }
 void tptt_fourier(int set, const TpttFourier* p) { TPTT_CHOOSE(fourier, p) }

@@ -45,28 +45,34 @@ inline float* saved_state(const TpttProblem& p, const Sizes& z, const Task& task
 }
 
 struct ForwardScratch {
-  float *a, *mixing, *u, *out, *states, *state;  // state: of the head that is being worked on
+  float *m, *u, *out, *states, *state;  // M = [A; P]; out behind u; state: of the head that is being worked on
+  Right read, written;                  // of products: S, k^^T u
 
   ForwardScratch(const Sizes& z, int together, Arena& arena)
-      : a(arena.take(int64_t(z.columns) * z.columns)), mixing(arena.take(int64_t(z.queries) * z.columns)),
-        u(arena.take(int64_t(z.columns) * z.values)), out(arena.take(int64_t(z.queries) * z.values)),
-        states(arena.take(together * z.state())), state(states) {}
+      : m(arena.take(int64_t(z.rows) * z.columns)), u(arena.take(int64_t(z.rows) * z.values)),
+        out(u + int64_t(z.columns) * z.values), states(arena.take(together * z.state())), state(states),
+        read(z.values, z.keys, arena), written(z.values, z.columns, arena) {}
 };
 
-// o [G*C, V] = q~ S + P u, in the caller's layout.
-inline void read_out(const TpttProblem& p, const Sizes& z, const Chunk& c, const ForwardScratch& s) {
+// k S [W, V] and q S [G*C, V], in the places of u and out.
+inline void read_state(const Sizes& z, Chunk& c, ForwardScratch& s) {
+  s.read.take(s.state, z.values, z.values, z.keys);
+  product<Onto::NOTHING>(c.ahead, s.u + z.first * z.values, z.values, c.rows, z.first, z.rows - z.first, s.read, z.values, z.keys);
+}
+
+// o [G*C, V] = scale (q~ S + P u), in the caller's layout.
+inline void write_out(const TpttProblem& p, const Sizes& z, Chunk& c, ForwardScratch& s) {
   const int width = z.values, row = z.columns;
-  product<Onto::NOTHING>(c.ahead, s.out, width, c.queries, z.keys, 1, s.state, width, z.queries, width, z.keys);
+  const float* mixing = s.m + z.columns * row;
   for (int m = 0; m < z.queries; m += 4) {
     if (p.g.data)
       for (int i = m; i < m + 4; i++) scale_rows(s.out + i * width, width, c.since_start + position_of(z, i), 1);
-    product<Onto::SUM>(c.ahead, s.out + m * width, width, s.mixing + m * row, row, 1, s.u, width, 4, width,
-                       position_of(z, m + 3) + 1);
+    product<Onto::SUM>(c.ahead, s.out + m * width, width, mixing + m * row, row, 1, s.u, width, 4, width, position_of(z, m + 3) + 1);
   }
   for (int g = 0; g < z.groups; g++)
     for (int i = 0; i < z.tokens && c.start + i < p.tokens; i++)
       store_row(p.o.data, offset(p.o, c.b, c.start + i, 0, c.h * z.groups + g), p.bfloat16, s.out + (g * z.tokens + i) * width,
-                z.value_width);
+                z.value_width, p.scale);
 }
 
 inline void forward_chunk(const TpttProblem& p, const Sizes& z, Chunk& c, const Place& at, const Place& next, ForwardScratch& s) {
@@ -74,10 +80,11 @@ inline void forward_chunk(const TpttProblem& p, const Sizes& z, Chunk& c, const 
   c.ahead.forget();
   ask_queries(p, z, c.ahead, p.o, at, z.value_width);
   ask_inputs(p, z, c.ahead, next);
-  mix(p, z, c, s.a, s.mixing);
-  updates(p, z, c, s.a, s.state, s.u);
-  read_out(p, z, c, s);
-  advance(p, z, c, s.u, s.u, s.state, s.state);
+  mix(p, z, c, s.m);
+  read_state(z, c, s);
+  updates(p, z, c, s.m, s.u);
+  write_out(p, z, c, s);
+  advance(p, z, c, s.u, s.u, s.written, s.state, s.state);
 }
 
 // A few chunks of each of the task's heads in turn.
@@ -109,6 +116,7 @@ inline void forward(const TpttProblem& p) {
 #pragma omp parallel num_threads(int(p.threads))
   {
     const NoSubnormals here;
+    const Unit unit;
     Arena arena(measured.taken());
     Chunk c(z, arena);
     ForwardScratch s(z, tasks.together, arena);

@@ -1,0 +1,71 @@
+// The factors of a product as vectors read them: where they lie. tiles.h has the same for tiles.
+#pragma once
+#include "arena.h"
+#include "products.h"
+
+namespace {
+
+constexpr int PADDING = LANES;    // what widths are padded to
+constexpr bool IN_BLOCKS = true;  // triangles are computed by blocks of rows, as far as each reaches
+
+// What a thread needs for products: nothing.
+struct Unit {
+  Unit() {}
+};
+
+// A [rows, depth] of a product.
+class Left {
+ public:
+  Left(int, int, Arena&) {}
+  void take(const float* x, int row, int, int, bool = false) { at_ = x, row_ = row, step_ = 1; }
+  // of its transpose X [depth, rows]
+  void take_across(const float* x, int row, int, int, bool = false) { at_ = x, row_ = 1, step_ = row; }
+  const float* at(int row, int depth = 0) const { return at_ + int64_t(row) * row_ + int64_t(depth) * step_; }
+  int row() const { return row_; }
+  int step() const { return step_; }
+
+ private:
+  const float* at_ = nullptr;
+  int row_ = 0, step_ = 0;
+};
+
+// B [depth, columns] of a product; ``across``: it will be taken from its transpose.
+class Right {
+ public:
+  Right(int columns, int depth, Arena& arena, bool across = false)
+      : turned_(across ? arena.take(int64_t(columns) * depth) : nullptr) {}
+  void take(const float* x, int row, int, int, bool = false) { at_ = x, row_ = row; }
+  // of its transpose X [columns, depth]
+  void take_across(const float* x, int row, int columns, int depth, bool = false) {
+    transpose(x, row, turned_, columns, columns, depth);
+    at_ = turned_, row_ = columns;
+  }
+  const float* at(int depth = 0) const { return at_ + int64_t(depth) * row_; }
+  int row() const { return row_; }
+
+ private:
+  float* turned_;
+  const float* at_ = nullptr;
+  int row_ = 0;
+};
+
+// C [rows, columns] from ``rows`` rows of A, from ``first`` on, and B.
+template <Onto ONTO>
+inline void product(Ahead& ahead, float* c, int c_row, const Left& a, int first, int rows, Right& b, int columns, int depth,
+                    const float* d = nullptr, float factor = 1.f) {
+  product<ONTO>(ahead, c, c_row, a.at(first), a.row(), a.step(), b.at(), b.row(), rows, columns, depth, d, factor);
+}
+
+// The same with sums of 16 terms that are then added up.
+inline void product_in_parts(Ahead& ahead, float* c, int c_row, const Left& a, int first, int rows, Right& b, int columns,
+                             int depth) {
+  for (int n = 0; n < depth; n += 16) {
+    const int part = depth - n < 16 ? depth - n : 16;
+    if (n)
+      product<Onto::AFTER>(ahead, c, c_row, a.at(first, n), a.row(), a.step(), b.at(n), b.row(), rows, columns, part);
+    else
+      product<Onto::NOTHING>(ahead, c, c_row, a.at(first), a.row(), a.step(), b.at(), b.row(), rows, columns, part);
+  }
+}
+
+}  // namespace
