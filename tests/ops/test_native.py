@@ -51,6 +51,17 @@ def test_bfloat16(kind):
     check(make_case(100, groups=2, **SCALAR[kind]).to(torch.bfloat16), 1e-2, 2e-2)
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("kind", SCALAR)
+def test_what_the_forward_keeps_changes_nothing(kind, dtype, monkeypatch):
+    """A long call computes its chunks again, a short one keeps what it has."""
+    case = make_case(130, groups=3, batch=2, key_width=40, value_width=20, **SCALAR[kind]).to(dtype)
+    kept = results(case, lambda c: c.run("native"))
+    monkeypatch.setattr(operators, "KEPT_BYTES", 0)
+    for name, x in results(case, lambda c: c.run("native")).items():
+        assert torch.equal(x, kept[name]), name
+
+
 @pytest.mark.parametrize("kind", SCALAR)
 def test_many_steps_equal_one_call(kind):
     case = make_case(30, groups=3, key_width=40, value_width=20, **SCALAR[kind]).to(torch.float32)
@@ -128,9 +139,10 @@ def test_no_second_derivative():
         grad.sum().backward()
 
 
-def test_memory_grows_by_segments_not_tokens():
-    q, k, v = (torch.randn(1, 2048, 1, 32) for _ in range(3))
-    o = torch.ones(1, 2048, 1)
+def test_memory_grows_by_segments_not_tokens(monkeypatch):
+    monkeypatch.setattr(operators, "KEPT_BYTES", 1 << 20)
+    q, k, v = (torch.randn(1, 4096, 1, 32) for _ in range(3))
+    o = torch.ones(1, 4096, 1)
     saved = operators.recurrence(q, k[:, :, None], v[:, :, None], o[:, :, None], None, None, 1.0, True, True)[2]
     assert saved.numel() <= v.numel() / 4
 
@@ -201,7 +213,9 @@ def test_every_instruction_set(instructions):
         f"assert library.library().instructions == {instructions!r}\n"
         "for kind in SCALAR.values():\n"
         "    check(make_case(100, groups=2, key_width=40, value_width=24, **kind).to(torch.float32))\n"
+        "    check(make_case(100, groups=2, key_width=40, value_width=24, **kind).to(torch.bfloat16), 1e-2, 2e-2)\n"
         "check(make_case(100, groups=2, key_width=1024, value_width=24).to(torch.float32))\n"
+        "check(make_case(100, groups=2, key_width=1024, value_width=24).to(torch.bfloat16), 1e-2, 2e-2)\n"
         "test_many_steps_equal_one_call('gated product')\n"
         "for rows, height, count in FEATURES:\n"
         "    test_fourier_features(rows, height, count)\n"

@@ -10,30 +10,60 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..chunk import KEPT_BYTES
 from . import structs
 from .library import library
 
 POSITIONS = 32
 """Positions of a chunk, about."""
 SEGMENT_CHUNKS = 16
+WIDE_KEYS = 512
+"""From this width on rows of keys are padded in another way, and states too large to be kept for every chunk."""
 
 
 def _sizes(k):
-    """chunk in tokens (a multiple of 4), segment in chunks, number of segments."""
+    """chunk in tokens (a multiple of 4), segment in chunks."""
     tokens, writes, key_width = k.shape[1], k.shape[2], k.shape[4]
     chunk = min(max(4, POSITIONS // writes // 4 * 4), -(-tokens // 4) * 4)
-    segment = max(SEGMENT_CHUNKS, -(-4 * key_width // chunk))  # a saved state costs at most a quarter of its values
-    return chunk, segment, -(-tokens // (chunk * segment))
+    return chunk, max(SEGMENT_CHUNKS, -(-4 * key_width // chunk))  # a saved state costs at most a quarter of its values
 
 
-def _problem(q, k, v, beta, g, scale, delta, **pointers):
+def _saved_shape(q, k, v):
+    """Of what a forward leaves for the backward: all it needs of every chunk where that is little, else the states before
+    each segment."""
     batch, tokens, writes, heads, key_width = k.shape
-    chunk, segment, _ = _sizes(k)
+    chunk, segment = _sizes(k)
+    chunks = -(-tokens // chunk)
+    if key_width < WIDE_KEYS:
+        floats = _floats_of_a_chunk(key_width, v.shape[4], chunk * writes, chunk * (q.shape[2] // heads), _padding(q.dtype))
+        if 4 * batch * heads * chunks * floats <= KEPT_BYTES:
+            return batch, heads, chunks, floats
+    return batch, heads, -(-chunks // segment), key_width, v.shape[4]
+
+
+def _floats_of_a_chunk(keys, values, positions, queries, padding):
+    """Kept::floats in kernels/forward.h."""
+    keys, values, positions, queries = (-(-width // padding) * padding for width in (keys, values, positions, queries))
+    return keys * values + (positions + queries) * positions + positions * values
+
+
+def _padding(dtype):
+    """PADDING of the kernels that serve it."""
+    instructions = library().instructions
+    if instructions == "amx":
+        return 32 if dtype == torch.bfloat16 else 16
+    return {"portable": 4, "avx2": 8, "avx512": 16}[instructions]
+
+
+def _problem(q, k, v, beta, g, scale, delta, saved=None, **pointers):
+    batch, tokens, writes, heads, key_width = k.shape
+    chunk, segment = _sizes(k)
+    kept = saved.shape[3] if saved is not None and saved.dim() == 4 else 0
     return structs.Problem(
-        batch, tokens, writes, heads, q.shape[2] // heads, key_width, v.shape[4], chunk, segment,
+        batch, tokens, writes, heads, q.shape[2] // heads, key_width, v.shape[4], chunk, segment, kept,
         torch.get_num_threads(), scale, delta, q.dtype == torch.bfloat16,
         q=structs.Tensor.without_writes(q), k=structs.Tensor.of(k), v=structs.Tensor.of(v),
-        beta=structs.Tensor.of(beta), g=structs.Tensor.without_writes(g), **pointers,
+        beta=structs.Tensor.of(beta), g=structs.Tensor.without_writes(g), saved=_pointer(saved), **pointers,
     )  # fmt: skip
 
 
@@ -49,12 +79,10 @@ def _pointer(x):
 def _outputs(q, k, v, beta, g, initial_state, scale, delta, keep):
     batch, tokens, _, heads, key_width = k.shape
     value_width = v.shape[4]
-    segments = _sizes(k)[2] if keep else 0
-    saved = (batch, heads, segments, key_width, value_width)
     return (
         v.new_empty(batch, tokens, q.shape[2], value_width),
         v.new_empty(batch, heads, key_width, value_width, dtype=torch.float32),
-        v.new_empty(saved, dtype=torch.float32),
+        v.new_empty(_saved_shape(q, k, v) if keep else 0, dtype=torch.float32),
     )
 
 
@@ -62,13 +90,13 @@ def forward_kernel(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, g: Tensor | None, initial_state: Tensor | None,
     scale: float, delta: bool, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """o [B, T, G*H, V], the final state [B, H, K, V], and the states before each segment (nothing unless ``keep``)."""
+    """o [B, T, G*H, V], the final state [B, H, K, V], and what the backward needs (nothing unless ``keep``)."""
     o, state, saved = _outputs(q, k, v, beta, g, initial_state, scale, delta, keep)
     q, k, v = map(_rows, (q, k, v))
     start = None if initial_state is None else initial_state.contiguous()
     problem = _problem(
         q, k, v, beta, g, scale, delta, o=structs.Tensor.without_writes(o), initial_state=_pointer(start),
-        final_state=state.data_ptr(), saved=saved.data_ptr() if keep else None,
+        final_state=state.data_ptr(), saved=saved if keep else None,
     )  # fmt: skip
     library().forward(problem)
     return o, state, saved
@@ -94,7 +122,7 @@ def backward_kernel(
     d_final_state = None if d_final_state is None else d_final_state.contiguous()
     d_q, d_k, d_v, d_beta, d_g, d_state = grads
     problem = _problem(
-        q, k, v, beta, g, scale, delta, saved=saved.data_ptr(), d_o=structs.Tensor.without_writes(d_o),
+        q, k, v, beta, g, scale, delta, saved=saved, d_o=structs.Tensor.without_writes(d_o),
         d_q=structs.Tensor.without_writes(d_q), d_k=structs.Tensor.of(d_k), d_v=structs.Tensor.of(d_v),
         d_beta=structs.Tensor.of(None if beta is None else d_beta),
         d_g=structs.Tensor.without_writes(None if g is None else d_g), d_final_state=_pointer(d_final_state),

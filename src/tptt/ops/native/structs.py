@@ -29,7 +29,7 @@ class Tensor(ctypes.Structure):
         return cls(x.data_ptr(), batch, token, 0, head)
 
 
-_SIZES = ("batch", "tokens", "writes", "heads", "groups", "key_width", "value_width", "chunk", "segment", "threads")
+_SIZES = ("batch", "tokens", "writes", "heads", "groups", "key_width", "value_width", "chunk", "segment", "kept", "threads")
 
 
 class Problem(ctypes.Structure):

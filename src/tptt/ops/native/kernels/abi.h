@@ -14,6 +14,7 @@ struct TpttProblem {
   int64_t batch, tokens, writes, heads, groups, key_width, value_width;
   int64_t chunk;    // tokens of a chunk, a multiple of 4
   int64_t segment;  // chunks between two saved states
+  int64_t kept;     // 0: states are saved
   int64_t threads;
   float scale;
   int32_t delta;     // 0: linear attention

@@ -7,14 +7,6 @@ namespace {
 
 constexpr int BAND = 512;  // columns of keys
 
-// What the recomputation of a segment keeps of each of its chunks.
-struct Kept {
-  float *state, *m, *u;
-
-  Kept(const Sizes& z, Arena& arena)
-      : state(arena.take(z.state())), m(arena.take(int64_t(z.rows) * z.columns)), u(arena.take(int64_t(z.columns) * z.values)) {}
-};
-
 // Of M = [A; P], Z = [-E; dO'] and X = [beta k; q], and of their gradients, the part of queries lies behind the one of positions.
 // dO' is the scale times dO.
 struct BackwardScratch {
@@ -211,6 +203,29 @@ inline void backward_chunk(const TpttProblem& p, const Sizes& z, Chunk& c, const
   retreat(p, z, c, s);
 }
 
+// What chunks ``first`` to ``end`` keep, from the state before them.
+template <class PlaceOf>
+inline void recompute_segment(const TpttProblem& p, const Sizes& z, Chunk& c, const Kept* kept, BackwardScratch& s, const float* state,
+                              PlaceOf place, int64_t first, int64_t end) {
+  load_state(z, state, kept[0].state);
+  for (int64_t n = first; n < end; n++) {
+    const Kept& now = kept[n - first];
+    load_chunk(p, z, place(n), c);
+    c.ahead.forget();
+    if (n + 1 < end)
+      ask_inputs(p, z, c.ahead, place(n + 1));
+    else
+      ask_queries(p, z, c.ahead, p.d_o, c, z.value_width);
+    mix(p, z, c, now.m);
+    if (p.delta) {
+      s.read.take(now.state, z.values, z.values, z.keys);
+      product<Onto::NOTHING>(c.ahead, now.u, z.values, c.rows, 0, z.positions, s.read, z.values, z.keys);
+    }
+    updates(p, z, c, now.m, now.u);
+    if (n + 1 < end) advance(p, z, c, now.u, s.scaled, s.written, now.state, kept[n + 1 - first].state);
+  }
+}
+
 // Segment by segment of each of the task's heads in turn.
 inline void backward_task(const TpttProblem& p, const Sizes& z, Chunk& c, const Kept* kept, BackwardScratch& s, const Task& task) {
   const int64_t chunks = count_of_chunks(p);
@@ -223,26 +238,10 @@ inline void backward_task(const TpttProblem& p, const Sizes& z, Chunk& c, const 
       const int64_t begins = last_head ? first - p.segment : first;  // what comes after this head's segment
       const Place then = begins < 0 ? NOWHERE : Place{task.b, task.h + (last_head ? 0 : i + 1), begins * z.tokens};
       s.d_state = s.d_states + i * z.state();
-      load_state(z, saved_state(p, z, task, i, segment), kept[0].state);
-      for (int64_t n = first; n < end; n++) {
-        const Kept& now = kept[n - first];
-        load_chunk(p, z, place(n), c);
-        c.ahead.forget();
-        if (n + 1 < end)
-          ask_inputs(p, z, c.ahead, place(n + 1));
-        else
-          ask_queries(p, z, c.ahead, p.d_o, c, z.value_width);
-        mix(p, z, c, now.m);
-        if (p.delta) {
-          s.read.take(now.state, z.values, z.values, z.keys);
-          product<Onto::NOTHING>(c.ahead, now.u, z.values, c.rows, 0, z.positions, s.read, z.values, z.keys);
-        }
-        updates(p, z, c, now.m, now.u);
-        if (n + 1 < end) advance(p, z, c, now.u, s.scaled, s.written, now.state, kept[n + 1 - first].state);
-      }
+      if (!p.kept) recompute_segment(p, z, c, kept, s, saved_state(p, z, task, i, segment), place, first, end);
       for (int64_t n = end - 1; n >= first; n--) {
-        if (n != end - 1) load_chunk(p, z, place(n), c);  // the last one is still there from the recomputation
-        backward_chunk(p, z, c, n > first ? place(n - 1) : then, kept[n - first], s);
+        if (p.kept || n != end - 1) load_chunk(p, z, place(n), c);  // the last one is still there from the recomputation
+        backward_chunk(p, z, c, n > first ? place(n - 1) : then, p.kept ? saved_chunk(p, z, c) : kept[n - first], s);
       }
     }
   }
@@ -252,10 +251,10 @@ inline void backward_task(const TpttProblem& p, const Sizes& z, Chunk& c, const 
 inline void backward(const TpttProblem& p) {
   const Sizes z(p);
   const Tasks tasks(p);
-  const int64_t chunks = count_of_chunks(p), most = p.segment < chunks ? p.segment : chunks;
+  const int64_t chunks = count_of_chunks(p), most = p.kept ? 0 : p.segment < chunks ? p.segment : chunks;
   Arena measured;
   Chunk{z, measured}, BackwardScratch{z, tasks.together, measured};
-  for (int64_t i = 0; i < most; i++) Kept{z, measured};
+  for (int64_t i = 0; i < most; i++) measured.take(Kept::floats(z));
 #pragma omp parallel num_threads(int(p.threads))
   {
     const NoSubnormals here;
@@ -264,8 +263,8 @@ inline void backward(const TpttProblem& p) {
     Chunk c(z, arena);
     BackwardScratch s(z, tasks.together, arena);
     Kept* kept = static_cast<Kept*>(malloc(most * sizeof(Kept)));
-    if (!kept) abort();
-    for (int64_t i = 0; i < most; i++) kept[i] = Kept(z, arena);
+    if (most && !kept) abort();
+    for (int64_t i = 0; i < most; i++) kept[i] = Kept(z, arena.take(Kept::floats(z)));
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < tasks.count; i++) backward_task(p, z, c, kept, s, tasks.get(i));
     free(kept);

@@ -44,8 +44,19 @@ inline float* saved_state(const TpttProblem& p, const Sizes& z, const Task& task
   return p.saved + ((task.b * p.heads + task.h + i) * count_of_segments(p) + segment) * z.given_state();
 }
 
+// What the backward needs of a chunk: the state before it, M = [A; P] and u.
+struct Kept {
+  float *state, *m, *u;
+
+  static int64_t floats(const Sizes& z) { return z.state() + int64_t(z.rows) * z.columns + int64_t(z.columns) * z.values; }
+  Kept(const Sizes& z, float* memory) : state(memory), m(state + z.state()), u(m + int64_t(z.rows) * z.columns) {}
+};
+inline Kept saved_chunk(const TpttProblem& p, const Sizes& z, const Place& at) {
+  return {z, p.saved + ((at.b * p.heads + at.h) * count_of_chunks(p) + at.start / z.tokens) * p.kept};
+}
+
 struct ForwardScratch {
-  float *m, *u, *out, *states, *state;  // M = [A; P]; out behind u; state: of the head that is being worked on
+  float *m, *u, *out, *states, *state;  // out behind u; state: of the head that is being worked on
   Right read, written;                  // of products: S, k^^T u
 
   ForwardScratch(const Sizes& z, int together, Arena& arena)
@@ -83,6 +94,12 @@ inline void forward_chunk(const TpttProblem& p, const Sizes& z, Chunk& c, const 
   mix(p, z, c, s.m);
   read_state(z, c, s);
   updates(p, z, c, s.m, s.u);
+  if (p.kept) {
+    const Kept kept = saved_chunk(p, z, at);
+    memcpy(kept.state, s.state, 4 * z.state());
+    memcpy(kept.m, s.m, 4 * int64_t(z.rows) * z.columns);
+    memcpy(kept.u, s.u, 4 * int64_t(z.columns) * z.values);
+  }
   write_out(p, z, c, s);
   advance(p, z, c, s.u, s.u, s.written, s.state, s.state);
 }
@@ -97,7 +114,7 @@ inline void forward_task(const TpttProblem& p, const Sizes& z, Chunk& c, Forward
     for (int i = 0; i < task.heads; i++) {
       s.state = s.states + i * z.state();
       for (int64_t n = first; n < end; n++) {
-        if (p.saved && n % p.segment == 0) store_state(z, s.state, saved_state(p, z, task, i, n / p.segment));
+        if (p.saved && !p.kept && n % p.segment == 0) store_state(z, s.state, saved_state(p, z, task, i, n / p.segment));
         const bool last = n + 1 == end, last_head = i + 1 == task.heads;
         const int64_t after = !last ? n + 1 : last_head ? end : first, head = !last ? i : last_head ? 0 : i + 1;
         forward_chunk(p, z, c, {task.b, task.h + i, n * z.tokens},
