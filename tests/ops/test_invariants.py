@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tptt.ops import chunk
+from tptt.ops import chunk, decays
 from tptt.ops.decays import factor
 
 from .cases import BACKENDS, KINDS, assert_close, make_case, reference, results, serve
@@ -131,6 +131,24 @@ def test_strong_decay(backend, pattern, kind):
     case = replace(case, g=torch.where(strong.view(1, -1, *[1] * (case.g.dim() - 2)), -20.0, case.g)).to(torch.float32)
     got = results(case, lambda c: c.run(backend, chunk_size=128))
     assert_close(got, results(case.to(torch.float64), reference))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind].get("decay") != 0])
+def test_nothing_survives_a_decay_of_minus_infinity(backend, kind):
+    case = serve(backend, make_case(70, **KINDS[kind]))[0].to(torch.float32)
+    g = case.g.clone()
+    g[:, 17] = -torch.inf
+    got = results(case, lambda c: replace(c, g=torch.where(g.isinf(), -torch.inf, c.g)).run(backend))
+    want = results(case.to(torch.float64), lambda c: reference(replace(c, g=torch.where(g.isinf(), -1e4, c.g))))
+    got["d_g"][:, 17] = 0  # reaches nothing: a factor of zero, or its derivative times zero
+    assert_close(got, want)
+
+
+def test_strong_decay_without_double(monkeypatch):
+    """As on a device that has none."""
+    monkeypatch.setattr(decays, "wide_dtype", lambda device: torch.float32)
+    test_strong_decay("chunk", "once", {})
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,5 +1,5 @@
 """Scalar decay factors within a chunk, all products of decays between two of its positions: never the exponential of
-a difference that could be positive or that is left over from cancelling large sums.
+a difference that is left over from cancelling large sums.
 
 Legend: N chunks of W positions.
 """
@@ -8,6 +8,8 @@ import math
 from typing import NamedTuple
 
 import torch
+
+from .dtypes import wide_dtype
 
 _LEAST = {torch.float32: math.log(1e-26), torch.float64: math.log(1e-215)}
 
@@ -29,10 +31,23 @@ class Decays(NamedTuple):
     @classmethod
     def from_logs(cls, log_decay):
         """From log decays [N, W]."""
-        size = log_decay.shape[1]
-        lower = log_decay.new_ones(size, size).tril_()
-        # Each pair's own decays are added up. The usual difference of two running sums has their rounding, which
-        # behind a strong decay is larger than the difference itself.
-        between = factor((log_decay.unsqueeze(2) * lower.tril(-1)).cumsum(1)).mul_(lower)
-        since_start = factor(log_decay.cumsum(1)).unsqueeze(2)
+        sums, differences = _sums(log_decay)
+        between = factor(differences).tril_()
+        since_start = factor(sums).unsqueeze(2)
         return cls(between, since_start, between[:, -1].unsqueeze(2), since_start[:, -1:])
+
+
+def _sums(log_decay):
+    """G [N, W], and G_i - G_j [N, W, W]: at and below the diagonal, above it anything.
+
+    Behind a strong decay the rounding of G is larger than a small difference of two: what its dtype loses of it counts as well.
+    Where that cannot be had, each pair's own decays are added up, which takes longer.
+    """
+    dtype, wide = log_decay.dtype, wide_dtype(log_decay.device)
+    if wide == torch.float32:
+        lower = log_decay.new_ones(log_decay.shape[1], log_decay.shape[1]).tril_(-1)
+        return log_decay.cumsum(1), (log_decay.unsqueeze(2) * lower).cumsum(1)
+    exact = log_decay.to(wide).cumsum(1)
+    sums = exact.to(dtype)
+    rest = (exact - sums).to(dtype)
+    return sums, (sums.unsqueeze(2) - sums.unsqueeze(1)).add_(rest.unsqueeze(2) - rest.unsqueeze(1))

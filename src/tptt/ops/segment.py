@@ -104,13 +104,19 @@ def scan(segment, state):
     states = state.new_empty(chunks + 1, *state.shape)
     states[0] = state
     keys, writes, inverse, gamma, rest, found = by_chunk(
-        chunks, segment.keys_decayed, segment.writes_decayed, segment.inverse, segment.carried, values, updates
+        chunks,
+        segment.keys_decayed,
+        segment.writes_decayed.transpose(1, 2),
+        segment.inverse,
+        segment.carried,
+        values,
+        updates,
     )
+    before, *after = states.unbind()
     for i in range(chunks):
         if delta:
-            rest[i].baddbmm_(keys[i], states[i], alpha=-1)
-            torch.bmm(inverse[i], rest[i], out=found[i])
-        carry(states[i], gamma[i], states[i + 1]).baddbmm_(writes[i].transpose(1, 2), found[i])
+            torch.bmm(inverse[i], rest[i].baddbmm_(keys[i], before, alpha=-1), out=found[i])
+        before = carry(before, gamma[i], after[i]).baddbmm_(writes[i], found[i])
     return states, updates
 
 

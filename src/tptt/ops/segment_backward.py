@@ -74,16 +74,19 @@ def _reverse_scan(segment, d_o, d_state):
     d_values = torch.empty_like(d_updates) if delta else d_updates
     d_states = d_state.new_empty(chunks + 1, *d_state.shape)
     d_states[chunks] = d_state
-    keys, queries, writes, inverse, gamma, d_out, d_found, solved = by_chunk(
-        chunks, segment.keys_decayed, segment.queries_decayed, segment.writes_decayed, segment.inverse, segment.carried,
-        d_o, d_updates, d_values,
-    )  # fmt: skip
+    turned = (
+        x if x is None else x.transpose(1, 2) for x in (segment.keys_decayed, segment.queries_decayed, segment.inverse)
+    )
+    keys, queries, inverse, writes, gamma, d_out, d_found, solved = by_chunk(
+        chunks, *turned, segment.writes_decayed, segment.carried, d_o, d_updates, d_values
+    )
+    *before, after = d_states.unbind()
     for i in reversed(range(chunks)):
-        d_found[i].baddbmm_(writes[i], d_states[i + 1])
-        carry(d_states[i + 1], gamma[i], d_states[i]).baddbmm_(queries[i].transpose(1, 2), d_out[i])
+        d_found[i].baddbmm_(writes[i], after)
+        after = carry(after, gamma[i], before[i]).baddbmm_(queries[i], d_out[i])
         if delta:
-            torch.bmm(inverse[i].transpose(1, 2), d_found[i], out=solved[i])
-            d_states[i].baddbmm_(keys[i].transpose(1, 2), solved[i], alpha=-1)
+            torch.bmm(inverse[i], d_found[i], out=solved[i])
+            after.baddbmm_(keys[i], solved[i], alpha=-1)
     return d_states, d_values
 
 

@@ -35,7 +35,9 @@ def _saved_shape(q, k, v):
     chunk, segment = _sizes(k)
     chunks = -(-tokens // chunk)
     if key_width < WIDE_KEYS:
-        floats = _floats_of_a_chunk(key_width, v.shape[4], chunk * writes, chunk * (q.shape[2] // heads), _padding(q.dtype))
+        floats = _floats_of_a_chunk(
+            key_width, v.shape[4], chunk * writes, chunk * (q.shape[2] // heads), _padding(q.dtype)
+        )
         if 4 * batch * heads * chunks * floats <= KEPT_BYTES:
             return batch, heads, chunks, floats
     return batch, heads, -(-chunks // segment), key_width, v.shape[4]

@@ -29,7 +29,19 @@ class Tensor(ctypes.Structure):
         return cls(x.data_ptr(), batch, token, 0, head)
 
 
-_SIZES = ("batch", "tokens", "writes", "heads", "groups", "key_width", "value_width", "chunk", "segment", "kept", "threads")
+_SIZES = (
+    "batch",
+    "tokens",
+    "writes",
+    "heads",
+    "groups",
+    "key_width",
+    "value_width",
+    "chunk",
+    "segment",
+    "kept",
+    "threads",
+)
 
 
 class Problem(ctypes.Structure):
