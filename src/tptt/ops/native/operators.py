@@ -16,7 +16,7 @@ from .library import library
 
 POSITIONS = 32
 """Positions of a chunk, about."""
-SEGMENT_CHUNKS = 16
+SEGMENT_CHUNKS = 8
 WIDE_KEYS = 512
 """From this width on rows of keys are padded in another way, and states too large to be kept for every chunk."""
 
@@ -25,7 +25,7 @@ def _sizes(k):
     """chunk in tokens (a multiple of 4), segment in chunks."""
     tokens, writes, key_width = k.shape[1], k.shape[2], k.shape[4]
     chunk = min(max(4, POSITIONS // writes // 4 * 4), -(-tokens // 4) * 4)
-    return chunk, max(SEGMENT_CHUNKS, -(-4 * key_width // chunk))  # a saved state costs at most a quarter of its values
+    return chunk, max(SEGMENT_CHUNKS, -(-3 * key_width // chunk))  # a saved state costs at most a third of its values
 
 
 def _saved_shape(q, k, v):

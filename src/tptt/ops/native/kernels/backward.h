@@ -13,14 +13,15 @@ struct BackwardScratch {
   float *d_states, *d_state, *z, *d_out, *d_m, *d_x, *d_queries, *d_keys, *writes, *scaled;  // d_out in z, d_queries in d_x
   float *passing, *from_start, *to_end;
   // of products
-  Left z_rows, u_rows, read_columns;                                             // Z, u, [k; q]^T
-  Right read, written, d_next, z_columns, u_across, state_across, d_state_across;  // S, k^^T u, dS', Z~, u^T, S^T, dS'^T
+  Left z_rows, u_rows, read_columns;                 // Z, u, [k; q]^T
+  Right read, written, d_next, z_columns, u_across;  // S, k^^T u, dS', Z~, u^T
+  Across state_across;                               // S^T and dS'^T
 
   BackwardScratch(const Sizes& s, int together, Arena& arena)
       : z_rows(s.rows, s.values, arena), u_rows(s.columns, s.values, arena), read_columns(s.keys, s.rows, arena),
         read(s.values, s.keys, arena), written(s.values, s.columns, arena), d_next(s.values, s.keys, arena),
         z_columns(s.values, s.rows, arena), u_across(s.columns, s.values, arena, true),
-        state_across(s.keys, s.values, arena, true), d_state_across(s.keys, s.values, arena, true) {
+        state_across(s.rows, s.keys, s.values, arena) {
     const int64_t w = s.columns, r = s.rows, k = s.keys, v = s.values;
     d_state = d_states = arena.take(together * s.state());
     z = arena.take(r * v), d_out = z + w * v;
@@ -61,11 +62,11 @@ inline void through_mixing(const TpttProblem& p, const Sizes& z, Chunk& c, const
 // dX~ = Z S^T and dk^ = u dS'^T.
 inline void through_states(const Sizes& z, Chunk& c, const Kept& kept, BackwardScratch& s) {
   const int width = z.values;
-  s.state_across.take_across(kept.state, width, z.keys, width);
-  s.d_state_across.take_across(s.d_state, width, z.keys, width);
+  s.state_across.take(kept.state, width, z.keys, width);
+  s.state_across.product_of(c.ahead, s.d_x + z.first * z.keys, z.keys, s.z_rows, z.first, z.rows - z.first, z.keys, width);
   s.u_rows.take(kept.u, width, z.columns, width);
-  product<Onto::NOTHING>(c.ahead, s.d_x + z.first * z.keys, z.keys, s.z_rows, z.first, z.rows - z.first, s.state_across, z.keys, width);
-  product<Onto::NOTHING>(c.ahead, s.d_keys, z.keys, s.u_rows, 0, z.positions, s.d_state_across, z.keys, width);
+  s.state_across.take(s.d_state, width, z.keys, width);
+  s.state_across.product_of(c.ahead, s.d_keys, z.keys, s.u_rows, 0, z.columns, z.keys, width);
 }
 
 // The gradient of the log decays, from what passes each of them; only then the decays' own factors on all gradients.

@@ -49,6 +49,26 @@ class Right {
   int row_ = 0;
 };
 
+// B of a product, given as its transpose X [columns, depth]: read as it lies, once, for a product that is turned itself. For a B
+// that is larger than A and C.
+class Across {
+ public:
+  Across(int rows, int columns, int depth, Arena& arena)
+      : left_(arena.take(int64_t(rows) * depth)), product_(arena.take(int64_t(columns) * rows)) {}
+  void take(const float* x, int row, int, int) { x_ = x, row_ = row; }
+
+  void product_of(Ahead& ahead, float* c, int c_row, const Left& a, int first, int rows, int columns, int depth) {
+    transpose(a.at(first), a.row(), left_, rows, rows, depth);
+    product<Onto::NOTHING>(ahead, product_, rows, x_, row_, 1, left_, rows, columns, rows, depth);
+    transpose(product_, rows, c, c_row, columns, rows);
+  }
+
+ private:
+  float *left_, *product_;
+  const float* x_ = nullptr;
+  int row_ = 0;
+};
+
 // C [rows, columns] from ``rows`` rows of A, from ``first`` on, and B.
 template <Onto ONTO>
 inline void product(Ahead& ahead, float* c, int c_row, const Left& a, int first, int rows, Right& b, int columns, int depth,

@@ -179,6 +179,16 @@ inline void product(Ahead& ahead, float* c, int c_row, const Left& a, int first,
   }
 }
 
+// B of a product, given as its transpose X [columns, depth].
+class Across : public Right {
+ public:
+  Across(int, int columns, int depth, Arena& arena) : Right(columns, depth, arena) {}
+  void take(const float* x, int row, int columns, int depth) { take_across(x, row, columns, depth); }
+  void product_of(Ahead& ahead, float* c, int c_row, const Left& a, int first, int rows, int columns, int depth) {
+    product<Onto::NOTHING>(ahead, c, c_row, a, first, rows, *this, columns, depth);
+  }
+};
+
 // Tiles add up 16 terms by themselves anyway.
 inline void product_in_parts(Ahead& ahead, float* c, int c_row, const Left& a, int first, int rows, Right& b, int columns, int depth) {
   product<Onto::NOTHING>(ahead, c, c_row, a, first, rows, b, columns, depth);
