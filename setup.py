@@ -43,7 +43,10 @@ def openmp_flags(cxx: str) -> list[tuple[list[str], list[str]]]:
 def knows_tiles(cxx: str) -> bool:
     """g++ from version 11 on, clang++ from 12."""
     done = subprocess.run(
-        [cxx, *AMX[2], "-x", "c++", "-fsyntax-only", "-"], input="#include <immintrin.h>\n", capture_output=True, text=True
+        [cxx, *AMX[2], "-x", "c++", "-fsyntax-only", "-"],
+        input="#include <immintrin.h>\n",
+        capture_output=True,
+        text=True,
     )
     return done.returncode == 0
 

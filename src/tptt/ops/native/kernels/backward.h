@@ -158,14 +158,14 @@ inline void store_gradients(const TpttProblem& p, const Sizes& z, Chunk& c, Back
     }
     for (int j = 0; p.delta && j < z.keys; j += LANES) store(key + j, load(key + j) + beta * load(read + j));
     for (int j = 0; j < z.values; j += LANES) store(value + j, -beta * load(e + j));
-    store_row(p.d_k.data, offset(p.d_k, c.b, t, n, c.h), p.bfloat16, key, z.key_width);
-    store_row(p.d_v.data, offset(p.d_v, c.b, t, n, c.h), p.bfloat16, value, z.value_width);
+    store_row(p.d_k.data, offset(p.d_k, c.b, t, n, c.h), p.bfloat16, key, z.key_width, 1.f, z.streams);
+    store_row(p.d_v.data, offset(p.d_v, c.b, t, n, c.h), p.bfloat16, value, z.value_width, 1.f, z.streams);
   }
   for (int i = 0; i < z.queries; i++) {
     int64_t t = c.start + i % z.tokens;
     if (t >= p.tokens) continue;
     float* row = s.d_queries + i * z.keys;
-    store_row(p.d_q.data, offset(p.d_q, c.b, t, 0, c.h * z.groups + i / z.tokens), p.bfloat16, row, z.key_width);
+    store_row(p.d_q.data, offset(p.d_q, c.b, t, 0, c.h * z.groups + i / z.tokens), p.bfloat16, row, z.key_width, 1.f, z.streams);
   }
 }
 
@@ -186,9 +186,11 @@ inline void retreat(const TpttProblem& p, const Sizes& z, Chunk& c, BackwardScra
 // ``next``: the chunk that comes then, or NOWHERE.
 inline void backward_chunk(const TpttProblem& p, const Sizes& z, Chunk& c, const Place& next, const Kept& kept, BackwardScratch& s) {
   c.ahead.forget();
-  ask_positions(p, z, c.ahead, p.d_k, c, z.key_width);
-  ask_positions(p, z, c.ahead, p.d_v, c, z.value_width);
-  ask_queries(p, z, c.ahead, p.d_q, c, z.key_width);
+  if (!z.streams) {
+    ask_positions(p, z, c.ahead, p.d_k, c, z.key_width);
+    ask_positions(p, z, c.ahead, p.d_v, c, z.value_width);
+    ask_queries(p, z, c.ahead, p.d_q, c, z.key_width);
+  }
   ask_inputs(p, z, c.ahead, next);
   if (next.start >= 0) ask_queries(p, z, c.ahead, p.d_o, next, z.value_width);
   load_queries(p, z, c, p.d_o, s.d_out, z.value_width, z.values, p.scale);
@@ -268,6 +270,7 @@ inline void backward(const TpttProblem& p) {
     for (int64_t i = 0; i < most; i++) kept[i] = Kept(z, arena.take(Kept::floats(z)));
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < tasks.count; i++) backward_task(p, z, c, kept, s, tasks.get(i));
+    end_streams();
     free(kept);
   }
 }

@@ -20,18 +20,26 @@ inline int spread_rows(int width) {
   return step * (steps + (steps % 2 == 0));
 }
 
+// Bytes of o from which on outputs go past the caches: the four tensors of a forward or the seven of a backward are then more
+// than caches hold, and whoever reads them next would not have found them there either.
+constexpr int64_t STREAMED_FORWARD = 32 << 20, STREAMED_BACKWARD = 8 << 20;
+
 struct Sizes {
   int tokens, writes, positions, groups, queries;  // C, N, W, G, G * C
   int key_width, value_width;                      // K, V
   int keys, values, columns, readers;              // K, V, W and G * C, padded
   int rows, first;                                 // W + G * C, padded, and the first of them that reads the state
+  bool streams;                                    // outputs go past the caches
 
   explicit Sizes(const TpttProblem& p)
       : tokens(int(p.chunk)), writes(int(p.writes)), positions(tokens * writes), groups(int(p.groups)),
         queries(groups * tokens), key_width(int(p.key_width)), value_width(int(p.value_width)),
         keys(spread_rows(key_width)), values(up_to_multiple(value_width, PADDING)),
         columns(up_to_multiple(positions, PADDING)), readers(up_to_multiple(queries, PADDING)),
-        rows(columns + readers), first(p.delta ? 0 : columns) {}
+        rows(columns + readers), first(p.delta ? 0 : columns),
+        streams(p.batch * p.tokens * p.heads * p.groups * p.value_width * (p.bfloat16 ? 2 : 4) >=
+                (p.d_o.data ? STREAMED_BACKWARD : STREAMED_FORWARD)) {}
+
 
   int64_t state() const { return int64_t(keys) * values; }                    // floats of a padded state
   int64_t given_state() const { return int64_t(key_width) * value_width; }  // of the caller's
@@ -81,14 +89,21 @@ inline void load_row(const void* data, int64_t at, bool bfloat16, float* to, int
   }
 }
 
-inline void store_row(void* data, int64_t at, bool bfloat16, const float* from, int width, float factor = 1.f) {
+template <class T> inline void store_lanes(void* to, T x, bool streams) {
+  if (streams && reinterpret_cast<uintptr_t>(to) % sizeof x == 0)
+    stream(to, x);
+  else
+    memcpy(to, &x, sizeof x);
+}
+inline void store_row(void* data, int64_t at, bool bfloat16, const float* from, int width, float factor = 1.f, bool streams = false) {
+  int i = 0;
   if (bfloat16) {
     uint16_t* to = static_cast<uint16_t*>(data) + at;
-    for (int i = 0; i < width; i++) to[i] = to_bfloat16(from[i] * factor);
+    for (; i + LANES <= width; i += LANES) store_lanes(to + i, to_bfloat16(load(from + i) * splat(factor)), streams);
+    for (; i < width; i++) to[i] = to_bfloat16(from[i] * factor);
   } else {
     float* to = static_cast<float*>(data) + at;
-    int i = 0;
-    for (; i + LANES <= width; i += LANES) store(to + i, load(from + i) * splat(factor));
+    for (; i + LANES <= width; i += LANES) store_lanes(to + i, load(from + i) * splat(factor), streams);
     for (; i < width; i++) to[i] = from[i] * factor;
   }
 }

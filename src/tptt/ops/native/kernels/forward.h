@@ -83,13 +83,13 @@ inline void write_out(const TpttProblem& p, const Sizes& z, Chunk& c, ForwardScr
   for (int g = 0; g < z.groups; g++)
     for (int i = 0; i < z.tokens && c.start + i < p.tokens; i++)
       store_row(p.o.data, offset(p.o, c.b, c.start + i, 0, c.h * z.groups + g), p.bfloat16, s.out + (g * z.tokens + i) * width,
-                z.value_width, p.scale);
+                z.value_width, p.scale, z.streams);
 }
 
 inline void forward_chunk(const TpttProblem& p, const Sizes& z, Chunk& c, const Place& at, const Place& next, ForwardScratch& s) {
   load_chunk(p, z, at, c);
   c.ahead.forget();
-  ask_queries(p, z, c.ahead, p.o, at, z.value_width);
+  if (!z.streams) ask_queries(p, z, c.ahead, p.o, at, z.value_width);
   ask_inputs(p, z, c.ahead, next);
   mix(p, z, c, s.m);
   read_state(z, c, s);
@@ -139,6 +139,7 @@ inline void forward(const TpttProblem& p) {
     ForwardScratch s(z, tasks.together, arena);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < tasks.count; i++) forward_task(p, z, c, s, tasks.get(i));
+    end_streams();
   }
 }
 

@@ -3,6 +3,9 @@
 #include <cstdint>
 #include <cstring>
 #include <utility>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -19,6 +22,26 @@ template <class T> inline T load_as(const void* p) {
 }
 inline Vec load(const float* p) { return load_as<Vec>(p); }
 inline void store(float* p, Vec x) { memcpy(p, &x, sizeof x); }
+
+// A store that goes past the caches where the processor knows one: it does not fetch the line first. ``p`` is aligned to x.
+template <class T> inline void stream(void* p, T x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof x == 64) return _mm512_stream_si512(static_cast<__m512i*>(p), load_as<__m512i>(&x));
+#endif
+#if defined(__AVX__)
+  if constexpr (sizeof x == 32) return _mm256_stream_si256(static_cast<__m256i*>(p), load_as<__m256i>(&x));
+#endif
+#if defined(__SSE2__)
+  if constexpr (sizeof x == 16) return _mm_stream_si128(static_cast<__m128i*>(p), load_as<__m128i>(&x));
+#endif
+  memcpy(p, &x, sizeof x);
+}
+// Behind the last of them, before another thread reads.
+inline void end_streams() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
 
 // x in the first ``count`` lanes, zero in the others; any count.
 template <int... I> inline Vec first_lanes(Vec x, int count, std::integer_sequence<int, I...>) {
@@ -84,6 +107,11 @@ inline void sincos(Vec x, Vec& sine, Vec& cosine) {
 inline Vec from_bfloat16(const uint16_t* p) {
   WordVec words = __builtin_convertvector(load_as<HalfVec>(p), WordVec) << 16;
   return load_as<Vec>(&words);
+}
+inline HalfVec to_bfloat16(Vec x) {
+  const WordVec word = load_as<WordVec>(&x), near = (word + 0x7fffu + ((word >> 16) & 1)) >> 16;  // ties to even
+  const WordVec not_a_number = (word >> 16) | 0x40;
+  return __builtin_convertvector((word & 0x7fffffffu) > 0x7f800000u ? not_a_number : near, HalfVec);
 }
 inline uint16_t to_bfloat16(float x) {
   uint32_t word;
