@@ -179,6 +179,21 @@ def decays() -> str:
     return markdown_table(["g", *chosen], rows)
 
 
+def halves() -> str:
+    """Milliseconds with q, k, v and o in bfloat16, and of the kernels also in float32."""
+    rows, chosen = [], contenders("cpu")
+    for heads, width in SHAPES:
+        for backward in (False, True):
+            single, half = Inputs.random(4096, heads, width), Inputs.random(4096, heads, width, dtype=torch.bfloat16)
+            runs = {n: call(f, half, backward, count) for n, (f, count) in chosen.items()}
+            if "native" in chosen:
+                runs["native, float32"] = call(chosen["native"][0], single, backward)
+            times = interleaved(runs, 5)
+            title = f"D {width}, {'forward + backward' if backward else 'forward'}"
+            rows.append([title, *(f"{1e3 * t:.1f}" for t in times.values())])
+    return markdown_table(["", *runs], rows)
+
+
 def operations(tokens: int, heads: int, width: int, backward: bool, chunk: int = 32) -> float:
     """Floating point operations of the chunked form, counted as for full squares within a chunk.
 
@@ -284,6 +299,10 @@ def tables(args: argparse.Namespace, dtype: torch.dtype) -> Iterator[str]:
     if args.device == "cpu":
         yield "### By decay, T 4096, H 16, D 64, forward + backward, ms"
         yield decays()
+        errors = ", ".join(check(args.device, torch.bfloat16))
+        yield "### bfloat16, T 4096, ms"
+        yield halves()
+        yield f"Largest relative error there: {errors}."
         yield "### Share of the machine's peak, T 4096"
         yield share_of_peak()
         yield "### One token"

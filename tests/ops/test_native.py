@@ -38,17 +38,28 @@ def check(case, value=1e-6, gradient=1e-5):
     steps=st.sampled_from((1, 2, 3, 5, 9)),
     delta=st.booleans(),
     strength=st.booleans(),
+    precision=st.sampled_from(((torch.float32, 1e-5), (torch.bfloat16, 2e-2))),
 )
-def test_any_shape(**shape):
-    case = make_case(**shape | {"strength": shape["strength"] or shape["delta"]}).to(torch.float32)
+def test_any_shape(precision, **shape):
+    dtype, bound = precision
+    case = make_case(**shape | {"strength": shape["strength"] or shape["delta"]}).to(dtype)
     got, want = results(case, lambda c: c.run("native")), results(case.to(torch.float64), reference)
     for name, expected in want.items():  # a tensor of a few numbers that nearly cancel has no relative error
-        assert (got[name].double() - expected).norm() <= 1e-5 * max(expected.norm(), expected.numel() ** 0.5), name
+        assert (got[name].double() - expected).norm() <= bound * max(expected.norm(), expected.numel() ** 0.5), name
 
 
 @pytest.mark.parametrize("kind", SCALAR)
 def test_bfloat16(kind):
     check(make_case(100, groups=2, **SCALAR[kind]).to(torch.bfloat16), 1e-2, 2e-2)
+
+
+@pytest.mark.parametrize("kind", SCALAR)
+def test_the_state_of_bfloat16_inputs_is_float(kind):
+    """Its products take 16 bits of it at least, not bfloat16's 8."""
+    case = make_case(500, key_width=64, value_width=64, **SCALAR[kind])
+    case = replace(case, q=case.q.bfloat16(), k=case.k.bfloat16(), v=case.v.bfloat16())
+    got, want = case.run("native")[1], reference(case)[1]
+    assert (got - want).norm() <= 2e-5 * want.norm()
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
@@ -84,9 +95,10 @@ def test_step_in_place_on_any_strides():
     torch.testing.assert_close(state, want)
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("name, value", [("v", torch.nan), ("k", torch.inf)])
-def test_what_is_not_finite_shows(name, value):
-    case = make_case(40).to(torch.float32)
+def test_what_is_not_finite_shows(name, value, dtype):
+    case = make_case(40).to(dtype)
     x = getattr(case, name).clone()
     x[:, 20] = value
     o = replace(case, **{name: x}).run("native")[0]
@@ -156,6 +168,23 @@ def test_subnormal_numbers_are_zero_inside_and_remain_outside():
     delta_rule_step(*(x[:, :1] for x in (case.q, case.k, case.v, nothing)), state=state, inplace=True)
     assert (state == 0).all()
     assert (small * 0.5 != 0).all()
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_large_outputs(dtype):
+    """They go past the caches, those of a head alone do not."""
+    case = make_case(16384, heads=32, key_width=16, value_width=32, decay=0.01).to(dtype)
+    alone = replace(case, **{n: x[:, :1] if n == "initial_state" else x[:, :, :1] for n, x in case.tensors().items()})
+    weights = torch.randn(1, 16384, 32, 32).to(dtype)
+
+    def run(c, weights):
+        c = c.map(lambda x: x.detach().clone().requires_grad_())
+        o = c.run("native")[0]
+        o.backward(weights)
+        return o, c.q.grad, c.k.grad, c.v.grad
+
+    for got, want in zip(run(case, weights), run(alone, weights[:, :, :1]), strict=True):
+        assert torch.equal(got[:, :, :1], want)
 
 
 @pytest.mark.parametrize("heads", (2, 5, 9))
