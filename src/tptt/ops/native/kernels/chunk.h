@@ -40,7 +40,6 @@ struct Sizes {
         streams(p.batch * p.tokens * p.heads * p.groups * p.value_width * (p.bfloat16 ? 2 : 4) >=
                 (p.d_o.data ? STREAMED_BACKWARD : STREAMED_FORWARD)) {}
 
-
   int64_t state() const { return int64_t(keys) * values; }                    // floats of a padded state
   int64_t given_state() const { return int64_t(key_width) * value_width; }  // of the caller's
 };

@@ -1,4 +1,5 @@
-// The factors of a product as vectors read them: where they lie. tiles.h has the same for tiles.
+// The factors of a product as vectors read them: where they lie. tiles.h has the same for tiles, which pack them; what only that
+// needs to know has no name here.
 #pragma once
 #include "arena.h"
 #include "products.h"

@@ -10,15 +10,13 @@ enum class Onto {
   SUM,      // C = C + AB
   LESS,     // C = C - AB
   SCALED,   // C = factor D + AB, D of C's strides
-  AFTER,    // C = C + (AB summed by itself): one more accumulator against rounding
-  NEGATIVE  // C = -AB
+  AFTER     // C = C + (AB summed by itself): one more accumulator against rounding
 };
 
 template <int ROWS, int STRIPS, Onto ONTO, bool ASKS>
 inline __attribute__((always_inline)) void tile(Ahead& ahead, float* c, int c_row, const float* a, int a_row,
                                                 int a_step, const float* b, int b_row, int depth, const float* d,
                                                 float factor) {
-  constexpr bool MINUS = ONTO == Onto::LESS || ONTO == Onto::NEGATIVE;
   constexpr int EVERY = ASK_AFTER / (ROWS * (STRIPS == 3 ? 4 : STRIPS));  // a power of two
   Vec acc[ROWS][STRIPS];
   for (int i = 0; i < ROWS; i++)
@@ -37,7 +35,7 @@ inline __attribute__((always_inline)) void tile(Ahead& ahead, float* c, int c_ro
     for (int i = 0; i < ROWS; i++) {
       Vec left = splat(a[i * a_row + n * a_step]);
       for (int j = 0; j < STRIPS; j++) {
-        if (MINUS)
+        if (ONTO == Onto::LESS)
           acc[i][j] -= left * right[j];
         else
           acc[i][j] += left * right[j];

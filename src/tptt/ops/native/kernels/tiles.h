@@ -62,13 +62,13 @@ class Factor {
       : deep_(up_to_multiple(depth, DEEP) / DEEP),
         tiles_(reinterpret_cast<uint32_t*>(arena.take(int64_t(up_to_multiple(lines, SIDE)) / SIDE * deep_ * PIECES * TILE))) {}
 
-  const uint32_t* line(int i) const { return tiles_ + int64_t(i) / SIDE * deep_ * PIECES * TILE; }
+  const uint32_t* line(int i) const { return tiles_ + place(i); }
   bool exact() const { return exact_; }
 
  protected:
   // Line ``i``, which lies at ``from``: its next block of 16 depths is ``step`` further on.
   void pack_line(int i, const float* from, int64_t step, int row, int depth, bool across) {
-    uint32_t* to = tiles_ + int64_t(i) / SIDE * deep_ * PIECES * TILE;
+    uint32_t* to = tiles_ + place(i);
     for (int n = 0; n < depth; n += DEEP, from += 2 * step, to += PIECES * TILE)
       (exact_ ? pack_tile<true> : pack_tile<false>)(from, from + step, row, across, to);
   }
@@ -76,6 +76,8 @@ class Factor {
   bool exact_ = false;
 
  private:
+  int64_t place(int i) const { return int64_t(i) / SIDE * deep_ * PIECES * TILE; }
+
   int deep_;
   uint32_t* tiles_;
 };
@@ -119,7 +121,7 @@ class Right : public Factor {
   bool across_ = false;
 };
 
-// acc += piece I of A times piece J of B, 2 x 2 tiles at one depth. ``loads``: only what is not there from the product before.
+// acc += piece I of A times piece J of B, 2 x 2 tiles at one depth; what is there from the product before is not loaded again.
 template <int I, int J, bool LOADS_A, bool LOADS_B>
 inline __attribute__((always_inline)) void add_product(const uint32_t* a0, const uint32_t* a1, const uint32_t* b0, const uint32_t* b1) {
   if (LOADS_A) {
@@ -136,6 +138,7 @@ inline __attribute__((always_inline)) void add_product(const uint32_t* a0, const
   _tile_dpbf16ps(3, 5, 7);
 }
 
+// All pieces of both; a B that is exact has an A that is.
 template <bool A_EXACT, bool B_EXACT>
 inline void add_products(Ahead& ahead, const uint32_t* a0, const uint32_t* a1, const uint32_t* b0, const uint32_t* b1, int depth) {
   constexpr int LINES = 8;  // asked for at each depth
