@@ -77,8 +77,7 @@ _checked_once = lru_cache(1024)(_checked)
 class Backend:
     """One implementation. `supports(spec)` returns None, or the reason why it cannot serve the call; asked with None,
     whether it can run on this machine at all. `function` has the arguments of `naive_recurrence`, those named in
-    `options`, and returns what it returns. `bare`: of one token without gradients k, v and beta may lack their axis of
-    writes."""
+    `options`, and returns what it returns. `bare`: k, v and beta may lack their axis of writes."""
 
     supports: Callable[[Spec | None], str | None]
     function: Callable[..., tuple[torch.Tensor, torch.Tensor]]

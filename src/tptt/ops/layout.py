@@ -9,6 +9,11 @@ import torch
 from torch.nn import functional
 
 
+def with_writes(k, v, beta):
+    """k [B, T, H, K], v [B, T, H, V] and beta [B, T, H] or None with an axis of their writes, one per token, before H."""
+    return k.unsqueeze(2), v.unsqueeze(2), None if beta is None else beta.unsqueeze(2)
+
+
 def gather(x, start, chunks, size, dtype):
     """[B, T, H, *rest] -> [n, B, H, C, *rest]: the `chunks * size` tokens from `start` on, zeros after the end."""
     batch, _, heads, *rest = x.shape

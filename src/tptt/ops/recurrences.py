@@ -10,6 +10,7 @@ import torch
 
 from .backends import BACKENDS, Spec, select
 from .dtypes import state_dtype
+from .layout import with_writes
 from .native import plain_step, unavailable
 from .packed import run_packed
 from .validate import check_chunk_size, check_cu_seqlens, check_values
@@ -144,8 +145,8 @@ def _run(q, k, v, beta, g, delta, scale, initial_state, output_final_state, back
 def _call(backend, spec, q, k, v, beta, g, state, scale, chunk_size, inplace=False):
     if not spec.tokens:
         return _nothing(q, k, v, state)
-    if k.dim() == 4 and (spec.tokens > 1 or spec.needs_grad or not backend.bare):
-        k, v, beta = k.unsqueeze(2), v.unsqueeze(2), None if beta is None else beta.unsqueeze(2)
+    if k.dim() == 4 and not backend.bare:
+        k, v, beta = with_writes(k, v, beta)
     arguments = q, k, v, beta, g, state, scale, spec.delta, chunk_size, spec.needs_grad, inplace
     if spec.device != "meta" and torch.is_autocast_enabled(spec.device):  # torch has no autocast for meta tensors
         with torch.autocast(spec.device, enabled=False):

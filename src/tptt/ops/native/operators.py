@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..chunk import KEPT_BYTES
+from ..layout import with_writes
 from . import structs
 from .library import library
 
@@ -160,10 +161,15 @@ recurrence.register_autograd(_differentiate, setup_context=_keep_inputs)
 
 
 class Recurrence(torch.autograd.Function):
-    """`recurrence` where nothing traces: an operator's dispatch, there and back, takes as long as a hundred tokens."""
+    """`recurrence` where nothing traces: an operator's dispatch, there and back, takes as long as a hundred tokens. k, v
+    and beta may lack their axis of writes: to add it inside takes less than three nodes of autograd's."""
 
     @staticmethod
-    def forward(ctx, *inputs):
+    def forward(ctx, q, k, v, beta, g, initial_state, scale, delta):
+        ctx.bare = k.dim() == 4
+        if ctx.bare:
+            k, v, beta = with_writes(k, v, beta)
+        inputs = q, k, v, beta, g, initial_state, scale, delta, True
         output = forward_kernel(*inputs)
         ctx.set_materialize_grads(False)
         _keep_inputs(ctx, inputs, output)
@@ -175,7 +181,10 @@ class Recurrence(torch.autograd.Function):
         if d_o is None:  # only the state was used
             q, _, v = ctx.saved_tensors[:3]
             d_o = v.new_zeros(*q.shape[:3], v.shape[4])
-        return _differentiate(ctx, d_o, d_final_state, None, backward_kernel)
+        d_q, *d_writes, d_g, d_state = _differentiate(ctx, d_o, d_final_state, None, backward_kernel)[:6]
+        if ctx.bare:
+            d_writes = [x if x is None else x.squeeze(2) for x in d_writes]
+        return d_q, *d_writes, d_g, d_state, None, None
 
 
 def plain_step(q, k, v, beta, g, state, scale, delta, sizes):

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import torch
 
+from ..layout import with_writes
 from .operators import Recurrence, forward_kernel, recurrence, recurrence_step, step_kernel
 
 
 def native_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, inplace=False, needs_grad=False):
     """`naive_recurrence` for float32 or bfloat16 q, k and v (one dtype), a scalar decay or none, on a CPU.
 
-    Args: q [B, T, G*H, K], k [B, T, N, H, K], v [B, T, N, H, V], beta [B, T, N, H] or None (for T = 1 without gradients
-    all three perhaps without their axis of writes), g [B, T, H] or None, initial_state [B, H, K, V] or None; needs_grad:
-    keep what the backward needs; inplace (T = 1, a float32 state): overwrite initial_state. Arguments are taken as valid.
+    Args: q [B, T, G*H, K], k [B, T, N, H, K], v [B, T, N, H, V], beta [B, T, N, H] or None (all three perhaps without
+    their axis of writes), g [B, T, H] or None, initial_state [B, H, K, V] or None; needs_grad: keep what the backward
+    needs; inplace (T = 1, a float32 state): overwrite initial_state. Arguments are taken as valid.
     Returns: o [B, T, G*H, V] in v's dtype, state [B, H, K, V] in float32.
     """
     beta, g, state = (x if x is None else x.float() for x in (beta, g, initial_state))
     if k.shape[1] > 1 or needs_grad:
-        o, state, _ = _recurrence(needs_grad)(q, k, v, beta, g, state, scale, delta, needs_grad)
-        return o, state
+        if needs_grad and not torch.compiler.is_compiling():
+            return Recurrence.apply(q, k, v, beta, g, state, scale, delta)[:2]
+        if k.dim() == 4:
+            k, v, beta = with_writes(k, v, beta)
+        # one that can be traced costs more
+        run = recurrence if torch.compiler.is_compiling() else forward_kernel
+        return run(q, k, v, beta, g, state, scale, delta, needs_grad)[:2]
     if state is None:
         state, inplace = k.new_zeros(len(k), *k.shape[-2:], v.shape[-1], dtype=torch.float32), True
     return _step(q, k, v, beta, g, scale=scale, state=state, delta=delta, inplace=inplace)
@@ -41,10 +47,3 @@ def _step(q, k, v, beta, g, *, scale, state, delta, inplace):
     run = recurrence_step if torch.compiler.is_compiling() else step_kernel
     o = run(q, k, v, beta, g, own, scale, delta)
     return o, state.copy_(own) if inplace and own is not state else own
-
-
-def _recurrence(needs_grad):
-    """The kernel in the form that the caller needs: one that can be traced or differentiated costs more."""
-    if torch.compiler.is_compiling():
-        return recurrence
-    return Recurrence.apply if needs_grad else forward_kernel
