@@ -287,8 +287,8 @@ class Original:
 
 def tables(args: argparse.Namespace, dtype: torch.dtype) -> Iterator[str]:
     """What the command prints, as it comes."""
-    command = f"python -m benchmarks.ops{' --device cuda' if args.device == 'cuda' else ''}"
-    yield f"`{command}` on {machine(args.device)}."
+    options = (" --device cuda" if args.device == "cuda" else "") + (" --original PYTHON" if args.original else "")
+    yield f"`python -m benchmarks.ops{options}` on {machine(args.device)}."
     yield "Largest relative error of outputs and gradients: " + ", ".join(check(args.device, dtype)) + "."
     lengths = (512,) if args.quick else (4096, 16384)
     original = Original(args.original) if args.original else None
