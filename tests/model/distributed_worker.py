@@ -106,7 +106,7 @@ def main(base: str, out: str, kind: str) -> None:
         sys.stdout.flush()
         os._exit(
             0
-        )  # what libraries tear down behind this, rarely (1 of 100 runs) in an order that aborts, is not the test's
+        )  # what libraries tear down behind this, rarely in an order that aborts, is not the test's
 
 
 if __name__ == "__main__":
