@@ -24,9 +24,10 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 
 from tptt.evaluation import markdown_table
 from tptt.ops import available_backends, delta_rule, delta_rule_step
+from tptt.training import keep_freed_memory
 
 from .memory import peak_units
-from .timing import interleaved, keep_freed_memory, machine, processor, write_section
+from .timing import interleaved, machine, processor, write_section
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 SHAPES = ((16, 64), (8, 128))  # H, D
@@ -143,9 +144,7 @@ def against_peers(device: str, dtype: torch.dtype, lengths, original: Original |
                 times = interleaved(runs, 5, device, seconds=40)
                 if original and tokens <= 4096:
                     times["original"] = original.median(tokens, heads, width, backward)
-                rows += _rows(
-                    f"T {tokens}, H {heads}, D {width}, {'forward + backward' if backward else 'forward'}", times
-                )
+                rows += _rows(f"T {tokens}, H {heads}, {of_shape(width, backward)}", times)
     return markdown_table(["", "ms", "times transformers", "times SDPA", "times the original", "times fla alone"], rows)
 
 
@@ -179,6 +178,10 @@ def decays() -> str:
     return markdown_table(["g", *chosen], rows)
 
 
+def of_shape(width: int, backward: bool) -> str:
+    return f"D {width}, {'forward + backward' if backward else 'forward'}"
+
+
 def halves() -> str:
     """Milliseconds with q, k, v and o in bfloat16, and of the kernels also in float32."""
     rows, chosen = [], contenders("cpu")
@@ -189,8 +192,7 @@ def halves() -> str:
             if "native" in chosen:
                 runs["native, float32"] = call(chosen["native"][0], single, backward)
             times = interleaved(runs, 5)
-            title = f"D {width}, {'forward + backward' if backward else 'forward'}"
-            rows.append([title, *(f"{1e3 * t:.1f}" for t in times.values())])
+            rows.append([of_shape(width, backward), *(f"{1e3 * t:.1f}" for t in times.values())])
     return markdown_table(["", *runs], rows)
 
 
@@ -218,7 +220,7 @@ def share_of_peak() -> str:
             peak = 2 * 2048**3 / times.pop("sgemm")
             done = operations(4096, heads, width, backward)
             shares = (f"{done / t / peak:.0%} ({done / t / 1e9:.0f})" for t in times.values())
-            rows.append([f"D {width}, {'forward + backward' if backward else 'forward'}", f"{peak / 1e9:.0f}", *shares])
+            rows.append([of_shape(width, backward), f"{peak / 1e9:.0f}", *shares])
     return markdown_table(["", "sgemm, GFLOP/s", *(f"{n}: share (GFLOP/s)" for n in chosen)], rows)
 
 
@@ -321,7 +323,7 @@ def main() -> None:
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
     start = time.monotonic()
     if args.device == "cpu":
-        keep_freed_memory()
+        keep_freed_memory()  # by what ran before, fresh pages would cost one contender or another a third of a call
     for backend, reason in available_backends().items():
         if reason:
             print(f"left out: {backend}, {reason}", file=sys.stderr)

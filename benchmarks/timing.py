@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
 import statistics
 import subprocess
@@ -47,15 +46,6 @@ def interleaved(
             if not times[name] or sum(times[name]) * counts[name] < seconds:
                 times[name].append(timed(call, counts[name]))
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep the memory it frees. glibc gives it back, and takes fresh pages for the next tensor, or does
-    not, by what ran before: a third of a call's time and more, that falls to one contender or another by accident."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # glibc's
-        mallopt(-4, 0)  # M_MMAP_MAX: no memory outside the heap
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nothing of the heap goes back
 
 
 def machine(device: str = "cpu") -> str:

@@ -104,7 +104,7 @@ def main(base: str, out: str, kind: str) -> None:
         dist.barrier()  # a rank that leaves first tears the connection down under the other
         dist.destroy_process_group()
         sys.stdout.flush()
-        os._exit(0)  # what libraries tear down behind this, rarely in an order that aborts, is not the test's
+        os._exit(0)  # a library's thread that asks for the interpreter while it ends aborts the process, rarely
 
 
 if __name__ == "__main__":

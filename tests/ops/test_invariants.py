@@ -145,10 +145,11 @@ def test_nothing_survives_a_decay_of_minus_infinity(backend, kind):
     assert_close(got, want)
 
 
-def test_strong_decay_without_double(monkeypatch):
-    """As on a device that has none."""
+@pytest.mark.parametrize("pattern", ("everywhere", "half of the tokens", "once"))
+def test_strong_decay_without_double(pattern, monkeypatch):
+    """As on a device that has none: there a difference of sums in float32 is off behind half of the tokens."""
     monkeypatch.setattr(decays, "wide_dtype", lambda device: torch.float32)
-    test_strong_decay("chunk", "once", {})
+    test_strong_decay("chunk", pattern, {})
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -55,7 +55,7 @@ inline void through_updates(const TpttProblem& p, const Sizes& z, Chunk& c, cons
 // dM = Z u^T, as far as M reaches.
 inline void through_mixing(const TpttProblem& p, const Sizes& z, Chunk& c, const Kept& kept, BackwardScratch& s) {
   s.u_across.take_across(kept.u, z.values, z.columns, z.values);
-  triangles(p, z, c, s.z_rows, s.u_across, z.values, s.d_m);
+  triangles(z, c, s.z_rows, s.u_across, z.values, s.d_m);
   for (int i = 0; p.delta && i < z.positions; i++) s.d_m[i * z.columns + i] = 0;
 }
 

@@ -198,14 +198,14 @@ inline int reach(const Sizes& z, int last) {
 }
 
 // M [W + G*C, W] = X Y, as far as the two triangles reach, that of positions summed in parts.
-inline void triangles(const TpttProblem& p, const Sizes& z, Chunk& c, const Left& x, Right& y, int depth, float* m) {
+// On tiles as squares, whose sums of 16 terms the processor adds up by itself.
+inline void triangles(const Sizes& z, Chunk& c, const Left& x, Right& y, int depth, float* m) {
   const int row = z.columns;
-  if (!IN_BLOCKS) {
-    product<Onto::NOTHING>(c.ahead, m + z.first * row, row, x, z.first, z.rows - z.first, y, row, depth);
-    return;
-  }
+#ifdef TPTT_TILES
+  product<Onto::NOTHING>(c.ahead, m + z.first * row, row, x, z.first, z.rows - z.first, y, row, depth);
+#else
   constexpr int BLOCK = 8;  // of one strip of columns, as many sums as the processor adds side by side
-  for (int i = 0; p.delta && i < z.positions; i += BLOCK) {
+  for (int i = z.first; i < z.positions; i += BLOCK) {
     const int rows = z.positions - i < BLOCK ? z.positions - i : BLOCK;
     product_in_parts(c.ahead, m + i * row, row, x, i, rows, y, reach(z, i + rows - 1), depth);
   }
@@ -214,6 +214,7 @@ inline void triangles(const TpttProblem& p, const Sizes& z, Chunk& c, const Left
     const int at = z.columns + i;
     product<Onto::NOTHING>(c.ahead, m + at * row, row, x, at, rows, y, reach(z, position_of(z, i + rows - 1)), depth);
   }
+#endif
 }
 
 // A row of a triangle times D; zero, whatever stands there, behind ``position``.
@@ -227,7 +228,7 @@ inline void decay_row(const Sizes& z, const Chunk& c, float* x, int position, fl
 inline void mix(const TpttProblem& p, const Sizes& z, Chunk& c, float* m) {
   c.keys_across.take_across(c.keys, z.keys, z.columns, z.keys, true);
   // in parts: where keys are alike and beta is near 2, the rounding of k.k adds up over the sequence
-  triangles(p, z, c, c.rows, c.keys_across, z.keys, m);
+  triangles(z, c, c.rows, c.keys_across, z.keys, m);
   for (int i = 0; p.delta && i < z.positions; i++) decay_row(z, c, m + i * z.columns, i, c.beta[i]);
   for (int i = 0; i < z.queries; i++) decay_row(z, c, m + (z.columns + i) * z.columns, position_of(z, i));
 }

@@ -6,8 +6,7 @@
 
 namespace {
 
-constexpr int PADDING = LANES;    // what widths are padded to
-constexpr bool IN_BLOCKS = true;  // triangles are computed by blocks of rows, as far as each reaches
+constexpr int PADDING = LANES;  // what widths are padded to
 
 // What a thread needs for products: nothing.
 struct Unit {

@@ -14,7 +14,6 @@ constexpr int TILE = SIDE * SIDE;  // words
 constexpr int PIECES = 2;          // of a float; room for as many is left for exact factors too
 
 constexpr int PADDING = 2 * SIDE;  // what rows, columns and depths are padded to: a product makes 2 x 2 tiles at once
-constexpr bool IN_BLOCKS = false;  // triangles are computed as squares
 
 // While it lives, its thread can use tiles.
 class Unit {
@@ -191,10 +190,5 @@ class Across : public Right {
     product<Onto::NOTHING>(ahead, c, c_row, a, first, rows, *this, columns, depth);
   }
 };
-
-// Tiles add up 16 terms by themselves anyway.
-inline void product_in_parts(Ahead& ahead, float* c, int c_row, const Left& a, int first, int rows, Right& b, int columns, int depth) {
-  product<Onto::NOTHING>(ahead, c, c_row, a, first, rows, b, columns, depth);
-}
 
 }  // namespace

@@ -110,15 +110,10 @@ inline Vec from_bfloat16(const uint16_t* p) {
 }
 inline HalfVec to_bfloat16(Vec x) {
   const WordVec word = load_as<WordVec>(&x), near = (word + 0x7fffu + ((word >> 16) & 1)) >> 16;  // ties to even
-  const WordVec not_a_number = (word >> 16) | 0x40;
+  const WordVec not_a_number = (word >> 16) | 0x40;  // stays one
   return __builtin_convertvector((word & 0x7fffffffu) > 0x7f800000u ? not_a_number : near, HalfVec);
 }
-inline uint16_t to_bfloat16(float x) {
-  uint32_t word;
-  memcpy(&word, &x, 4);
-  if ((word & 0x7fffffffu) > 0x7f800000u) return uint16_t(word >> 16) | 0x40;  // a NaN stays one
-  return uint16_t((word + 0x7fffu + ((word >> 16) & 1)) >> 16);                // ties to even
-}
+inline uint16_t to_bfloat16(float x) { return to_bfloat16(splat(x))[0]; }
 inline float from_bfloat16(uint16_t x) {
   uint32_t word = uint32_t(x) << 16;
   float result;
