@@ -10,13 +10,14 @@ from torch.autograd.function import once_differentiable
 from .dtypes import state_dtype
 from .layout import gather, gather_grouped, scatter, scatter_grouped
 from .plan import Plan
-from .segment import prepare, read, scan
+from .segment import in_cache, prepare, read, run, scan
 from .segment_backward import backward
 
-SEGMENT_POSITIONS = 4096
-"""Positions times heads worked on at once: large enough for the matrix products, small enough to stay in cache."""
+SEGMENT_NUMBERS = 1 << 19
+"""Numbers of keys, or of values, worked on at once: enough for the matrix products, little enough to stay in a cache."""
 DEVICE_POSITIONS = 65536
-"""The same on an accelerator, where launches count and no cache: 2 to 5 times as fast there as the number above."""
+"""The same on an accelerator, in positions times heads: launches count there and no cache, and it was 2 to 5 times as fast as
+4,096 of them."""
 KEPT_BYTES = 16 << 20
 """What a call may keep for its backward, so that it computes nothing a second time: a quarter faster on 128 to 512 tokens of 16
 heads of 64; of more it takes longer to fetch than to compute."""
@@ -57,37 +58,42 @@ class _Chunks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, beta, g, initial_state, scale, plan, may_keep):
-        starts = _segment_starts(k, plan)
+        starts = _segment_starts(k, v, plan)
         saved = initial_state.new_empty(len(starts), *initial_state.shape)
         o = torch.empty(*q.shape[:3], v.shape[3], dtype=v.dtype, device=v.device)
-        state = initial_state.flatten(0, 1)
+        state = initial_state.flatten(0, 1).clone()
+        keep = _kept_numbers(k, v, plan) * state.itemsize <= may_keep
         ctx.kept = []
         for s, (start, chunks) in enumerate(starts):
-            saved[s] = state.unflatten(0, saved.shape[1:3])
-            segment, states, updates = _forward(q, k, v, beta, g, start, chunks, plan, state)
-            scatter_grouped(o, start, _by_head(read(segment, states, updates, scale), k, chunks, plan.tokens))
-            state = states[chunks]
-            if len(starts) * segment.bytes <= may_keep:
+            saved[s] = state.view_as(saved[s])
+            segment = _load(q, k, v, beta, g, start, chunks, plan, state.dtype, overwrite=not keep)
+            if keep or in_cache(chunks, state):
+                states, updates = scan(segment, state)
+                out = read(segment, states, updates, scale)
+                state = states[chunks]
+            else:
+                out = run(segment, state, scale)
+            if keep:
                 ctx.kept.append((segment, states, updates))
+            scatter_grouped(o, start, _by_head(out, k, chunks, plan.tokens))
         ctx.save_for_backward(q, k, v, beta, g, saved)
         ctx.scale, ctx.plan = scale, plan
-        return o, state.unflatten(0, saved.shape[1:3]).clone()
+        return o, state.view_as(initial_state).clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_o, d_final_state):
         *inputs, saved = ctx.saved_tensors
-        k, plan = inputs[1], ctx.plan
+        k, v, plan = *inputs[1:3], ctx.plan
         grads = [None if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs]
-        d_state = d_final_state.flatten(0, 1)
+        d_state = d_final_state.flatten(0, 1).clone()
         with torch.autocast(k.device.type, enabled=False):
-            for s, (start, chunks) in reversed(list(enumerate(_segment_starts(k, plan)))):
+            for s, (start, chunks) in reversed(list(enumerate(_segment_starts(k, v, plan)))):
                 d_out = gather_grouped(d_o, start, chunks, plan.tokens, k.shape[2], saved.dtype).flatten(0, 2)
                 # kept for one backward: another one through the same graph computes them again
                 done = ctx.kept.pop() if ctx.kept else _forward(*inputs, start, chunks, plan, saved[s].flatten(0, 1))
                 step = backward(*done, d_out.mul_(ctx.scale), d_state)
                 del done
-                d_state = step.state
                 scatter_grouped(grads[0], start, _by_head(step.queries, k, chunks, plan.tokens))
                 each = (*step[1:4], step.log_decay if step.log_decay is None else step.log_decay[:, :: plan.steps])
                 for out, grad, steps in zip(grads[1:], each, (plan.steps,) * 3 + (1,), strict=True):
@@ -96,14 +102,21 @@ class _Chunks(torch.autograd.Function):
         return (*grads, d_state.view_as(saved[0]), None, None, None)
 
 
-def _segment_starts(k, plan):
+def _segment_starts(k, v, plan):
     """[(first token, number of chunks)] of every segment."""
     batch, positions, heads, key_width = k.shape
     total = -(-positions // plan.positions)
     # Not below K positions, or the saved states [K, V] would take more memory than the values.
-    most = SEGMENT_POSITIONS if k.device.type == "cpu" else DEVICE_POSITIONS
+    most = SEGMENT_NUMBERS // max(key_width, v.shape[3]) if k.device.type == "cpu" else DEVICE_POSITIONS
     each = max(1, max(most // (batch * heads), key_width) // plan.positions)
     return [(first * plan.tokens, min(each, total - first)) for first in range(0, total, each)]
+
+
+def _kept_numbers(k, v, plan):
+    """How many numbers the segments of a call hold, about."""
+    queries = plan.groups / plan.steps
+    rows = (3 + 2 * queries) * k.shape[3] + v.shape[3] + (2 + queries) * plan.positions
+    return k[..., 0].numel() * rows
 
 
 def _forward(q, k, v, beta, g, start, chunks, plan, state):
@@ -112,7 +125,7 @@ def _forward(q, k, v, beta, g, start, chunks, plan, state):
     return segment, *scan(segment, state)
 
 
-def _load(q, k, v, beta, g, start, chunks, plan, dtype):
+def _load(q, k, v, beta, g, start, chunks, plan, dtype, overwrite=False):
     first = start * plan.steps
     keys, values, betas = (
         None if x is None else gather(x, first, chunks, plan.positions, dtype).flatten(0, 2) for x in (k, v, beta)
@@ -125,7 +138,7 @@ def _load(q, k, v, beta, g, start, chunks, plan, dtype):
         if plan.steps > 1:  # a token decays before the first of its writes
             log_decay = keys.new_zeros(len(keys), plan.positions, *g.shape[3:])
             log_decay[:, :: plan.steps] = of_tokens
-    return prepare(plan, queries, keys, values, None if betas is None else betas.unsqueeze(2), log_decay)
+    return prepare(plan, queries, keys, values, None if betas is None else betas.unsqueeze(2), log_decay, overwrite)
 
 
 def _by_head(x, k, chunks, size):

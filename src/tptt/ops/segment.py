@@ -16,6 +16,9 @@ from .decays import Decays
 from .dtypes import wide_dtype
 from .plan import Plan
 
+STATES_BYTES = 1 << 20
+"""What the states of a segment's chunks may take together: more of them leave the caches before they are read again."""
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -37,14 +40,10 @@ class Segment:
     of_queries: torch.Tensor  # [N, G * C, W]: P
     inverse: torch.Tensor | None  # [N, W, W]: (I + A)^-1
 
-    @property
-    def bytes(self) -> int:
-        """What it takes, about: views and fields that are the same counted twice."""
-        return sum(x.nbytes for x in vars(self).values() if isinstance(x, torch.Tensor))
 
-
-def prepare(plan, queries, keys, values, beta, log_decay):
-    """The Segment of these tensors. Args: as its fields."""
+def prepare(plan, queries, keys, values, beta, log_decay, overwrite=False):
+    """The Segment of these tensors. Args: as its fields; overwrite: q~ and b^ may take the place of q and k, which only the
+    backward reads again."""
     readers, decays = keys if plan.delta else None, None
     if log_decay is not None and log_decay.dim() == 3:
         decayed = decay_channels(plan, readers, queries, times(keys, beta), log_decay)
@@ -58,7 +57,9 @@ def prepare(plan, queries, keys, values, beta, log_decay):
         else:
             since, until = decays.since_start, times(decays.until_end, beta)
             readers = keys * since if plan.delta else None
-            decayed = (readers, queries * plan.of_queries(since), keys * until, decays.carried, of_keys, of_queries)
+            multiply = torch.Tensor.mul_ if overwrite else torch.mul
+            asking, writes = multiply(queries, plan.of_queries(since)), multiply(keys, until)
+            decayed = (readers, asking, writes, decays.carried, of_keys, of_queries)
     inverse = _inverse(decayed[4]) if plan.delta else None
     return Segment(plan, keys, queries, values, beta, log_decay, decays, *decayed, inverse)
 
@@ -93,30 +94,30 @@ def mask_(plan, of_keys, of_queries, decays, beta=None):
     of_queries.mul_(plan.of_queries(lower))
 
 
+def in_cache(chunks, state):
+    """Whether `chunks` states are as good as one that is carried in place. On an accelerator launches count, not caches."""
+    return state.device.type != "cpu" or chunks * state.nbytes <= STATES_BYTES
+
+
+def run(segment, state, scale):
+    """o [N, G * C, V]. Carries `state` [B*H, K, V] through the segment in place; the segment's values are used up."""
+    chunks = len(segment.values) // len(state)
+    out = segment.values.new_empty(*segment.queries.shape[:2], segment.values.shape[2])
+    update = torch.empty_like(segment.values[: len(state)])
+    _carry(segment, [state] * (chunks + 1), [update] * chunks, out.unflatten(0, (chunks, -1)).unbind(), scale)
+    return out
+
+
 def scan(segment, state):
-    """Carry `state` [B*H, K, V] through the segment; its values are used up.
+    """Carry `state` [B*H, K, V] through the segment, and keep what the backward needs; the segment's values are used up.
 
     Returns: states [n + 1, B*H, K, V] before each chunk and after the last, and w [N, W, V].
     """
-    values, delta = segment.values, segment.plan.delta
-    updates = torch.empty_like(values) if delta else values
-    chunks = len(values) // len(state)
+    updates = torch.empty_like(segment.values) if segment.plan.delta else segment.values
+    chunks = len(updates) // len(state)
     states = state.new_empty(chunks + 1, *state.shape)
     states[0] = state
-    keys, writes, inverse, gamma, rest, found = by_chunk(
-        chunks,
-        segment.keys_decayed,
-        segment.writes_decayed.transpose(1, 2),
-        segment.inverse,
-        segment.carried,
-        values,
-        updates,
-    )
-    before, *after = states.unbind()
-    for i in range(chunks):
-        if delta:
-            torch.bmm(inverse[i], rest[i].baddbmm_(keys[i], before, alpha=-1), out=found[i])
-        before = carry(before, gamma[i], after[i]).baddbmm_(writes[i], found[i])
+    _carry(segment, states.unbind(), *by_chunk(chunks, updates))
     return states, updates
 
 
@@ -124,6 +125,28 @@ def read(segment, states, updates, scale):
     """o [N, G * C, V], from what `scan` returns."""
     out = torch.bmm(segment.queries_decayed, states[:-1].flatten(0, 1))
     return out.baddbmm_(segment.of_queries, updates, beta=scale, alpha=scale)
+
+
+def _carry(segment, states, updates, out=None, scale=1.0):
+    """Fill the states behind the first, w and o (or not: None), lists of one tensor per chunk, which may be the same one."""
+    delta = segment.plan.delta
+    keys, queries, writes, inverse, gamma, of_queries, rest = by_chunk(
+        len(updates),
+        segment.keys_decayed,
+        segment.queries_decayed,
+        segment.writes_decayed.transpose(1, 2),
+        segment.inverse,
+        segment.carried,
+        segment.of_queries,
+        segment.values,
+    )
+    for i, before in enumerate(states[:-1]):
+        found = rest[i]
+        if delta:
+            found = torch.bmm(inverse[i], rest[i].baddbmm_(keys[i], before, alpha=-1), out=updates[i])
+        if out is not None:
+            torch.bmm(queries[i], before, out=out[i]).baddbmm_(of_queries[i], found, beta=scale, alpha=scale)
+        decay(before, gamma[i], states[i + 1]).baddbmm_(writes[i], found)
 
 
 def across(beta):
@@ -136,6 +159,6 @@ def by_chunk(chunks, *tensors):
     return [[None] * chunks if x is None else x.unflatten(0, (chunks, -1)).unbind() for x in tensors]
 
 
-def carry(state, gamma, out):
-    """out = gamma state; without decay (None) gamma is 1."""
+def decay(state, gamma, out):
+    """out = gamma state; without decay (None) gamma is 1. `out` may be `state` itself."""
     return out.copy_(state) if gamma is None else torch.mul(state, gamma, out=out)
