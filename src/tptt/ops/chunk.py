@@ -43,7 +43,7 @@ def chunk_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, chunk_siz
     if initial_state is None:
         initial_state = k.new_zeros(batch, heads, key_width, v.shape[4], dtype=dtype)
     writes = [x if x is None else x.flatten(1, 2) for x in (k, v, beta)]
-    return _Chunks.apply(q, *writes, g, initial_state.to(dtype), scale, plan, KEPT_BYTES if needs_grad else 0)
+    return _Chunks.apply(q, *writes, g, initial_state.to(dtype), scale, plan, needs_grad)
 
 
 def default_chunk_size(key_width, steps=1, device="cpu"):
@@ -57,15 +57,16 @@ class _Chunks(torch.autograd.Function):
     """On positions: k [B, T * N, H, K], v [B, T * N, H, V] and beta [B, T * N, H] have N for each token of q and g."""
 
     @staticmethod
-    def forward(ctx, q, k, v, beta, g, initial_state, scale, plan, may_keep):
+    def forward(ctx, q, k, v, beta, g, initial_state, scale, plan, needs_grad):
         starts = _segment_starts(k, v, plan)
-        saved = initial_state.new_empty(len(starts), *initial_state.shape)
+        saved = initial_state.new_empty(len(starts) if needs_grad else 0, *initial_state.shape)
         o = torch.empty(*q.shape[:3], v.shape[3], dtype=v.dtype, device=v.device)
         state = initial_state.flatten(0, 1).clone()
-        keep = _kept_numbers(k, v, plan) * state.itemsize <= may_keep
+        keep = needs_grad and _kept_numbers(k, v, plan) * state.itemsize <= KEPT_BYTES
         ctx.kept = []
         for s, (start, chunks) in enumerate(starts):
-            saved[s] = state.view_as(saved[s])
+            if needs_grad:
+                saved[s] = state.view_as(initial_state)
             segment = _load(q, k, v, beta, g, start, chunks, plan, state.dtype, overwrite=not keep)
             if keep or in_cache(chunks, state):
                 states, updates = scan(segment, state)
