@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tptt.ops import chunk, decays
+from tptt.ops import chunk, decays, segment
 from tptt.ops.decays import factor
 
 from .cases import BACKENDS, KINDS, assert_close, make_case, reference, results, serve
@@ -38,6 +38,21 @@ def test_what_the_forward_keeps_changes_nothing(kind, monkeypatch):
     monkeypatch.undo()
     for name, x in results(case, lambda c: c.run("chunk", chunk_size=16)).items():
         assert torch.equal(x, again[name]), name
+
+
+@pytest.mark.parametrize("keep", (False, True))
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_carried_in_place_equal_a_state_per_chunk(kind, keep, monkeypatch):
+    """Large states, forward and backward, in segments of a few chunks each; with and without what the forward keeps."""
+    case = make_case(130, groups=2, **KINDS[kind])
+    monkeypatch.setattr(chunk, "SEGMENT_NUMBERS", 1)  # segments of as many positions as keys have channels
+    monkeypatch.setattr(chunk, "KEPT_BYTES", keep << 30)
+    monkeypatch.setattr(segment, "STATES_BYTES", 1 << 30)
+    want = results(case, lambda c: c.run("chunk", chunk_size=4))
+    monkeypatch.setattr(segment, "STATES_BYTES", 0)
+    assert_close(results(case, lambda c: c.run("chunk", chunk_size=4)), want, 1e-13, 1e-13)
+    o, state = case.run("chunk", chunk_size=4)  # without gradients
+    assert_close({"o": o, "state": state}, {"o": want["o"], "state": want["state"]}, 1e-13)
 
 
 @pytest.mark.parametrize("cut", (0, 1, 31, 64, 100))
@@ -131,6 +146,19 @@ def test_strong_decay(backend, pattern, kind):
     case = replace(case, g=torch.where(strong.view(1, -1, *[1] * (case.g.dim() - 2)), -20.0, case.g)).to(torch.float32)
     got = results(case, lambda c: c.run(backend, chunk_size=128))
     assert_close(got, results(case.to(torch.float64), reference))
+
+
+@pytest.mark.parametrize(("total", "error"), ((0.0, 0.0), (-1.0, 2e-7), (-39.9, 2e-7), (-41.0, 5e-6)))
+def test_light_decays_keep_every_digit(total, error):
+    """As products of two exponentials; from a sum of -40 on they are exponentials of float32 differences."""
+    logs = torch.rand(3, 64, generator=torch.Generator().manual_seed(0))
+    logs *= total / logs.sum(1, keepdim=True)
+    sums = logs.double().cumsum(1)
+    between = (sums.unsqueeze(2) - sums.unsqueeze(1)).exp().tril()
+    since_start = sums.exp().unsqueeze(2)
+    expected = between, since_start, between[:, -1].unsqueeze(2), since_start[:, -1:]
+    for got, want in zip(decays.Decays.from_logs(logs), expected, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=error, atol=0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -85,7 +85,7 @@ class _Chunks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_o, d_final_state):
         *inputs, saved = ctx.saved_tensors
-        k, v, plan = *inputs[1:3], ctx.plan
+        (k, v), plan = inputs[1:3], ctx.plan
         grads = [None if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs]
         d_state = d_final_state.flatten(0, 1).clone()
         with torch.autocast(k.device.type, enabled=False):

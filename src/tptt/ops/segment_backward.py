@@ -70,7 +70,10 @@ def _reverse_scan(segment, states, updates, d_o, d_state):
     d_values = torch.empty_like(d_updates) if delta else d_updates
     keys, queries, inverse, writes, gamma, d_out, d_found, solved = by_chunk(
         chunks,
-        *(x if x is None else x.transpose(1, 2) for x in (segment.keys_decayed, segment.queries_decayed, segment.inverse)),
+        *(
+            x if x is None else x.transpose(1, 2)
+            for x in (segment.keys_decayed, segment.queries_decayed, segment.inverse)
+        ),
         segment.writes_decayed,
         segment.carried,
         d_o,
