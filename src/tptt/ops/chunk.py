@@ -4,6 +4,8 @@ The forward saves the inputs and one state per segment; the backward recomputes 
 keeps the segments themselves.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -59,26 +61,19 @@ class _Chunks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, beta, g, initial_state, scale, plan, needs_grad):
-        starts = _segment_starts(k, v, g, plan)
-        saved = initial_state.new_empty(len(starts) if needs_grad else 0, *initial_state.shape)
+        inputs, spans = (q, k, v, beta, g), _spans(k, v, g, plan)
+        saved = initial_state.new_empty(len(spans) if needs_grad else 0, *initial_state.shape)
         o = torch.empty(*q.shape[:3], v.shape[3], dtype=v.dtype, device=v.device)
         state = initial_state.flatten(0, 1).clone()
         keep = needs_grad and _kept_numbers(k, v, plan) * state.itemsize <= KEPT_BYTES
         ctx.kept = []
-        for s, (start, chunks) in enumerate(starts):
+        for s, span in enumerate(spans):
             if needs_grad:
                 saved[s] = state.view_as(initial_state)
-            segment = _load(q, k, v, beta, g, start, chunks, plan, state.dtype, overwrite=not keep)
-            if keep or in_cache(chunks, state):
-                states, updates = scan(segment, state)
-                out = read(segment, states, updates, scale)
-                state = states[chunks]
-            else:
-                out = run(segment, state, scale)
+            state, *kept = _forward(o, inputs, span, state, scale, keep)
             if keep:
-                ctx.kept.append((segment, states, updates))
-            scatter_grouped(o, start, _by_head(out, k, chunks, plan.tokens))
-        ctx.save_for_backward(q, k, v, beta, g, saved)
+                ctx.kept.append(kept)
+        ctx.save_for_backward(*inputs, saved)
         ctx.scale, ctx.plan = scale, plan
         return o, state.view_as(initial_state).clone()
 
@@ -86,26 +81,24 @@ class _Chunks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_o, d_final_state):
         *inputs, saved = ctx.saved_tensors
-        (_, k, v, _, g), plan = inputs, ctx.plan
+        (_, k, v, _, g), d_state = inputs, d_final_state.flatten(0, 1).clone()
         grads = [None if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs]
-        d_state = d_final_state.flatten(0, 1).clone()
         with torch.autocast(k.device.type, enabled=False):
-            for s, (start, chunks) in reversed(list(enumerate(_segment_starts(k, v, g, plan)))):
-                d_out = gather_grouped(d_o, start, chunks, plan.tokens, k.shape[2], saved.dtype).flatten(0, 2)
-                # kept for one backward: another one through the same graph computes them again
-                done = ctx.kept.pop() if ctx.kept else _forward(*inputs, start, chunks, plan, saved[s].flatten(0, 1))
-                step = backward(*done, d_out.mul_(ctx.scale), d_state)
-                del done
-                scatter_grouped(grads[0], start, _by_head(step.queries, k, chunks, plan.tokens))
-                each = (*step[1:4], step.log_decay if step.log_decay is None else step.log_decay[:, :: plan.steps])
-                for out, grad, steps in zip(grads[1:], each, (plan.steps,) * 3 + (1,), strict=True):
-                    if out is not None:
-                        scatter(out, start * steps, grad.unflatten(0, (chunks, k.shape[0], k.shape[2])))
+            for s, span in reversed(list(enumerate(_spans(k, v, g, ctx.plan)))):
+                _backward(grads, inputs, span, saved[s].flatten(0, 1), ctx.kept, d_o, d_state, ctx.scale)
         return (*grads, d_state.view_as(saved[0]), None, None, None)
 
 
-def _segment_starts(k, v, g, plan):
-    """[(first token, number of chunks)] of every segment."""
+class _Span(NamedTuple):
+    """Where a segment lies."""
+
+    start: int  # its first token
+    chunks: int
+    plan: Plan
+
+
+def _spans(k, v, g, plan):
+    """Those of all segments."""
     batch, positions, heads, key_width = k.shape
     total = -(-positions // plan.positions)
     # Not below K positions, or the saved states [K, V] would take more memory than the values.
@@ -113,7 +106,7 @@ def _segment_starts(k, v, g, plan):
     if k.device.type == "cpu":
         most = SEGMENT_NUMBERS // max(key_width, v.shape[3]) // (2 if g is not None and g.dim() == 4 else 1)
     each = max(1, max(most // (batch * heads), key_width) // plan.positions)
-    return [(first * plan.tokens, min(each, total - first)) for first in range(0, total, each)]
+    return [_Span(first * plan.tokens, min(each, total - first), plan) for first in range(0, total, each)]
 
 
 def _kept_numbers(k, v, plan):
@@ -123,13 +116,44 @@ def _kept_numbers(k, v, plan):
     return k[..., 0].numel() * rows
 
 
-def _forward(q, k, v, beta, g, start, chunks, plan, state):
+def _forward(o, inputs, span, state, scale, keep):
+    """Fill a segment of o. Returns the state behind it and, if they are to be kept, what `_compute` does.
+
+    Segments are functions of their own, so that each leaves its memory to the next while it is in the caches.
+    """
+    segment = _load(*inputs, span, state.dtype, overwrite=not keep)
+    kept = ()
+    if keep or in_cache(span.chunks, state):
+        states, updates = scan(segment, state)
+        out, state = read(segment, states, updates, scale), states[span.chunks]
+        kept = (segment, states, updates) if keep else ()
+    else:
+        out = run(segment, state, scale)
+    scatter_grouped(o, span.start, _by_head(out, inputs[1], span.chunks, span.plan.tokens))
+    return state, *kept
+
+
+def _compute(inputs, span, state):
     """A segment, the states before each of its chunks and behind the last, and what they write."""
-    segment = _load(q, k, v, beta, g, start, chunks, plan, state.dtype)
+    segment = _load(*inputs, span, state.dtype)
     return segment, *scan(segment, state)
 
 
-def _load(q, k, v, beta, g, start, chunks, plan, dtype, overwrite=False):
+def _backward(grads, inputs, span, state, kept, d_o, d_state, scale):
+    """Fill a segment of the inputs' gradients; d_state becomes that of the state before it, which is `state`."""
+    k, (start, chunks, plan) = inputs[1], span
+    d_out = gather_grouped(d_o, start, chunks, plan.tokens, k.shape[2], d_state.dtype).flatten(0, 2).mul_(scale)
+    # kept for one backward: another one through the same graph computes them again
+    step = backward(*(kept.pop() if kept else _compute(inputs, span, state)), d_out, d_state)
+    scatter_grouped(grads[0], start, _by_head(step.queries, k, chunks, plan.tokens))
+    each = (*step[1:4], step.log_decay if step.log_decay is None else step.log_decay[:, :: plan.steps])
+    for out, grad, steps in zip(grads[1:], each, (plan.steps,) * 3 + (1,), strict=True):
+        if out is not None:
+            scatter(out, start * steps, grad.unflatten(0, (chunks, k.shape[0], k.shape[2])))
+
+
+def _load(q, k, v, beta, g, span, dtype, overwrite=False):
+    start, chunks, plan = span
     first = start * plan.steps
     keys, values, betas = (
         None if x is None else gather(x, first, chunks, plan.positions, dtype).flatten(0, 2) for x in (k, v, beta)
