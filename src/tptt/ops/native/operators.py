@@ -1,7 +1,7 @@
 """The kernels as operators of torch.library: with shapes for tracing (torch.compile) and gradients.
 
-Legend: as in recurrences.py. k [B, T, N, H, K], v [B, T, N, H, V], beta [B, T, N, H]; q, k, v of one dtype, float32 or
-bfloat16; beta, g and states float32.
+Legend: as in recurrences.py. k [B, T, N, H, K], v [B, T, N, H, V], beta [B, T, N, H], all three perhaps without N; q, k, v of
+one dtype, float32 or bfloat16; beta, g and states float32.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..chunk import KEPT_BYTES
-from ..layout import with_writes
 from . import structs
 from .library import library
 
@@ -22,9 +21,14 @@ WIDE_KEYS = 512
 """From this width on rows of keys are padded in another way, and states too large to be kept for every chunk."""
 
 
+def _writes(k):
+    """N."""
+    return k.shape[2] if k.dim() == 5 else 1
+
+
 def _sizes(k):
     """chunk in tokens (a multiple of 4), segment in chunks."""
-    tokens, writes, key_width = k.shape[1], k.shape[2], k.shape[4]
+    tokens, writes, key_width = k.shape[1], _writes(k), k.shape[-1]
     chunk = min(max(4, POSITIONS // writes // 4 * 4), -(-tokens // 4) * 4)
     return chunk, max(SEGMENT_CHUNKS, -(-3 * key_width // chunk))  # a saved state costs at most a third of its values
 
@@ -32,16 +36,16 @@ def _sizes(k):
 def _saved_shape(q, k, v):
     """Of what a forward leaves for the backward: all it needs of every chunk where that is little, else the states before
     each segment."""
-    batch, tokens, writes, heads, key_width = k.shape
+    (batch, tokens), (heads, key_width), value_width = k.shape[:2], k.shape[-2:], v.shape[-1]
     chunk, segment = _sizes(k)
     chunks = -(-tokens // chunk)
     if key_width < WIDE_KEYS:
         floats = _floats_of_a_chunk(
-            key_width, v.shape[4], chunk * writes, chunk * (q.shape[2] // heads), _padding(q.dtype)
+            key_width, value_width, chunk * _writes(k), chunk * (q.shape[2] // heads), _padding(q.dtype)
         )
         if 4 * batch * heads * chunks * floats <= KEPT_BYTES:
             return batch, heads, chunks, floats
-    return batch, heads, -(-chunks // segment), key_width, v.shape[4]
+    return batch, heads, -(-chunks // segment), key_width, value_width
 
 
 def _floats_of_a_chunk(keys, values, positions, queries, padding):
@@ -59,15 +63,20 @@ def _padding(dtype):
 
 
 def _problem(q, k, v, beta, g, scale, delta, saved=None, **pointers):
-    batch, tokens, writes, heads, key_width = k.shape
+    (batch, tokens), (heads, key_width) = k.shape[:2], k.shape[-2:]
     chunk, segment = _sizes(k)
     kept = saved.shape[3] if saved is not None and saved.dim() == 4 else 0
     return structs.Problem(
-        batch, tokens, writes, heads, q.shape[2] // heads, key_width, v.shape[4], chunk, segment, kept,
+        batch, tokens, _writes(k), heads, q.shape[2] // heads, key_width, v.shape[-1], chunk, segment, kept,
         torch.get_num_threads(), scale, delta, q.dtype == torch.bfloat16,
-        q=structs.Tensor.without_writes(q), k=structs.Tensor.of(k), v=structs.Tensor.of(v),
-        beta=structs.Tensor.of(beta), g=structs.Tensor.without_writes(g), saved=_pointer(saved), **pointers,
+        q=structs.Tensor.without_writes(q), k=_written(k, k), v=_written(v, k), beta=_written(beta, k),
+        g=structs.Tensor.without_writes(g), saved=_pointer(saved), **pointers,
     )  # fmt: skip
+
+
+def _written(x, k):
+    """x, which has an axis of writes if k has one."""
+    return structs.Tensor.of(x) if k.dim() == 5 else structs.Tensor.without_writes(x)
 
 
 def _rows(x):
@@ -80,8 +89,7 @@ def _pointer(x):
 
 
 def _outputs(q, k, v, beta, g, initial_state, scale, delta, keep):
-    batch, tokens, _, heads, key_width = k.shape
-    value_width = v.shape[4]
+    (batch, tokens), (heads, key_width), value_width = k.shape[:2], k.shape[-2:], v.shape[-1]
     return (
         v.new_empty(batch, tokens, q.shape[2], value_width),
         v.new_empty(batch, heads, key_width, value_width, dtype=torch.float32),
@@ -106,12 +114,12 @@ def forward_kernel(
 
 
 def _gradients(q, k, v, beta, g, saved, *arguments):
-    batch, _, _, heads, key_width = k.shape
+    heads, key_width = k.shape[-2:]
     absent = v.new_empty(0, dtype=torch.float32)
     return (
         *(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)),
         *(absent.clone() if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (beta, g)),
-        v.new_empty(batch, heads, key_width, v.shape[4], dtype=torch.float32),
+        v.new_empty(len(k), heads, key_width, v.shape[-1], dtype=torch.float32),
     )
 
 
@@ -126,8 +134,8 @@ def backward_kernel(
     d_q, d_k, d_v, d_beta, d_g, d_state = grads
     problem = _problem(
         q, k, v, beta, g, scale, delta, saved=saved, d_o=structs.Tensor.without_writes(d_o),
-        d_q=structs.Tensor.without_writes(d_q), d_k=structs.Tensor.of(d_k), d_v=structs.Tensor.of(d_v),
-        d_beta=structs.Tensor.of(None if beta is None else d_beta),
+        d_q=structs.Tensor.without_writes(d_q), d_k=_written(d_k, k), d_v=_written(d_v, k),
+        d_beta=_written(None if beta is None else d_beta, k),
         d_g=structs.Tensor.without_writes(None if g is None else d_g), d_final_state=_pointer(d_final_state),
         d_initial_state=d_state.data_ptr(),
     )  # fmt: skip
@@ -161,14 +169,10 @@ recurrence.register_autograd(_differentiate, setup_context=_keep_inputs)
 
 
 class Recurrence(torch.autograd.Function):
-    """`recurrence` where nothing traces: an operator's dispatch, there and back, takes as long as a hundred tokens. k, v
-    and beta may lack their axis of writes: to add it inside takes less than three nodes of autograd's."""
+    """`recurrence` where nothing traces: an operator's dispatch, there and back, takes as long as a hundred tokens."""
 
     @staticmethod
     def forward(ctx, q, k, v, beta, g, initial_state, scale, delta):
-        ctx.bare = k.dim() == 4
-        if ctx.bare:
-            k, v, beta = with_writes(k, v, beta)
         inputs = q, k, v, beta, g, initial_state, scale, delta, True
         output = forward_kernel(*inputs)
         ctx.set_materialize_grads(False)
@@ -180,11 +184,8 @@ class Recurrence(torch.autograd.Function):
     def backward(ctx, d_o, d_final_state, _):
         if d_o is None:  # only the state was used
             q, _, v = ctx.saved_tensors[:3]
-            d_o = v.new_zeros(*q.shape[:3], v.shape[4])
-        d_q, *d_writes, d_g, d_state = _differentiate(ctx, d_o, d_final_state, None, backward_kernel)[:6]
-        if ctx.bare:
-            d_writes = [x if x is None else x.squeeze(2) for x in d_writes]
-        return d_q, *d_writes, d_g, d_state, None, None
+            d_o = v.new_zeros(*q.shape[:3], v.shape[-1])
+        return _differentiate(ctx, d_o, d_final_state, None, backward_kernel)[:8]
 
 
 def plain_step(q, k, v, beta, g, state, scale, delta, sizes):
@@ -207,7 +208,7 @@ def step_kernel(
 ) -> Tensor:
     """One token, T = 1: o [B, 1, G*H, V]; ``state`` [B, H, K, V] is overwritten."""
     batch, heads, key_width, value_width = state.shape
-    writes, queries = k.shape[2] if k.dim() == 5 else 1, q.shape[2]
+    writes, queries = _writes(k), q.shape[2]
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     beta, g = (x if x is None else x.contiguous() for x in (beta, g))
     sizes = batch, writes, heads, queries // heads, key_width, value_width

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from ..layout import with_writes
 from .operators import Recurrence, forward_kernel, recurrence, recurrence_step, step_kernel
 
 
@@ -20,8 +19,6 @@ def native_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, inplace=
     if k.shape[1] > 1 or needs_grad:
         if needs_grad and not torch.compiler.is_compiling():
             return Recurrence.apply(q, k, v, beta, g, state, scale, delta)[:2]
-        if k.dim() == 4:
-            k, v, beta = with_writes(k, v, beta)
         # one that can be traced costs more
         run = recurrence if torch.compiler.is_compiling() else forward_kernel
         return run(q, k, v, beta, g, state, scale, delta, needs_grad)[:2]
