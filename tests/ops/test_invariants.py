@@ -1,5 +1,6 @@
 """What must hold whatever the numbers: chunk sizes, splits, padding, grouped queries, extreme inputs."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -171,6 +172,15 @@ def test_nothing_survives_a_decay_of_minus_infinity(backend, kind):
     want = results(case.to(torch.float64), lambda c: reference(replace(c, g=torch.where(g.isinf(), -1e4, c.g))))
     got["d_g"][:, 17] = 0  # reaches nothing: a factor of zero, or its derivative times zero
     assert_close(got, want)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("length", (1.0, 5.0, 30.0))
+def test_strong_decay_of_long_keys(backend, length):
+    """Without the decay these would grow by beta |k|^2 at every token."""
+    case, _ = serve(backend, make_case(200))
+    case = replace(case, g=case.g - 8 - math.log(length), k=case.k * length).to(torch.float32)
+    assert_close(results(case, lambda c: c.run(backend)), results(case.to(torch.float64), reference))
 
 
 @pytest.mark.parametrize("pattern", ("everywhere", "half of the tokens", "once"))

@@ -19,8 +19,9 @@ _LEAST = {torch.float32: math.log(1e-26), torch.float64: math.log(1e-215)}
 
 def factor(logs: torch.Tensor) -> torch.Tensor:
     """exp(logs), but zero for what is below 1e-26 (1e-215 in float64): products with it would be subnormal, for which
-    processors take a hundred times as long. Overwrites ``logs``."""
-    return torch.nn.functional.threshold(logs, _LEAST[logs.dtype], -math.inf, inplace=True).exp()
+    processors take a hundred times as long, as exp does for what it cannot return. Overwrites ``logs``."""
+    least = _LEAST[logs.dtype]
+    return torch.nn.functional.threshold(logs.clamp_(least - 1, -least).exp(), math.exp(least), 0.0)
 
 
 class Decays(NamedTuple):
