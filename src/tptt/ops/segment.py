@@ -42,19 +42,21 @@ class Segment:
 
 
 def prepare(plan, queries, keys, values, beta, log_decay, overwrite=False):
-    """The Segment of these tensors. Args: as its fields; overwrite: q, k and A, which only the backward reads again, may be
-    overwritten."""
+    """The Segment of these tensors. Args: as its fields; overwrite: what only the backward reads again may be something else, q
+    and k overwritten by q~ and b^, A without D."""
     readers, decays = keys if plan.delta else None, None
     multiply = torch.Tensor.mul_ if overwrite else torch.mul
     if log_decay is not None and log_decay.dim() == 3:
         decayed = decay_channels(plan, readers, queries, times(keys, beta), log_decay)
         inverse = _inverse(decayed.of_keys) if plan.delta else None
     else:
-        of_keys = _overlaps(keys, beta) if plan.delta else None
+        of_keys = _overlaps(keys, beta).mul_(across(beta)) if plan.delta else None
         of_queries = torch.bmm(queries, keys.transpose(1, 2))
+        if beta is not None:
+            of_queries.mul_(across(beta))
         decays = None if log_decay is None else Decays.from_logs(log_decay)
-        inverse = _decayed_inverse(multiply(of_keys, across(beta)), decays) if plan.delta else None
-        mask_(plan, None if overwrite else of_keys, of_queries, decays, beta)
+        inverse = _decayed_inverse(of_keys, decays) if plan.delta else None
+        mask_(plan, None if overwrite else of_keys, of_queries, decays)
         if decays is None:
             decayed = (readers, queries, times(keys, beta), None, of_keys, of_queries)
         else:
@@ -100,12 +102,10 @@ def _overlaps(keys, beta):
     return torch.bmm(wide, wide.transpose(1, 2)).to(keys.dtype)
 
 
-def mask_(plan, of_keys, of_queries, decays, beta=None):
-    """Multiply [N, W, W] (or None) and [N, G * C, W] by D, the causal mask without decay, and by the writers' beta, in
-    place."""
+def mask_(plan, of_keys, of_queries, decays):
+    """Multiply [N, W, W] (or None) and [N, G * C, W] by D, the causal mask without decay, in place."""
     size = plan.positions
     lower = of_queries.new_ones(1, size, size).tril_() if decays is None else decays.between
-    lower = times(lower, across(beta))
     if of_keys is not None:
         of_keys.mul_(lower)
     of_queries.mul_(plan.of_queries(lower))
