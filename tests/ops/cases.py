@@ -68,9 +68,9 @@ class Case:
     def run(self, backend, **options):
         """(o, final state)."""
         arguments = (self.q, self.k, self.v, self.beta, self.g)
-        options = {"scale": 0.7, "initial_state": self.initial_state, "backend": backend} | options
+        given = {"scale": 0.7, "initial_state": self.initial_state, "backend": backend, "output_final_state": True}
         operator = delta_rule if self.delta else linear_attention
-        return operator(*arguments, output_final_state=True, **options)
+        return operator(*arguments, **given | options)
 
 
 def make_case(

@@ -229,6 +229,21 @@ def test_huge_values_scale(backend):
 
 
 @pytest.mark.parametrize("backend", (*BACKENDS, "auto"))
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("state, final", ((False, False), (True, False), (False, True)))
+def test_states_not_given_or_not_asked_for(backend, kind, state, final):
+    def outputs(o, after):
+        assert (after is not None) == final
+        return o, after if final else o.new_zeros(1)
+
+    for tokens in (1, 40, 130):
+        case, bound = serve(backend, make_case(tokens, groups=2, state=state, **KINDS[kind]))
+        got = results(case, lambda c: outputs(*c.run(backend, output_final_state=final)))
+        want = results(case.to(torch.float64), lambda c: outputs(reference(c)[0], reference(c)[1] if final else None))
+        assert_close(got, want, bound, 10 * bound)
+
+
+@pytest.mark.parametrize("backend", (*BACKENDS, "auto"))
 def test_no_tokens(backend):
     case = make_case(1, groups=2).to(torch.float32)
     o, state = case.tokens(0, 0, case.initial_state).run(backend)
@@ -256,6 +271,8 @@ def test_packed_equals_separate(backend, kind):
 
     got = results(case, lambda c: c.run(backend, cu_seqlens=cuts.int()))
     assert_close(got, results(case, separate), error, error)
+    o, state = case.run(backend, cu_seqlens=cuts, output_final_state=False)
+    assert state is None and torch.equal(o, case.run(backend, cu_seqlens=cuts)[0])
 
 
 @pytest.mark.parametrize("backend", ("naive", "chunk"))

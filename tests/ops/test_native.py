@@ -73,6 +73,25 @@ def test_what_the_forward_keeps_changes_nothing(kind, dtype, monkeypatch):
         assert torch.equal(x, kept[name]), name
 
 
+@pytest.mark.parametrize("keep", (True, False))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("kind", SCALAR)
+def test_a_state_that_is_not_there_is_zero(kind, dtype, keep, monkeypatch):
+    """Neither read nor made where none is given or asked for: the same numbers as with zeros, and a state nobody uses."""
+    if not keep:
+        monkeypatch.setattr(operators, "KEPT_BYTES", 0)
+    for tokens in (1, 32, 33, 300):
+        case = make_case(tokens, groups=3, batch=2, key_width=40, value_width=20, state=False, **SCALAR[kind]).to(dtype)
+        zeros = replace(case, initial_state=torch.zeros(2, 2, 40, 20))
+        both = results(zeros, lambda c: c.run("native"))
+        both.pop("d_initial_state")
+        for name, x in results(case, lambda c: c.run("native")).items():
+            assert torch.equal(x, both[name]), name
+        without = results(case, lambda c: (c.run("native", output_final_state=False)[0], torch.zeros(1)))
+        for name, x in results(zeros, lambda c: (c.run("native")[0], torch.zeros(1))).items():
+            assert name == "d_initial_state" or torch.equal(x, without[name]), name
+
+
 @pytest.mark.parametrize("kind", SCALAR)
 def test_many_steps_equal_one_call(kind):
     case = make_case(30, groups=3, key_width=40, value_width=20, **SCALAR[kind]).to(torch.float32)
@@ -110,22 +129,28 @@ def test_opcheck(kind):
     case = make_case(9, batch=2, groups=2, **SCALAR[kind]).to(torch.float32)
     k, v, beta = (x if x is None or case.k.dim() == 5 else x.unsqueeze(2) for x in (case.k, case.v, case.beta))
     inputs = [None if x is None else x.requires_grad_() for x in (case.q, k, v, beta, case.g, case.initial_state)]
-    torch.library.opcheck(operators.recurrence, (*inputs, 0.7, case.delta, True))
+    for start, final in ((inputs[5], True), (None, False)):
+        rest = (start, 0.7, case.delta, True, final)
+        torch.library.opcheck(operators.recurrence, (*inputs[:5], *rest))
+        with torch.no_grad():
+            o, state, saved = operators.recurrence(*inputs[:5], *rest)
+            d_state = torch.ones_like(state) if final else None
+            rest = (saved, torch.ones_like(o), d_state, 0.7, case.delta, start is not None)
+            torch.library.opcheck(operators.recurrence_backward, (*inputs[:5], *rest))
     with torch.no_grad():
-        o, state, saved = operators.recurrence(*inputs, 0.7, case.delta, True)
-        rest = (saved, torch.ones_like(o), torch.ones_like(state), 0.7, case.delta)
-        torch.library.opcheck(operators.recurrence_backward, (*inputs[:5], *rest))
         one = [None if x is None else x[:, :1].detach() for x in inputs[:5]]
         torch.library.opcheck(operators.recurrence_step, (*one, case.initial_state.detach().clone(), 0.7, case.delta))
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler raises warnings that it hides itself, unless they are errors
 @pytest.mark.parametrize("tokens", (1, 40))
-def test_torch_compile_sees_through(tokens):
+@pytest.mark.parametrize("state", (True, False))
+def test_torch_compile_sees_through(tokens, state):
     def run(c):
-        return tuple(2 * x for x in c.run("native"))
+        o, final = c.run("native", output_final_state=state)
+        return 2 * o, final if state else o.new_zeros(1)
 
-    case = make_case(tokens).to(torch.float32)
+    case = make_case(tokens, state=state).to(torch.float32)
     compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
     assert_close(results(case, compiled), results(case, run), 0, 0)
     with torch.no_grad():
@@ -145,7 +170,7 @@ def test_memory_grows_by_segments_not_tokens(monkeypatch):
     monkeypatch.setattr(operators, "KEPT_BYTES", 1 << 20)
     q, k, v = (torch.randn(1, 4096, 1, 32) for _ in range(3))
     o = torch.ones(1, 4096, 1)
-    saved = operators.recurrence(q, k[:, :, None], v[:, :, None], o[:, :, None], None, None, 1.0, True, True)[2]
+    saved = operators.recurrence(q, k[:, :, None], v[:, :, None], o[:, :, None], None, None, 1.0, True, True, True)[2]
     assert saved.numel() <= v.numel() / 4
 
 

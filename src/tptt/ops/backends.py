@@ -77,15 +77,21 @@ _checked_once = lru_cache(1024)(_checked)
 class Backend:
     """One implementation. `supports(spec)` returns None, or the reason why it cannot serve the call; asked with None,
     whether it can run on this machine at all. `function` has the arguments of `naive_recurrence`, those named in
-    `options`, and returns what it returns. `bare`: k, v and beta may lack their axis of writes."""
+    `options`, and returns what it returns, the state perhaps not where "output_final_state" is one of them and false.
+    `bare`: k, v and beta may lack their axis of writes."""
 
     supports: Callable[[Spec | None], str | None]
     function: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     options: tuple[str, ...] = ()
     bare: bool = False
 
-    def run(self, q, k, v, beta, g, state, scale, delta, chunk_size, needs_grad, inplace):
-        more = {"chunk_size": chunk_size, "needs_grad": needs_grad, "inplace": inplace}
+    def run(self, q, k, v, beta, g, state, scale, delta, chunk_size, needs_grad, output_final_state, inplace):
+        more = {
+            "chunk_size": chunk_size,
+            "needs_grad": needs_grad,
+            "output_final_state": output_final_state,
+            "inplace": inplace,
+        }
         more = {name: more[name] for name in self.options}
         return self.function(q, k, v, beta, g, scale=scale, initial_state=state, delta=delta, **more)
 
@@ -131,8 +137,8 @@ BACKENDS = {
     "naive": Backend(_always, naive_recurrence),
     "chunk": Backend(_always, chunk_recurrence, ("chunk_size", "needs_grad")),
     "step": Backend(_one_token, step_recurrence, ("inplace",), bare=True),
-    "native": Backend(_native, native.native_recurrence, ("needs_grad", "inplace"), bare=True),
-    "fla": Backend(_fla, fla.fla_recurrence, ("needs_grad",)),
+    "native": Backend(_native, native.native_recurrence, ("needs_grad", "inplace", "output_final_state"), bare=True),
+    "fla": Backend(_fla, fla.fla_recurrence, ("needs_grad", "output_final_state")),
 }
 NAIVE_UP_TO = 3
 """Tokens up to which the loop is faster than one chunk in PyTorch, forward and backward (tried by hand)."""

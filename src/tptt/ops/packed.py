@@ -11,12 +11,12 @@ import torch
 from .dtypes import state_dtype
 
 
-def run_packed(run, q, k, v, beta, g, cuts, initial_state):
+def run_packed(run, q, k, v, beta, g, cuts, initial_state, output_final_state):
     """`run(q, k, v, beta, g, initial_state) -> (o, state)` on every sequence of a packed row.
 
     Args: tensors [1, T, ...]; cuts, where each of the S sequences begins, and T; initial_state
     [S, H, K, V] or None. Arguments are taken as valid.
-    Returns: o [1, T, G*H, V], state [S, H, K, V].
+    Returns: o [1, T, G*H, V], state [S, H, K, V], or None unless output_final_state.
     """
     places, outputs, order, states = [], [], [], []
     for members in _buckets(cuts):
@@ -34,8 +34,11 @@ def run_packed(run, q, k, v, beta, g, cuts, initial_state):
         order += members
         states.append(state)
     back = torch.argsort(torch.cat(places))
+    o = torch.cat(outputs)[back].unsqueeze(0)
+    if not output_final_state:
+        return o, None
     inverse = torch.argsort(torch.tensor(order, device=k.device))
-    return torch.cat(outputs)[back].unsqueeze(0), torch.cat(states).to(state_dtype(q, k, v))[inverse]
+    return o, torch.cat(states).to(state_dtype(q, k, v))[inverse]
 
 
 def _buckets(cuts):

@@ -120,7 +120,7 @@ def delta_rule_step(q, k, v, beta, g=None, *, state, scale=1.0, inplace=False, b
         chosen = select(backend, spec)
     if inplace:
         _check_inplace(backend, chosen, state, state_dtype(q, k, v), spec.needs_grad)
-    return _call(chosen, spec, q, k, v, beta, g, state, scale, None, inplace)
+    return _call(chosen, spec, q, k, v, beta, g, state, scale, inplace=inplace)
 
 
 def _run(q, k, v, beta, g, delta, scale, initial_state, output_final_state, backend, chunk_size, cu_seqlens):
@@ -131,23 +131,25 @@ def _run(q, k, v, beta, g, delta, scale, initial_state, output_final_state, back
     if DEBUG_VARIABLE in os.environ and os.environ[DEBUG_VARIABLE]:  # `get` takes 4 us where there is none
         check_values(beta, g, MOST_BETA if delta else float("inf"))
     if cuts is None:
-        o, state = _call(select(backend, spec), spec, q, k, v, beta, g, initial_state, scale, chunk_size)
+        chosen = select(backend, spec)
+        o, state = _call(chosen, spec, q, k, v, beta, g, initial_state, scale, chunk_size, output_final_state)
     else:
 
         def run(q, k, v, beta, g, state):
             spec = Spec.of(q, k, v, beta, g, state, delta)
-            return _call(select(backend, spec), spec, q, k, v, beta, g, state, scale, chunk_size)
+            chosen = select(backend, spec)
+            return _call(chosen, spec, q, k, v, beta, g, state, scale, chunk_size, output_final_state)
 
-        o, state = run_packed(run, q, k, v, beta, g, cuts, initial_state)
+        o, state = run_packed(run, q, k, v, beta, g, cuts, initial_state, output_final_state)
     return o, state if output_final_state else None
 
 
-def _call(backend, spec, q, k, v, beta, g, state, scale, chunk_size, inplace=False):
+def _call(backend, spec, q, k, v, beta, g, state, scale, chunk_size=None, output_final_state=True, inplace=False):
     if not spec.tokens:
         return _nothing(q, k, v, state)
     if k.dim() == 4 and not backend.bare:
         k, v, beta = with_writes(k, v, beta)
-    arguments = q, k, v, beta, g, state, scale, spec.delta, chunk_size, spec.needs_grad, inplace
+    arguments = q, k, v, beta, g, state, scale, spec.delta, chunk_size, spec.needs_grad, output_final_state, inplace
     if spec.device != "meta" and torch.is_autocast_enabled(spec.device):  # torch has no autocast for meta tensors
         with torch.autocast(spec.device, enabled=False):
             return backend.run(*arguments)

@@ -88,47 +88,48 @@ def _pointer(x):
     return None if x is None else x.data_ptr()
 
 
-def _outputs(q, k, v, beta, g, initial_state, scale, delta, keep):
+def _outputs(q, k, v, beta, g, initial_state, scale, delta, keep, final):
     (batch, tokens), (heads, key_width), value_width = k.shape[:2], k.shape[-2:], v.shape[-1]
     return (
         v.new_empty(batch, tokens, q.shape[2], value_width),
-        v.new_empty(batch, heads, key_width, value_width, dtype=torch.float32),
+        v.new_empty((batch, heads, key_width, value_width) if final else 0, dtype=torch.float32),
         v.new_empty(_saved_shape(q, k, v) if keep else 0, dtype=torch.float32),
     )
 
 
 def forward_kernel(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, g: Tensor | None, initial_state: Tensor | None,
-    scale: float, delta: bool, keep: bool,
+    scale: float, delta: bool, keep: bool, final: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """o [B, T, G*H, V], the final state [B, H, K, V], and what the backward needs (nothing unless ``keep``)."""
-    o, state, saved = _outputs(q, k, v, beta, g, initial_state, scale, delta, keep)
+    """o [B, T, G*H, V], the final state [B, H, K, V] (empty unless ``final``), and what the backward needs (empty unless
+    ``keep``)."""
+    o, state, saved = _outputs(q, k, v, beta, g, initial_state, scale, delta, keep, final)
     q, k, v = map(_rows, (q, k, v))
     start = None if initial_state is None else initial_state.contiguous()
     problem = _problem(
         q, k, v, beta, g, scale, delta, o=structs.Tensor.without_writes(o), initial_state=_pointer(start),
-        final_state=state.data_ptr(), saved=saved if keep else None,
+        final_state=_pointer(state if final else None), saved=saved if keep else None,
     )  # fmt: skip
     library().forward(problem)
     return o, state, saved
 
 
-def _gradients(q, k, v, beta, g, saved, *arguments):
+def _gradients(q, k, v, beta, g, saved, d_o, d_final_state, scale, delta, started):
     heads, key_width = k.shape[-2:]
-    absent = v.new_empty(0, dtype=torch.float32)
     return (
         *(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)),
-        *(absent.clone() if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (beta, g)),
-        v.new_empty(len(k), heads, key_width, v.shape[-1], dtype=torch.float32),
+        *(v.new_empty(0 if x is None else x.shape, dtype=torch.float32) for x in (beta, g)),
+        v.new_empty((len(k), heads, key_width, v.shape[-1]) if started else 0, dtype=torch.float32),
     )
 
 
 def backward_kernel(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor | None, g: Tensor | None, saved: Tensor, d_o: Tensor,
-    d_final_state: Tensor | None, scale: float, delta: bool,
+    d_final_state: Tensor | None, scale: float, delta: bool, started: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k, v, beta, g and the initial state; those of an absent beta or g are empty."""
-    grads = _gradients(q, k, v, beta, g, saved)
+    """Gradients of q, k, v, beta, g and the initial state; empty are those of an absent beta or g, and of the state where
+    none was given, not ``started``."""
+    grads = _gradients(q, k, v, beta, g, saved, d_o, d_final_state, scale, delta, started)
     q, k, v, d_o = map(_rows, (q, k, v, d_o))
     d_final_state = None if d_final_state is None else d_final_state.contiguous()
     d_q, d_k, d_v, d_beta, d_g, d_state = grads
@@ -137,7 +138,7 @@ def backward_kernel(
         d_q=structs.Tensor.without_writes(d_q), d_k=_written(d_k, k), d_v=_written(d_v, k),
         d_beta=_written(None if beta is None else d_beta, k),
         d_g=structs.Tensor.without_writes(None if g is None else d_g), d_final_state=_pointer(d_final_state),
-        d_initial_state=d_state.data_ptr(),
+        d_initial_state=_pointer(d_state if started else None),
     )  # fmt: skip
     library().backward(problem)
     return grads
@@ -151,41 +152,47 @@ recurrence_backward = torch.library.custom_op(
 recurrence_backward.register_fake(_gradients)
 
 
-def _keep_inputs(ctx, inputs, output):
-    q, k, v, beta, g, initial_state, scale, delta, _ = inputs
+def _keep(ctx, inputs, output):
+    q, k, v, beta, g, initial_state, scale, delta, _, final = inputs
     ctx.save_for_backward(q, k, v, beta, g, output[2])
-    ctx.scale, ctx.delta, ctx.with_state = scale, delta, initial_state is not None
+    ctx.scale, ctx.delta, ctx.started, ctx.final = scale, delta, initial_state is not None, final
+
+
+def _keep_traced(ctx, inputs, output):
+    _keep(ctx, inputs, output)
     ctx.mark_non_differentiable(output[2])
 
 
 def _differentiate(ctx, d_o, d_final_state, _, run=recurrence_backward):
     q, k, v, beta, g, saved = ctx.saved_tensors
-    d_q, d_k, d_v, d_beta, d_g, d_state = run(q, k, v, beta, g, saved, d_o, d_final_state, ctx.scale, ctx.delta)
+    d_final_state = d_final_state if ctx.final else None
+    grads = run(q, k, v, beta, g, saved, d_o, d_final_state, ctx.scale, ctx.delta, ctx.started)
+    d_q, d_k, d_v, d_beta, d_g, d_state = grads
     d_beta, d_g = None if beta is None else d_beta, None if g is None else d_g
-    return d_q, d_k, d_v, d_beta, d_g, d_state if ctx.with_state else None, None, None, None
+    return d_q, d_k, d_v, d_beta, d_g, d_state if ctx.started else None, None, None, None, None
 
 
-recurrence.register_autograd(_differentiate, setup_context=_keep_inputs)
+recurrence.register_autograd(_differentiate, setup_context=_keep_traced)
 
 
 class Recurrence(torch.autograd.Function):
     """`recurrence` where nothing traces: an operator's dispatch, there and back, takes as long as a hundred tokens."""
 
     @staticmethod
-    def forward(ctx, q, k, v, beta, g, initial_state, scale, delta):
-        inputs = q, k, v, beta, g, initial_state, scale, delta, True
+    def forward(ctx, q, k, v, beta, g, initial_state, scale, delta, final):
+        inputs = q, k, v, beta, g, initial_state, scale, delta, True, final
         output = forward_kernel(*inputs)
         ctx.set_materialize_grads(False)
-        _keep_inputs(ctx, inputs, output)
-        return output
+        _keep(ctx, inputs, output)
+        return output[:2]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_o, d_final_state, _):
+    def backward(ctx, d_o, d_final_state):
         if d_o is None:  # only the state was used
             q, _, v = ctx.saved_tensors[:3]
             d_o = v.new_zeros(*q.shape[:3], v.shape[-1])
-        return _differentiate(ctx, d_o, d_final_state, None, backward_kernel)[:8]
+        return _differentiate(ctx, d_o, d_final_state, None, backward_kernel)[:9]
 
 
 def plain_step(q, k, v, beta, g, state, scale, delta, sizes):

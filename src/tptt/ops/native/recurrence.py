@@ -7,21 +7,24 @@ import torch
 from .operators import Recurrence, forward_kernel, recurrence, recurrence_step, step_kernel
 
 
-def native_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, inplace=False, needs_grad=False):
+def native_recurrence(
+    q, k, v, beta, g, *, scale, initial_state, delta, inplace=False, needs_grad=False, output_final_state=True
+):  # fmt: skip
     """`naive_recurrence` for float32 or bfloat16 q, k and v (one dtype), a scalar decay or none, on a CPU.
 
     Args: q [B, T, G*H, K], k [B, T, N, H, K], v [B, T, N, H, V], beta [B, T, N, H] or None (all three perhaps without
     their axis of writes), g [B, T, H] or None, initial_state [B, H, K, V] or None; needs_grad: keep what the backward
-    needs; inplace (T = 1, a float32 state): overwrite initial_state. Arguments are taken as valid.
+    needs; inplace (T = 1, a float32 state): overwrite initial_state; without output_final_state the state that comes back
+    may be empty. Arguments are taken as valid.
     Returns: o [B, T, G*H, V] in v's dtype, state [B, H, K, V] in float32.
     """
     beta, g, state = (x if x is None else x.float() for x in (beta, g, initial_state))
     if k.shape[1] > 1 or needs_grad:
         if needs_grad and not torch.compiler.is_compiling():
-            return Recurrence.apply(q, k, v, beta, g, state, scale, delta)[:2]
+            return Recurrence.apply(q, k, v, beta, g, state, scale, delta, output_final_state)
         # one that can be traced costs more
         run = recurrence if torch.compiler.is_compiling() else forward_kernel
-        return run(q, k, v, beta, g, state, scale, delta, needs_grad)[:2]
+        return run(q, k, v, beta, g, state, scale, delta, needs_grad, output_final_state)[:2]
     if state is None:
         state, inplace = k.new_zeros(len(k), *k.shape[-2:], v.shape[-1], dtype=torch.float32), True
     return _step(q, k, v, beta, g, scale=scale, state=state, delta=delta, inplace=inplace)

@@ -21,12 +21,12 @@ struct TpttProblem {
   int32_t bfloat16;  // of q, k, v, o and their gradients; all else is float
   TpttTensor q, k, v, beta, g, o;
   const float* initial_state;  // null: zero
-  float* final_state;          // forward only
+  float* final_state;          // forward only; null: not wanted
   float* saved;                // forward: null where nothing is kept
   // backward only
   TpttTensor d_o, d_q, d_k, d_v, d_beta, d_g;
   const float* d_final_state;  // null: zero
-  float* d_initial_state;      // always written
+  float* d_initial_state;      // null: there was no initial state
 };
 
 // One token; every tensor contiguous: q, o [B, G*H, .], k, v [B, N, H, .], beta [B, N, H], g [B, H].

@@ -36,9 +36,13 @@ struct BackwardScratch {
 inline void through_updates(const TpttProblem& p, const Sizes& z, Chunk& c, const Kept& kept, BackwardScratch& s) {
   const int width = z.values, row = z.columns;
   const float* mixing = kept.m + row * row;
-  s.d_next.take(s.d_state, width, width, z.keys);
-  product<Onto::NOTHING>(c.ahead, s.z, width, c.rows, 0, z.positions, s.d_next, width, z.keys);
-  if (p.g.data) scale_rows(s.z, width, c.until_end, z.positions);
+  if (z.nothing_after(c)) {
+    memset(s.z, 0, 4 * int64_t(z.positions) * width);
+  } else {
+    s.d_next.take(s.d_state, width, width, z.keys);
+    product<Onto::NOTHING>(c.ahead, s.z, width, c.rows, 0, z.positions, s.d_next, width, z.keys);
+    if (p.g.data) scale_rows(s.z, width, c.until_end, z.positions);
+  }
   for (int m = 0; m < z.positions; m += 4) {
     int token = m / z.writes;  // the first that reads any of these four
     for (int g = 0; g < z.groups; g++) {
@@ -62,11 +66,20 @@ inline void through_mixing(const TpttProblem& p, const Sizes& z, Chunk& c, const
 // dX~ = Z S^T and dk^ = u dS'^T.
 inline void through_states(const Sizes& z, Chunk& c, const Kept& kept, BackwardScratch& s) {
   const int width = z.values;
-  s.state_across.take(kept.state, width, z.keys, width);
-  s.state_across.product_of(c.ahead, s.d_x + z.first * z.keys, z.keys, s.z_rows, z.first, z.rows - z.first, z.keys, width);
-  s.u_rows.take(kept.u, width, z.columns, width);
-  s.state_across.take(s.d_state, width, z.keys, width);
-  s.state_across.product_of(c.ahead, s.d_keys, z.keys, s.u_rows, 0, z.columns, z.keys, width);
+  const int reading = z.rows - z.first;
+  if (z.zero_before(c)) {
+    memset(s.d_x + z.first * z.keys, 0, 4 * int64_t(reading) * z.keys);
+  } else {
+    s.state_across.take(kept.state, width, z.keys, width);
+    s.state_across.product_of(c.ahead, s.d_x + z.first * z.keys, z.keys, s.z_rows, z.first, reading, z.keys, width);
+  }
+  if (z.nothing_after(c)) {
+    memset(s.d_keys, 0, 4 * int64_t(z.columns) * z.keys);
+  } else {
+    s.u_rows.take(kept.u, width, z.columns, width);
+    s.state_across.take(s.d_state, width, z.keys, width);
+    s.state_across.product_of(c.ahead, s.d_keys, z.keys, s.u_rows, 0, z.columns, z.keys, width);
+  }
 }
 
 // The gradient of the log decays, from what passes each of them; only then the decays' own factors on all gradients.
@@ -81,7 +94,7 @@ inline void through_decays(const TpttProblem& p, const Sizes& z, Chunk& c, const
     int at = position_of(z, i);
     s.from_start[at] += c.since_start[at] * dot(s.d_queries + i * z.keys, c.queries + i * z.keys, z.keys);
   }
-  const float across = c.carried * dot(kept.state, s.d_state, int(z.state()));
+  const float across = z.zero_before(c) || z.nothing_after(c) ? 0.f : c.carried * dot(kept.state, s.d_state, int(z.state()));
   memset(s.passing, 0, 4 * row);
   float reads = 0, written = 0;
   for (int w = 0; w < z.positions; w++) {  // to_end becomes the sum of those before
@@ -203,7 +216,7 @@ inline void backward_chunk(const TpttProblem& p, const Sizes& z, Chunk& c, const
   if (p.g.data) through_decays(p, z, c, kept, s);
   through_products(p, z, c, s);
   store_gradients(p, z, c, s);
-  retreat(p, z, c, s);
+  if (!z.zero_before(c)) retreat(p, z, c, s);
 }
 
 // What chunks ``first`` to ``end`` keep, from the state before them.

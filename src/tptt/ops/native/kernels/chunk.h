@@ -24,12 +24,20 @@ inline int spread_rows(int width) {
 // than caches hold, and whoever reads them next would not have found them there either.
 constexpr int64_t STREAMED_FORWARD = 32 << 20, STREAMED_BACKWARD = 8 << 20;
 
+// Where a chunk begins: batch row, head, first token.
+struct Place {
+  int64_t b, h, start;
+};
+constexpr Place NOWHERE{0, 0, -1};
+
 struct Sizes {
   int tokens, writes, positions, groups, queries;  // C, N, W, G, G * C
   int key_width, value_width;                      // K, V
   int keys, values, columns, readers;              // K, V, W and G * C, padded
   int rows, first;                                 // W + G * C, padded, and the first of them that reads the state
   bool streams;                                    // outputs go past the caches
+  bool from_zero, to_nobody;                       // there is no initial state; nothing comes of the final one
+  int64_t length;                                  // T
 
   explicit Sizes(const TpttProblem& p)
       : tokens(int(p.chunk)), writes(int(p.writes)), positions(tokens * writes), groups(int(p.groups)),
@@ -38,17 +46,18 @@ struct Sizes {
         columns(up_to_multiple(positions, PADDING)), readers(up_to_multiple(queries, PADDING)),
         rows(columns + readers), first(p.delta ? 0 : columns),
         streams(p.batch * p.tokens * p.heads * p.groups * p.value_width * (p.bfloat16 ? 2 : 4) >=
-                (p.d_o.data ? STREAMED_BACKWARD : STREAMED_FORWARD)) {}
+                (p.d_o.data ? STREAMED_BACKWARD : STREAMED_FORWARD)),
+        from_zero(!(p.d_o.data ? p.d_initial_state : p.initial_state)),
+        to_nobody(!(p.d_o.data ? p.d_final_state : p.final_state)), length(p.tokens) {}
+
+  // Whether the state before a chunk is zero, and whether the one behind it, or its gradient, is of no use. Of the products of a
+  // few chunks that is a good part, and most sequences start from nothing and end in nothing.
+  bool zero_before(const Place& at) const { return from_zero && at.start == 0; }
+  bool nothing_after(const Place& at) const { return to_nobody && at.start + tokens >= length; }
 
   int64_t state() const { return int64_t(keys) * values; }                    // floats of a padded state
   int64_t given_state() const { return int64_t(key_width) * value_width; }  // of the caller's
 };
-
-// Where a chunk begins: batch row, head, first token.
-struct Place {
-  int64_t b, h, start;
-};
-constexpr Place NOWHERE{0, 0, -1};
 
 struct Chunk : Place {
   float *keys, *queries, *values, *beta;                // [W, K] and, behind it, [G*C, K]; [W, V], [W]
@@ -306,7 +315,7 @@ inline void load_state(const Sizes& z, const float* from, float* to) {
   for (int i = 0; from && i < z.key_width; i++) memcpy(to + i * z.values, from + i * z.value_width, 4 * z.value_width);
 }
 inline void store_state(const Sizes& z, const float* from, float* to) {
-  for (int i = 0; i < z.key_width; i++) memcpy(to + i * z.value_width, from + i * z.values, 4 * z.value_width);
+  for (int i = 0; to && i < z.key_width; i++) memcpy(to + i * z.value_width, from + i * z.values, 4 * z.value_width);
 }
 
 }  // namespace

@@ -67,6 +67,10 @@ struct ForwardScratch {
 
 // k S [W, V] and q S [G*C, V], in the places of u and out.
 inline void read_state(const Sizes& z, Chunk& c, ForwardScratch& s) {
+  if (z.zero_before(c)) {
+    memset(s.u + z.first * z.values, 0, 4 * int64_t(z.rows - z.first) * z.values);
+    return;
+  }
   s.read.take(s.state, z.values, z.values, z.keys);
   product<Onto::NOTHING>(c.ahead, s.u + z.first * z.values, z.values, c.rows, z.first, z.rows - z.first, s.read, z.values, z.keys);
 }
@@ -101,7 +105,7 @@ inline void forward_chunk(const TpttProblem& p, const Sizes& z, Chunk& c, const 
     memcpy(kept.u, s.u, 4 * int64_t(z.columns) * z.values);
   }
   write_out(p, z, c, s);
-  advance(p, z, c, s.u, s.u, s.written, s.state, s.state);
+  if (!z.nothing_after(at)) advance(p, z, c, s.u, s.u, s.written, s.state, s.state);
 }
 
 // A few chunks of each of the task's heads in turn.
