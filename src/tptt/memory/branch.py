@@ -159,20 +159,21 @@ class LinearMemory(nn.Module):
         beta = recent.each(lambda x: strength(x.split(self.widths, -1), self.taps, source))
         return beta.repeat_interleave(self.states // self.kv_heads, -1)
 
-    def read(self, q: torch.Tensor, writes: Writes, state: torch.Tensor | None):
-        """Memory output [B, T, H, V] for q [B, T, H, D], and the state after the last token."""
-        o, state = writes.run(self.query_features(q), state)
+    def read(self, q: torch.Tensor, writes: Writes, state: torch.Tensor | None, output_final_state: bool = True):
+        """Memory output [B, T, H, V] for q [B, T, H, D], and the state after the last token (perhaps None where nobody asks)."""
+        o, state = writes.run(self.query_features(q), state, output_final_state)
         if self.normalised:
             o = o * torch.rsqrt(o.pow(2).mean(-1, keepdim=True) + 1e-6)
         return o * self.output_scale.float(), state
 
     def forward(self, hidden_states, q, k, v, mask: torch.Tensor | None) -> torch.Tensor:
         """Memory output [B, T, H, V] of whole sequences, from an empty memory; in both directions where ``config`` says so."""
-        o, _ = self.read(q, self.writes(hidden_states, k, v, mask), None)
+        o, _ = self.read(q, self.writes(hidden_states, k, v, mask), None, False)
         if not self.config.bidirectional:
             return o
         hidden_states, q, k, v = (x.flip(1) for x in (hidden_states, q, k, v))
-        back, _ = self.read(q, self.writes(hidden_states, k, v, None if mask is None else mask.flip(1)), None)
+        writes = self.writes(hidden_states, k, v, None if mask is None else mask.flip(1))
+        back, _ = self.read(q, writes, None, False)
         return (o + back.flip(1)) / 2
 
     def step(

@@ -57,11 +57,14 @@ class Writes(NamedTuple):
         first = parts[0]
         return cls(join("k"), join("v"), join("beta"), g, first.delta, raw, real, taps, first.every, first.seen)
 
-    def run(self, q: torch.Tensor, state: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """What q [B, T, H, K] reads, [B, T, H, D], and the state [B, H, K, D] afterwards, from ``state`` (None: zero)."""
+    def run(
+        self, q: torch.Tensor, state: torch.Tensor | None, output_final_state: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What q [B, T, H, K] reads, [B, T, H, D], and the state [B, H, K, D] afterwards, from ``state`` (None: zero);
+        without output_final_state that may be None."""
         operator = delta_rule if self.delta else linear_attention
         if not self.every:
-            return operator(q, *self[:4], initial_state=state, output_final_state=True)
+            return operator(q, *self[:4], initial_state=state, output_final_state=output_final_state)
         out, start = [], 0
         for end, full in self._parts():
             part = (None if x is None else x[:, start:end] for x in self[:4])
@@ -69,7 +72,7 @@ class Writes(NamedTuple):
             state = torch.where(full[:, None, None, None], activated(state), state)
             out.append(o)
             start = end
-        return torch.cat(out, 1), state  # type: ignore[return-value]
+        return torch.cat(out, 1), state
 
     def _parts(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Ends of the pieces between activations, and which rows [B] are activated there."""
@@ -87,7 +90,7 @@ class Writes(NamedTuple):
             return None
         return self.seen + (self.k.shape[1] if self.real is None else self.real.sum(1))
 
-    def state_after(self, state: torch.Tensor | None) -> torch.Tensor:
+    def state_after(self, state: torch.Tensor | None) -> torch.Tensor | None:
         """The state after these writes, from ``state`` (None is zero)."""
         return self.run(self.k if self.k.dim() == 4 else self.k[:, :, 0], state)[1]
 

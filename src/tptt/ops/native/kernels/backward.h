@@ -233,7 +233,9 @@ inline void recompute_segment(const TpttProblem& p, const Sizes& z, Chunk& c, co
     else
       ask_queries(p, z, c.ahead, p.d_o, c, z.value_width);
     mix(p, z, c, now.m);
-    if (p.delta) {
+    if (p.delta && z.zero_before(c)) {
+      memset(now.u, 0, 4 * int64_t(z.positions) * z.values);
+    } else if (p.delta) {
       s.read.take(now.state, z.values, z.values, z.keys);
       product<Onto::NOTHING>(c.ahead, now.u, z.values, c.rows, 0, z.positions, s.read, z.values, z.keys);
     }
