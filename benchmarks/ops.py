@@ -197,7 +197,7 @@ def halves() -> str:
 
 
 def operations(tokens: int, heads: int, width: int, backward: bool, chunk: int = 32) -> float:
-    """Floating point operations of the chunked form, counted as for full squares within a chunk.
+    """Floating point operations of the chunked form, counted as for full squares within chunks of 32, whatever a form takes.
 
     Per token and head, forward: reads of k and q and the write of the state 3, A, P, the solve and P u 4 products.
     Backward: the forward again without the reads of q, and 8 products with the state, 8 within the chunk.

@@ -14,8 +14,9 @@ from ..chunk import KEPT_BYTES
 from . import structs
 from .library import library
 
-POSITIONS = 32
-"""Positions of a chunk, about."""
+POSITIONS, POSITIONS_ALONE = 32, 16
+"""Positions of a chunk, about, and those of a forward without a backward, of more than one chunk and one write per token: it gains
+more by smaller triangles (4 to 9 %) than it loses by walking over the state more often. Where there are tiles they must be full."""
 SEGMENT_CHUNKS = 8
 WIDE_KEYS = 512
 """From this width on rows of keys are padded in another way, and states too large to be kept for every chunk."""
@@ -26,10 +27,12 @@ def _writes(k):
     return k.shape[2] if k.dim() == 5 else 1
 
 
-def _sizes(k):
-    """chunk in tokens (a multiple of 4), segment in chunks."""
+def _sizes(k, keep):
+    """chunk in tokens (a multiple of 4), segment in chunks; ``keep``: there will be, or is, a backward."""
     tokens, writes, key_width = k.shape[1], _writes(k), k.shape[-1]
-    chunk = min(max(4, POSITIONS // writes // 4 * 4), -(-tokens // 4) * 4)
+    alone = not keep and writes == 1 and tokens > POSITIONS
+    positions = max(POSITIONS_ALONE, _padding(k.dtype)) if alone else POSITIONS
+    chunk = min(max(4, positions // writes // 4 * 4), -(-tokens // 4) * 4)
     return chunk, max(SEGMENT_CHUNKS, -(-3 * key_width // chunk))  # a saved state costs at most a third of its values
 
 
@@ -37,7 +40,7 @@ def _saved_shape(q, k, v):
     """Of what a forward leaves for the backward: all it needs of every chunk where that is little, else the states before
     each segment."""
     (batch, tokens), (heads, key_width), value_width = k.shape[:2], k.shape[-2:], v.shape[-1]
-    chunk, segment = _sizes(k)
+    chunk, segment = _sizes(k, True)
     chunks = -(-tokens // chunk)
     if key_width < WIDE_KEYS:
         floats = _floats_of_a_chunk(
@@ -64,7 +67,7 @@ def _padding(dtype):
 
 def _problem(q, k, v, beta, g, scale, delta, saved=None, **pointers):
     (batch, tokens), (heads, key_width) = k.shape[:2], k.shape[-2:]
-    chunk, segment = _sizes(k)
+    chunk, segment = _sizes(k, saved is not None)
     kept = saved.shape[3] if saved is not None and saved.dim() == 4 else 0
     return structs.Problem(
         batch, tokens, _writes(k), heads, q.shape[2] // heads, key_width, v.shape[-1], chunk, segment, kept,
