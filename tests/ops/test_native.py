@@ -44,8 +44,8 @@ def test_any_shape(precision, **shape):
     dtype, bound = precision
     case = make_case(**shape | {"strength": shape["strength"] or shape["delta"]}).to(dtype)
     got, want = results(case, lambda c: c.run("native")), results(case.to(torch.float64), reference)
-    alone = dict(zip(("o", "state"), case.run("native"), strict=True))  # in chunks of its own where no gradient is asked
-    for found in (got, alone):
+    alone = dict(zip(("o", "state"), case.run("native"), strict=True))
+    for found in (got, alone):  # a forward without a backward has chunks of its own
         for name, x in found.items():  # a tensor of a few numbers that nearly cancel has no relative error
             expected = want[name]
             assert (x.double() - expected).norm() <= bound * max(expected.norm(), expected.numel() ** 0.5), name
