@@ -27,20 +27,21 @@ def _writes(k):
     return k.shape[2] if k.dim() == 5 else 1
 
 
-def _sizes(k, keep):
+def _sizes(k, v, keep):
     """chunk in tokens (a multiple of 4), segment in chunks; ``keep``: there will be, or is, a backward."""
-    tokens, writes, key_width = k.shape[1], _writes(k), k.shape[-1]
+    tokens, writes, least = k.shape[1], _writes(k), min(k.shape[-1], v.shape[-1])
     alone = not keep and writes == 1 and tokens > POSITIONS
     positions = max(POSITIONS_ALONE, _padding(k.dtype)) if alone else POSITIONS
     chunk = min(max(4, positions // writes // 4 * 4), -(-tokens // 4) * 4)
-    return chunk, max(SEGMENT_CHUNKS, -(-3 * key_width // chunk))  # a saved state costs at most a third of its values
+    # so that a saved state costs at most a third of its keys or of its values
+    return chunk, max(SEGMENT_CHUNKS, -(-3 * least // chunk))
 
 
 def _saved_shape(q, k, v):
     """Of what a forward leaves for the backward: all it needs of every chunk where that is little, else the states before
     each segment."""
     (batch, tokens), (heads, key_width), value_width = k.shape[:2], k.shape[-2:], v.shape[-1]
-    chunk, segment = _sizes(k, True)
+    chunk, segment = _sizes(k, v, True)
     chunks = -(-tokens // chunk)
     if key_width < WIDE_KEYS:
         floats = _floats_of_a_chunk(
@@ -67,7 +68,7 @@ def _padding(dtype):
 
 def _problem(q, k, v, beta, g, scale, delta, saved=None, **pointers):
     (batch, tokens), (heads, key_width) = k.shape[:2], k.shape[-2:]
-    chunk, segment = _sizes(k, saved is not None)
+    chunk, segment = _sizes(k, v, saved is not None)
     kept = saved.shape[3] if saved is not None and saved.dim() == 4 else 0
     return structs.Problem(
         batch, tokens, _writes(k), heads, q.shape[2] // heads, key_width, v.shape[-1], chunk, segment, kept,

@@ -82,17 +82,21 @@ inline void through_states(const Sizes& z, Chunk& c, const Kept& kept, BackwardS
   }
 }
 
-// The gradient of the log decays, from what passes each of them; only then the decays' own factors on all gradients.
+// The gradient of the log decays, from what passes each of them. A row of the gradients gets the decay's own factor as soon as it was
+// read, while it is at hand.
 // Summed over (writer, reader) pairs that the decay lies between, never as a difference of larger sums.
 inline void through_decays(const TpttProblem& p, const Sizes& z, Chunk& c, const Kept& kept, BackwardScratch& s) {
   const int row = z.columns;
   for (int w = 0; w < z.positions; w++) {
     s.from_start[w] = p.delta ? c.since_start[w] * dot(s.d_x + w * z.keys, s.writes + w * z.keys, z.keys) : 0.f;
+    if (p.delta) scale_rows(s.d_x + w * z.keys, z.keys, c.since_start + w, 1);
     s.to_end[w] = c.until_end[w] * dot(s.d_keys + w * z.keys, c.keys + w * z.keys, z.keys);
+    scale_rows(s.d_keys + w * z.keys, z.keys, c.until_end + w, 1);
   }
   for (int i = 0; i < z.queries; i++) {
     int at = position_of(z, i);
     s.from_start[at] += c.since_start[at] * dot(s.d_queries + i * z.keys, c.queries + i * z.keys, z.keys);
+    scale_rows(s.d_queries + i * z.keys, z.keys, c.since_start + at, 1);
   }
   const float across = z.zero_before(c) || z.nothing_after(c) ? 0.f : c.carried * dot(kept.state, s.d_state, int(z.state()));
   memset(s.passing, 0, 4 * row);
@@ -122,9 +126,6 @@ inline void through_decays(const TpttProblem& p, const Sizes& z, Chunk& c, const
       static_cast<float*>(p.d_g.data)[offset(p.d_g, c.b, c.start + token, 0, c.h)] = before + reads + across;
     }
   }
-  if (p.delta) scale_rows(s.d_x, z.keys, c.since_start, z.positions);
-  for (int i = 0; i < z.queries; i++) scale_rows(s.d_queries + i * z.keys, z.keys, c.since_start + position_of(z, i), 1);
-  scale_rows(s.d_keys, z.keys, c.until_end, z.positions);
 }
 
 // dX += dM k, dk += dM^T X, a band of columns after the other: as many as stay in the cache between the blocks of rows.

@@ -20,9 +20,14 @@ inline int spread_rows(int width) {
   return step * (steps + (steps % 2 == 0));
 }
 
-// Bytes of o from which on outputs go past the caches: the four tensors of a forward or the seven of a backward are then more
-// than caches hold, and whoever reads them next would not have found them there either.
-constexpr int64_t STREAMED_FORWARD = 32 << 20, STREAMED_BACKWARD = 8 << 20;
+// Bytes of what a forward or a backward reads and writes (q, k, v, o and their gradients) from which on its outputs go past the
+// caches: they hold less, and whoever reads them next would not have found them there either.
+constexpr int64_t STREAMED_FORWARD = 128 << 20, STREAMED_BACKWARD = 56 << 20;
+inline bool past_caches(const TpttProblem& p) {
+  const int64_t rows = p.batch * p.tokens * p.heads * (p.bfloat16 ? 2 : 4);  // by one number each
+  const int64_t read = p.groups * p.key_width + p.writes * (p.key_width + p.value_width), out = p.groups * p.value_width;
+  return p.d_o.data ? rows * (2 * read + out) >= STREAMED_BACKWARD : rows * (read + out) >= STREAMED_FORWARD;
+}
 
 // Where a chunk begins: batch row, head, first token.
 struct Place {
@@ -45,9 +50,7 @@ struct Sizes {
         keys(spread_rows(key_width)), values(up_to_multiple(value_width, PADDING)),
         columns(up_to_multiple(positions, PADDING)), readers(up_to_multiple(queries, PADDING)),
         rows(columns + readers), first(p.delta ? 0 : columns),
-        streams(p.batch * p.tokens * p.heads * p.groups * p.value_width * (p.bfloat16 ? 2 : 4) >=
-                (p.d_o.data ? STREAMED_BACKWARD : STREAMED_FORWARD)),
-        from_zero(!(p.d_o.data ? p.d_initial_state : p.initial_state)),
+        streams(past_caches(p)), from_zero(!(p.d_o.data ? p.d_initial_state : p.initial_state)),
         to_nobody(!(p.d_o.data ? p.d_final_state : p.final_state)), length(p.tokens) {}
 
   // Whether the state before a chunk is zero, and whether the one behind it, or its gradient, is of no use. Of the products of a
