@@ -50,6 +50,9 @@ def test_fla_forward(kind):
     case = half(127, kind)
     with torch.no_grad():
         got = served(case, False).run("fla")
+        o, nothing = served(case, False).run("fla", output_final_state=False)
+    assert nothing is None
+    torch.testing.assert_close(o, got[0])
     for have, want in zip(got, reference(case), strict=True):
         assert (have.cpu().double() - want).norm() <= 1e-2 * want.norm()
 
