@@ -85,14 +85,8 @@ class Backend:
     options: tuple[str, ...] = ()
     bare: bool = False
 
-    def run(self, q, k, v, beta, g, state, scale, delta, chunk_size, needs_grad, output_final_state, inplace):
-        more = {
-            "chunk_size": chunk_size,
-            "needs_grad": needs_grad,
-            "output_final_state": output_final_state,
-            "inplace": inplace,
-        }
-        more = {name: more[name] for name in self.options}
+    def run(self, q, k, v, beta, g, state, scale, delta, **given):
+        more = {name: given[name] for name in self.options}
         return self.function(q, k, v, beta, g, scale=scale, initial_state=state, delta=delta, **more)
 
 

@@ -149,11 +149,17 @@ def _call(backend, spec, q, k, v, beta, g, state, scale, chunk_size=None, output
         return _nothing(q, k, v, state)
     if k.dim() == 4 and not backend.bare:
         k, v, beta = with_writes(k, v, beta)
-    arguments = q, k, v, beta, g, state, scale, spec.delta, chunk_size, spec.needs_grad, output_final_state, inplace
+    arguments = q, k, v, beta, g, state, scale, spec.delta
+    options = {
+        "chunk_size": chunk_size,
+        "needs_grad": spec.needs_grad,
+        "output_final_state": output_final_state,
+        "inplace": inplace,
+    }
     if spec.device != "meta" and torch.is_autocast_enabled(spec.device):  # torch has no autocast for meta tensors
         with torch.autocast(spec.device, enabled=False):
-            return backend.run(*arguments)
-    return backend.run(*arguments)
+            return backend.run(*arguments, **options)
+    return backend.run(*arguments, **options)
 
 
 def _check_inplace(name, backend, state, dtype, needs_grad):

@@ -167,7 +167,7 @@ def _keep_traced(ctx, inputs, output):
     ctx.mark_non_differentiable(output[2])
 
 
-def _differentiate(ctx, d_o, d_final_state, _, run=recurrence_backward):
+def _differentiate(ctx, d_o, d_final_state, _=None, run=recurrence_backward):
     q, k, v, beta, g, saved = ctx.saved_tensors
     d_final_state = d_final_state if ctx.final else None
     grads = run(q, k, v, beta, g, saved, d_o, d_final_state, ctx.scale, ctx.delta, ctx.started)
@@ -196,7 +196,7 @@ class Recurrence(torch.autograd.Function):
         if d_o is None:  # only the state was used
             q, _, v = ctx.saved_tensors[:3]
             d_o = v.new_zeros(*q.shape[:3], v.shape[-1])
-        return _differentiate(ctx, d_o, d_final_state, None, backward_kernel)[:9]
+        return _differentiate(ctx, d_o, d_final_state, run=backward_kernel)[:9]
 
 
 def plain_step(q, k, v, beta, g, state, scale, delta, sizes):

@@ -98,7 +98,7 @@ inline void through_decays(const TpttProblem& p, const Sizes& z, Chunk& c, const
     s.from_start[at] += c.since_start[at] * dot(s.d_queries + i * z.keys, c.queries + i * z.keys, z.keys);
     scale_rows(s.d_queries + i * z.keys, z.keys, c.since_start + at, 1);
   }
-  const float across = z.zero_before(c) || z.nothing_after(c) ? 0.f : c.carried * dot(kept.state, s.d_state, int(z.state()));
+  const float across = c.carried * dot(kept.state, s.d_state, int(z.state()));
   memset(s.passing, 0, 4 * row);
   float reads = 0, written = 0;
   for (int w = 0; w < z.positions; w++) {  // to_end becomes the sum of those before
@@ -234,12 +234,7 @@ inline void recompute_segment(const TpttProblem& p, const Sizes& z, Chunk& c, co
     else
       ask_queries(p, z, c.ahead, p.d_o, c, z.value_width);
     mix(p, z, c, now.m);
-    if (p.delta && z.zero_before(c)) {
-      memset(now.u, 0, 4 * int64_t(z.positions) * z.values);
-    } else if (p.delta) {
-      s.read.take(now.state, z.values, z.values, z.keys);
-      product<Onto::NOTHING>(c.ahead, now.u, z.values, c.rows, 0, z.positions, s.read, z.values, z.keys);
-    }
+    if (p.delta) read_state(z, c, now.state, s.read, 0, z.positions, now.u);
     updates(p, z, c, now.m, now.u);
     if (n + 1 < end) advance(p, z, c, now.u, s.scaled, s.written, now.state, kept[n + 1 - first].state);
   }

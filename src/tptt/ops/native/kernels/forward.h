@@ -65,14 +65,15 @@ struct ForwardScratch {
         read(z.values, z.keys, arena), written(z.values, z.columns, arena) {}
 };
 
-// k S [W, V] and q S [G*C, V], in the places of u and out.
-inline void read_state(const Sizes& z, Chunk& c, ForwardScratch& s) {
+// Rows of [k; q] times S, from row `first` on, to the same rows of `found` [., V].
+inline void read_state(const Sizes& z, Chunk& c, const float* state, Right& read, int first, int rows, float* found) {
+  float* to = found + first * z.values;
   if (z.zero_before(c)) {
-    memset(s.u + z.first * z.values, 0, 4 * int64_t(z.rows - z.first) * z.values);
-    return;
+    memset(to, 0, 4 * int64_t(rows) * z.values);
+  } else {
+    read.take(state, z.values, z.values, z.keys);
+    product<Onto::NOTHING>(c.ahead, to, z.values, c.rows, first, rows, read, z.values, z.keys);
   }
-  s.read.take(s.state, z.values, z.values, z.keys);
-  product<Onto::NOTHING>(c.ahead, s.u + z.first * z.values, z.values, c.rows, z.first, z.rows - z.first, s.read, z.values, z.keys);
 }
 
 // o [G*C, V] = scale (q~ S + P u), in the caller's layout.
@@ -96,7 +97,7 @@ inline void forward_chunk(const TpttProblem& p, const Sizes& z, Chunk& c, const 
   if (!z.streams) ask_queries(p, z, c.ahead, p.o, at, z.value_width);
   ask_inputs(p, z, c.ahead, next);
   mix(p, z, c, s.m);
-  read_state(z, c, s);
+  read_state(z, c, s.state, s.read, z.first, z.rows - z.first, s.u);  // of queries in the place of out
   updates(p, z, c, s.m, s.u);
   if (p.kept) {
     const Kept kept = saved_chunk(p, z, at);
