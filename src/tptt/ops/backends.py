@@ -132,7 +132,7 @@ BACKENDS = {
     "chunk": Backend(_always, chunk_recurrence, ("chunk_size", "needs_grad")),
     "step": Backend(_one_token, step_recurrence, ("inplace",), bare=True),
     "native": Backend(_native, native.native_recurrence, ("needs_grad", "inplace", "output_final_state"), bare=True),
-    "fla": Backend(_fla, fla.fla_recurrence, ("needs_grad", "output_final_state")),
+    "fla": Backend(_fla, fla.fla_recurrence, ("needs_grad", "output_final_state"), bare=True),
 }
 NAIVE_UP_TO = 3
 """Tokens up to which the loop is faster than one chunk in PyTorch, forward and backward (tried by hand)."""

@@ -40,21 +40,22 @@ def no_gated_gradient() -> str | None:
 def fla_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, needs_grad=False, output_final_state=True):
     """`naive_recurrence` by fla-core.
 
-    Args: q [B, T, G*H, K], k [B, T, N, H, K], v [B, T, N, H, V], beta [B, T, N, H] or None, g [B, T, H], [B, T, H, K] or
-    None, initial_state [B, H, K, V] or None, all on CUDA. Arguments are taken as valid.
+    Args: q [B, T, G*H, K], k [B, T, N, H, K], v [B, T, N, H, V], beta [B, T, N, H] or None, where N may be missing, g
+    [B, T, H], [B, T, H, K] or None, initial_state [B, H, K, V] or None, all on CUDA. Arguments are taken as valid.
     Returns: o [B, T, G*H, V] in v's dtype, state [B, H, K, V] in float32, or None without output_final_state.
     """
-    tokens, steps, heads = k.shape[1:4]
-    groups = q.shape[2] // heads
+    tokens, steps, groups = k.shape[1], 1, q.shape[2] // k.shape[-2]
+    if k.dim() == 5:
+        steps = k.shape[2]
+        k, v, beta = (x if x is None else x.flatten(1, 2) for x in (k, v, beta))
     if groups > 1:
-        k, v, beta = (x if x is None else x.repeat_interleave(groups, 3) for x in (k, v, beta))
+        k, v, beta = (x if x is None else x.repeat_interleave(groups, 2) for x in (k, v, beta))
         g = g if g is None else g.repeat_interleave(groups, 2)
         initial_state = None if initial_state is None else initial_state.repeat_interleave(groups, 1)
     if g is not None:
         g = g.float()
     state = None if initial_state is None else initial_state.float()
     options = {"scale": scale, "initial_state": state, "output_final_state": output_final_state}
-    k, v, beta = (x if x is None else x.flatten(1, 2) for x in (k, v, beta))
     short = tokens <= RECURRENT_UP_TO and not needs_grad
     run = _delta if delta else _linear
     o, state = run(q.contiguous(), k.contiguous(), v.contiguous(), beta, g, steps, short, options)
