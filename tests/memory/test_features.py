@@ -53,6 +53,19 @@ def test_fourier_features_and_their_gradients_are_those_of_the_formula(head_dim,
         assert torch.equal(fourier(x), out)
 
 
+@pytest.mark.parametrize("name", MAPS)
+def test_autocast_does_not_reach_features(name):
+    features, x = MAPS[name](3, 32, 64), torch.randn(2, 37, 3, 32)
+
+    def run(cast):
+        given = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            out = features(given)
+        return out, torch.autograd.grad(out.pow(3).sum(), given)[0]
+
+    assert all(torch.equal(have, want) for have, want in zip(run(True), run(False), strict=True))
+
+
 def test_queries_and_keys_have_the_same_frequencies_and_checkpoints_keep_them():
     memory = LinearMemory(MemoryConfig(feature_width=10), 16, 4, 2, 8)
     assert torch.equal(memory.query_features.frequencies, memory.key_features.frequencies)

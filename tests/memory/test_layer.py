@@ -62,6 +62,25 @@ def test_it_trains_in_any_precision():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
 
 
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_autocast_reaches_the_projections_alone(operator):
+    layer, x = LinearAttention(64, 2, config=MemoryConfig(operator=operator, feature_width=64)), inputs(2, 40)
+    x = torch.cat([x, x.flip(1), x[..., :16]], -1)
+    computed = []
+    layer.memory.key_features.register_forward_hook(lambda module, given, out: computed.append(out.dtype))
+
+    def run(cast):
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            o = layer(x)[0]
+        o.float().square().sum().backward()
+        return o.float(), torch.cat([p.grad.flatten() for p in layer.parameters()])
+
+    for have, want in zip(run(True), run(False), strict=True):
+        assert (have - want).norm() <= 5e-2 * want.norm()
+    assert set(computed) == {torch.float32}
+
+
 def test_errors():
     with pytest.raises(ValueError, match="hidden_size must be a multiple of heads"):
         LinearAttention(25, 4)

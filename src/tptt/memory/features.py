@@ -10,6 +10,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from tptt.ops.dtypes import without_autocast
 from tptt.ops.native import fourier, fourier_backward, fourier_serves
 
 
@@ -33,9 +34,16 @@ class LearnedMap(nn.Module):
         self.weight.copy_(self._begun)
         return True
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with without_autocast(x.device.type):
+            return self.features(self.mapped(x))
+
     def mapped(self, x: torch.Tensor) -> torch.Tensor:
         """P x, [B, T, H, rows]."""
         return torch.einsum("bthd,hed->bthe", x.float(), self.weight.float())
+
+    def features(self, mapped: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
 
 
 class SignSplit(LearnedMap):
@@ -44,9 +52,8 @@ class SignSplit(LearnedMap):
     def __init__(self, heads: int, head_dim: int) -> None:
         super().__init__(heads, torch.eye(head_dim, dtype=torch.float32, device="cpu"), 2 * head_dim)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.mapped(x)
-        return F.normalize(F.silu(torch.cat([x, -x], -1)), dim=-1, eps=1e-6)
+    def features(self, mapped: torch.Tensor) -> torch.Tensor:
+        return F.normalize(F.silu(torch.cat([mapped, -mapped], -1)), dim=-1, eps=1e-6)
 
 
 class Silu(nn.Module):
@@ -76,8 +83,8 @@ class Fourier(LearnedMap):
         super().__init__(heads, start, width)
         self.register_buffer("frequencies", frequencies.to(self.weight.device, copy=True))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        mapped = F.normalize(self.mapped(x), dim=-1, eps=1e-6)
+    def features(self, mapped: torch.Tensor) -> torch.Tensor:
+        mapped = F.normalize(mapped, dim=-1, eps=1e-6)
         if torch.compiler.is_compiling():  # a compiler fuses the plain form
             return _plain(mapped, self.frequencies.float())
         return _Waves.apply(mapped, self.frequencies.float())
@@ -94,7 +101,8 @@ class _Waves(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, mapped: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
-        out = (fourier if fourier_serves(mapped) else _plain)(mapped, frequencies)
+        ctx.kernels = fourier_serves(mapped)
+        out = (fourier if ctx.kernels else _plain)(mapped, frequencies)
         ctx.save_for_backward(out, frequencies)
         return out
 
@@ -102,7 +110,7 @@ class _Waves(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         out, frequencies = ctx.saved_tensors
-        if fourier_serves(frequencies):
+        if ctx.kernels:
             return fourier_backward(out, grad, frequencies), None
         (cosines, sines), (d_cosines, d_sines) = out.chunk(2, -1), grad.chunk(2, -1)
         d_angles = torch.mul(d_sines, cosines).addcmul_(d_cosines, sines, value=-1)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tptt.configuration import MemoryConfig
+from tptt.ops.dtypes import without_autocast
 
 from .branch import LinearMemory
 
@@ -77,13 +78,14 @@ class LinearAttention(nn.Module):
         """
         x, after = hidden_states, None
         q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.query, self.key, self.value))
-        if self.memory.config.bidirectional:
-            if state is not None:
-                raise ValueError("a bidirectional layer reads whole sequences: it takes no state and returns none")
-            out = self.memory(x, q, k, v, mask)
-        else:
-            before, taps, seen = state or (None, None, None)
-            writes = self.memory.writes(x, k, v, mask, taps, seen)
-            out, memory = self.memory.read(q, writes, before)
-            after = LayerState(memory, writes.taps, writes.seen_after)
+        with without_autocast(x.device.type):
+            if self.memory.config.bidirectional:
+                if state is not None:
+                    raise ValueError("a bidirectional layer reads whole sequences: it takes no state and returns none")
+                out = self.memory(x, q, k, v, mask)
+            else:
+                before, taps, seen = state or (None, None, None)
+                writes = self.memory.writes(x, k, v, mask, taps, seen)
+                out, memory = self.memory.read(q, writes, before)
+                after = LayerState(memory, writes.taps, writes.seen_after)
         return self.output(out.flatten(2).to(x.dtype)), after

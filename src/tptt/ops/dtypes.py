@@ -1,5 +1,7 @@
 """The one rule about precision: the state, and all arithmetic on it, is float32; float64 for float64 inputs."""
 
+from contextlib import nullcontext
+
 import torch
 
 
@@ -11,3 +13,9 @@ def state_dtype(*tensors):
 def wide_dtype(device):
     """dtype for the few sums whose float32 rounding would add up over the whole sequence: float64 where it exists."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def without_autocast(device_type):
+    """A context in which autocast leaves the arithmetic as it is."""
+    casts = device_type != "meta" and torch.is_autocast_enabled(device_type)  # torch has no autocast for meta tensors
+    return torch.autocast(device_type, enabled=False) if casts else nullcontext()

@@ -9,7 +9,7 @@ import os
 import torch
 
 from .backends import BACKENDS, Spec, select
-from .dtypes import state_dtype
+from .dtypes import state_dtype, without_autocast
 from .layout import with_writes
 from .native import plain_step, unavailable
 from .packed import run_packed
@@ -156,10 +156,8 @@ def _call(backend, spec, q, k, v, beta, g, state, scale, chunk_size=None, output
         "output_final_state": output_final_state,
         "inplace": inplace,
     }
-    if spec.device != "meta" and torch.is_autocast_enabled(spec.device):  # torch has no autocast for meta tensors
-        with torch.autocast(spec.device, enabled=False):
-            return backend.run(*arguments, **options)
-    return backend.run(*arguments, **options)
+    with without_autocast(spec.device):
+        return backend.run(*arguments, **options)
 
 
 def _check_inplace(name, backend, state, dtype, needs_grad):

@@ -6,7 +6,6 @@ up by name at every call, because LoRA and its merge replace them.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from tptt.memory import LinearMemory, adopt_layer
+from tptt.ops.dtypes import without_autocast
 
 from .inputs import named
 from .layouts import Geometry
@@ -190,9 +190,7 @@ def _mixed(module, softmax: torch.Tensor) -> torch.Tensor:
         return softmax
     if site.softmax_squared is not None:
         site.softmax_squared.append(softmax.float().pow(2).mean((0, 1)))
-    device = softmax.device.type
-    casts = device != "meta" and torch.is_autocast_enabled(device)  # torch has no autocast for meta tensors
-    with torch.autocast(device, enabled=False) if casts else nullcontext():
+    with without_autocast(softmax.device.type):
         q, k, v = site.geometry.split(module, call["outputs"])
         if site.projected is not None:
             site.projected.append((q, k))
