@@ -42,6 +42,30 @@ def test_padding_changes_nothing(bidirectional):
         torch.testing.assert_close(got, layer(x)[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_what_is_not_finite_under_padding_stays_there(operator):
+    layer, x = make(config=MemoryConfig(operator=operator)), inputs(2, 20)
+    mask = torch.ones(2, 20, dtype=torch.bool)
+    mask[:, :3] = mask[1, 11] = False
+    o, state = layer(torch.where(mask[..., None], x, torch.nan), mask)
+    want, want_state = layer(torch.where(mask[..., None], x, 0.0), mask)
+    assert torch.equal(o[mask], want[mask]) and torch.equal(state.memory, want_state.memory)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_no_tokens(operator):
+    layer = make(config=MemoryConfig(operator=operator))
+    assert layer(inputs(2, 0))[0].shape == (2, 0, 24)
+
+
+@pytest.mark.parametrize("operator", ("delta_product_r", "delta_product_c"))
+@pytest.mark.parametrize("width", (4, 5))
+def test_virtual_keys_are_made_of_keys_alone(operator, width):
+    memory = LinearAttention(2 * width, 2, config=MemoryConfig(operator=operator)).memory
+    x, k, v = torch.randn(1, 6, 2 * width), torch.randn(1, 6, 2, width), torch.randn(1, 6, 2, width)
+    assert torch.equal(memory.writes(x, k, v, None).k, memory.writes(x, k, v + 1, None).k)
+
+
 def test_only_a_bidirectional_layer_sees_the_future():
     x = inputs(1, 20)
     other = x.clone()
@@ -82,7 +106,8 @@ def test_autocast_reaches_the_projections_alone(operator):
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="hidden_size must be a multiple of heads"):
-        LinearAttention(25, 4)
+    for sizes in ((25, 4), (24, 0), (24, 4, 0), (24, 4, -2)):
+        with pytest.raises(ValueError, match="hidden_size must be a multiple of heads"):
+            LinearAttention(*sizes)
     with pytest.raises(ValueError, match="takes no state"):
         make(bidirectional=True)(inputs(1, 4), state=torch.zeros(1))

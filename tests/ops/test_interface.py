@@ -209,8 +209,29 @@ def test_wrong_packing():
         case.run("auto", cu_seqlens=torch.tensor([0.0, 6.0]))
     with pytest.raises(ValueError, match="the batch must be 1, got 2"):
         make_case(6, batch=2, state=False).run("auto", cu_seqlens=torch.tensor([0, 6]))
+    two = torch.tensor([0, 2, 6])
     with pytest.raises(ValueError, match="one state per sequence, 2, got 1"):
-        make_case(6).run("auto", cu_seqlens=torch.tensor([0, 2, 6]))
+        make_case(6).run("auto", cu_seqlens=two)
+    with pytest.raises(ValueError, match=r"initial_state must have shape \[2, 2, 16, 8\] .* got \[2, 2, 16, 9\]"):
+        case.run("auto", cu_seqlens=two, initial_state=torch.zeros(2, 2, 16, 9))
+    with pytest.raises(TypeError, match="initial_state must be a tensor, got int"):
+        case.run("auto", cu_seqlens=two, initial_state=5)
+
+
+@pytest.mark.parametrize("backend", (*BACKENDS, "auto"))
+def test_wrong_scale(backend):
+    case = make_case(6).to(torch.float32)
+    for scale in (None, "1", torch.ones(3), torch.ones((), requires_grad=True)):
+        with pytest.raises(TypeError, match="scale"):
+            case.run(backend, scale=scale)
+    for scale in (2, torch.tensor(2.0)):
+        torch.testing.assert_close(case.run(backend, scale=scale)[0], case.run(backend, scale=2.0)[0])
+
+
+def test_gradients_on_the_meta_device():
+    case = make_case(40).map(lambda x: x.to("meta").requires_grad_())
+    case.run("chunk")[0].sum().backward()
+    assert all(x.grad.shape == x.shape for x in case.tensors().values())
 
 
 def test_values_are_checked_under_debug(monkeypatch):
@@ -221,6 +242,9 @@ def test_values_are_checked_under_debug(monkeypatch):
     case.run("auto")
     with pytest.raises(ValueError, match=r"beta must lie in \[0, 2\], got 2\.\d+ to 3\.\d+"):
         strong.run("auto")
+    one = strong.tokens(0, 1, strong.initial_state)
+    with pytest.raises(ValueError, match="beta must lie in"):
+        delta_rule_step(one.q, one.k, one.v, one.beta, one.g, state=one.initial_state)
     with pytest.raises(ValueError, match=r"g must lie in \[-inf, 0\]"):
         growing.run("auto")
     replace(strong, delta=False).run("auto")

@@ -174,6 +174,34 @@ def test_nothing_survives_a_decay_of_minus_infinity(backend, kind):
     assert_close(got, want)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind].get("decay") != 0])
+@pytest.mark.parametrize("decay, size", ((-16.0, 32), (-100.0, 32), (-0.6, 1024)))
+def test_decays_beyond_the_smallest_factor_in_double(kind, decay, size):
+    """The sum over a chunk falls below what `decays.factor` keeps."""
+    case = make_case(min(2 * size, 1100), heads=1, key_width=4, value_width=3, **KINDS[kind])
+    case = replace(case, g=torch.full_like(case.g, decay))
+    assert_close(results(case, lambda c: c.run("chunk", chunk_size=size)), results(case, reference), 1e-12, 1e-10)
+
+
+@pytest.mark.parametrize("backend", (*BACKENDS, "auto"))
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind].get("decay") != 0])
+def test_packed_sequences_that_begin_with_a_decay_of_minus_infinity(backend, kind):
+    case, _ = serve(backend, make_case(12, state=False, **KINDS[kind]))
+    case.g[:, [0, 5]] = -torch.inf
+    cuts = torch.tensor([0, 5, 12])
+    got = results(case, lambda c: c.run(backend, cu_seqlens=cuts))
+    for start, stop in ((0, 5), (5, 12)):
+        want, _ = case.tokens(start, stop, None).run("naive")
+        torch.testing.assert_close(got["o"][:, start:stop], want, rtol=1e-5, atol=1e-6)
+    assert all(x.isfinite().all() for x in got.values())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_many_writes_per_token(backend):
+    case, error = serve(backend, make_case(7, steps=70, key_width=8))
+    torch.testing.assert_close(case.run(backend), case.run("naive"), rtol=1e-4 if error > 1e-9 else 1e-9, atol=1e-5)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("length", (1.0, 5.0, 30.0))
 def test_strong_decay_of_long_keys(backend, length):

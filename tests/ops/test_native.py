@@ -127,6 +127,18 @@ def test_what_is_not_finite_shows(name, value, dtype):
     assert o[:, :20].isfinite().all() and o[:, 20:].isnan().any(-1).all()
 
 
+@pytest.mark.parametrize("value_width", (5, 8, 64))
+@pytest.mark.parametrize("tokens", (1, 13, 40))
+def test_what_is_not_finite_stays_in_its_head(tokens, value_width):
+    case = make_case(tokens, batch=3, heads=9, key_width=17, value_width=value_width).to(torch.float32)
+    case.k[1, 0, 4] = torch.nan
+    for name, x in results(case, lambda c: c.run("native")).items():
+        heads = x if "state" in name else x.transpose(1, 2)  # [B, H, ...]
+        of_other_heads = torch.ones(heads.shape[:2], dtype=torch.bool)
+        of_other_heads[1, 4] = False
+        assert heads[of_other_heads].isfinite().all(), name
+
+
 @pytest.mark.parametrize("kind", ("delta", "gated product", "linear without beta"))
 def test_opcheck(kind):
     case = make_case(9, batch=2, groups=2, **SCALAR[kind]).to(torch.float32)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from tptt.configuration import MemoryConfig
 from tptt.ops.native import Parameters, memory_step, unavailable
+from tptt.ops.tracing import plain, traced
 
 from .features import MAPS, LearnedMap
 from .gates import AVERAGES, DECAY, MIX, WRITE
@@ -127,8 +128,9 @@ class LinearMemory(nn.Module):
         """
         k, v = k.float(), v.float()
         recent = None
-        if mask is not None:  # a padded value may be anything, also not finite
+        if mask is not None:  # what is padded may be anything, also not finite
             k, v = (x.masked_fill(~mask[..., None, None], 0.0) for x in (k, v))
+            hidden_states = hidden_states.masked_fill(~mask[..., None], 0.0)
         if self.taps:
             recent = Recent(torch.cat([k, v], -1), taps, mask, self.taps)
         beta = self._beta(hidden_states, recent)
@@ -138,11 +140,12 @@ class LinearMemory(nn.Module):
             beta = beta * real
             g = None if g is None else g * (real if g.dim() == 3 else real[..., None])
         if self.recurrence.virtual and recent is not None:
-            make = VIRTUAL[self.recurrence.virtual]
-            k, v = recent.each(lambda x: make(x, self.taps, STEPS)).split(self.widths, -1)
+            make, apart = VIRTUAL[self.recurrence.virtual], self.widths
+            made = recent.each(lambda x: torch.cat([make(part, self.taps, STEPS) for part in x.split(apart, -1)], -1))
+            k, v = made.split(apart, -1)
             beta = beta.unsqueeze(2).expand(-1, -1, STEPS, -1)
         k, v = (x.repeat_interleave(self.states // self.kv_heads, -2) for x in (k, v))
-        keys = self.key_features(k.flatten(1, -3)).view(*k.shape[:-1], -1)
+        keys = self.key_features(k.flatten(1, -3)).view(*k.shape[:-1], self.key_features.width)
         if self.recurrence.virtual:
             keys = keys * fade(k)
         raw, after = (None, None) if recent is None else (recent.raw, recent.taps)
@@ -184,7 +187,7 @@ class LinearMemory(nn.Module):
         """
         dtype = softmax.dtype
         if (
-            not self.one_call or q.shape[1] != 1 or torch.is_grad_enabled() or torch.compiler.is_compiling() or not q.is_cpu
+            not self.one_call or q.shape[1] != 1 or torch.is_grad_enabled() or traced() or not q.is_cpu or not plain(q)
             or unavailable() or (dtype != torch.float32 and dtype != torch.bfloat16)
             or not q.dtype == k.dtype == v.dtype == hidden_states.dtype == dtype
         ):  # fmt: skip

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from tptt.ops.dtypes import without_autocast
 from tptt.ops.native import fourier, fourier_backward, fourier_serves
+from tptt.ops.tracing import plain, traced
 
 
 class LearnedMap(nn.Module):
@@ -79,13 +80,14 @@ class Fourier(LearnedMap):
 
     def __init__(self, heads: int, head_dim: int, width: int) -> None:
         rows = min(head_dim, ROWS)
-        start, frequencies = _drawn(head_dim, rows, width // 2)
+        draw = _drawn if plain(torch.empty(0)) else _drawn.__wrapped__  # fake ones are not for others
+        start, frequencies = draw(head_dim, rows, width // 2)
         super().__init__(heads, start, width)
         self.register_buffer("frequencies", frequencies.to(self.weight.device, copy=True))
 
     def features(self, mapped: torch.Tensor) -> torch.Tensor:
         mapped = F.normalize(mapped, dim=-1, eps=1e-6)
-        if torch.compiler.is_compiling():  # a compiler fuses the plain form
+        if traced() or not plain(mapped):  # a compiler fuses the plain form
             return _plain(mapped, self.frequencies.float())
         return _Waves.apply(mapped, self.frequencies.float())
 

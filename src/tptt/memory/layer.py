@@ -39,7 +39,7 @@ class LinearAttention(nn.Module):
         bidirectional: the mean of a reading from the left and one from the right, for encoders.
 
     Raises:
-        ValueError: ``hidden_size`` is no multiple of ``heads``, or ``heads`` none of ``kv_heads``.
+        ValueError: ``hidden_size`` is no multiple of ``heads``, or ``heads`` none of ``kv_heads``, or one is below 1.
     """
 
     def __init__(
@@ -47,10 +47,11 @@ class LinearAttention(nn.Module):
         bidirectional: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        kv_heads = kv_heads or heads
-        if hidden_size % heads or heads % kv_heads:
+        kv_heads = heads if kv_heads is None else kv_heads
+        if min(hidden_size, heads, kv_heads) < 1 or hidden_size % heads or heads % kv_heads:
             raise ValueError(
-                f"hidden_size must be a multiple of heads and heads one of kv_heads, got {hidden_size}, {heads}, {kv_heads}"
+                "hidden_size must be a multiple of heads and heads one of kv_heads, all at least 1, "
+                f"got {hidden_size}, {heads}, {kv_heads}"
             )
         config = config or MemoryConfig()
         if bidirectional:

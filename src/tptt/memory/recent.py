@@ -67,12 +67,14 @@ def derivative(x: torch.Tensor, count: int, steps: int) -> torch.Tensor:
 
 
 def rotary(x: torch.Tensor, count: int, steps: int) -> torch.Tensor:
-    """[B, M + L, ..., 2 n] -> [B, L, N, ..., 2 n]: consecutive pairs turned by pi m / N."""
-    even, odd = x[:, count:, ..., 0::2], x[:, count:, ..., 1::2]
+    """[B, M + L, ..., D] -> [B, L, N, ..., D]: consecutive pairs turned by pi m / N; of an odd D the last channel stays."""
+    whole = x.shape[-1] // 2 * 2
+    even, odd, last = x[:, count:, ..., 0:whole:2], x[:, count:, ..., 1:whole:2], x[:, count:, ..., whole:]
     turned = []
     for m in range(steps):
         cos, sin = math.cos(math.pi * m / steps), math.sin(math.pi * m / steps)
-        turned.append(torch.stack([cos * even - sin * odd, sin * even + cos * odd], -1).flatten(-2))
+        pairs = torch.stack([cos * even - sin * odd, sin * even + cos * odd], -1).flatten(-2)
+        turned.append(torch.cat([pairs, last], -1))
     return torch.stack(turned, 2)
 
 

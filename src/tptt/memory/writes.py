@@ -63,7 +63,7 @@ class Writes(NamedTuple):
         """What q [B, T, H, K] reads, [B, T, H, D], and the state [B, H, K, D] afterwards, from ``state`` (None: zero);
         without output_final_state that may be None."""
         operator = delta_rule if self.delta else linear_attention
-        if not self.every:
+        if not self.every or not self.k.shape[1]:
             return operator(q, *self[:4], initial_state=state, output_final_state=output_final_state)
         out, start = [], 0
         for end, full in self._parts():

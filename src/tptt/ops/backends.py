@@ -9,11 +9,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import fla, native
 from .chunk import chunk_recurrence
 from .naive import naive_recurrence
 from .step import step_recurrence
+from .tracing import PLAIN
 from .validate import check_kinds
 
 HALF = (torch.bfloat16, torch.float16)
@@ -40,12 +42,20 @@ class Spec(NamedTuple):
         costs a look-up: 3 us instead of 25. Raises TypeError and ValueError as `check_kinds`."""
         given = q, k, v, beta, g, initial_state
         needs_grad = torch.is_grad_enabled() and any(getattr(x, "requires_grad", False) for x in given)
-        checked = _checked if torch.compiler.is_compiling() else _checked_once
+        if forward_ad._current_level >= 0 and not needs_grad:  # those without forward mode say so there
+            needs_grad = any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in given)
+        compiling = torch.compiler.is_compiling()
+        checked, contiguous = (_checked, Tensor.is_contiguous) if compiling else (_checked_once, _as_it_is)
         kinds = [
-            None if x is None else (x.shape, x.dtype, x.device, x.is_contiguous()) if isinstance(x, Tensor) else type(x)
+            None if x is None else (x.shape, x.dtype, x.device, contiguous(x)) if isinstance(x, Tensor) else type(x)
             for x in given
         ]
         return checked(tuple(kinds), delta, needs_grad)
+
+
+def _as_it_is(x):
+    """Whether a kernel may read the tensor where it lies."""
+    return x.is_contiguous() and type(x) in PLAIN and not x.is_neg()
 
 
 def _checked(kinds, delta, needs_grad):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from .dtypes import state_dtype
+from .dtypes import state_dtype, without_autocast
 from .layout import gather, gather_grouped, scatter, scatter_grouped
 from .plan import Plan
 from .segment import in_cache, prepare, read, run, scan
@@ -53,7 +53,7 @@ def default_chunk_size(key_width, steps=1, device="cpu"):
     """The fastest of those tried by hand: below 16 the products are too small, above it the triangles cost too much.
     Where arithmetic costs less than the steps from chunk to chunk, larger."""
     positions = 128 if device != "cpu" else 32 if key_width <= 128 else 64
-    return max(1, 1 << (positions // steps).bit_length() - 1)
+    return 1 << max(1, positions // steps).bit_length() - 1
 
 
 class _Chunks(torch.autograd.Function):
@@ -83,7 +83,7 @@ class _Chunks(torch.autograd.Function):
         *inputs, saved = ctx.saved_tensors
         (_, k, v, _, g), d_state = inputs, d_final_state.flatten(0, 1).clone()
         grads = [None if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs]
-        with torch.autocast(k.device.type, enabled=False):
+        with without_autocast(k.device.type):
             for s, span in reversed(list(enumerate(_spans(k, v, g, ctx.plan)))):
                 _backward(grads, inputs, span, saved[s].flatten(0, 1), ctx.kept, d_o, d_state, ctx.scale)
         return (*grads, d_state.view_as(saved[0]), None, None, None)

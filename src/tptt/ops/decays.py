@@ -40,7 +40,7 @@ class Decays(NamedTuple):
             since_start = sums.exp().to(dtype).unsqueeze(2)
             between = since_start * sums.neg_().exp_().to(dtype).unsqueeze(1)
         else:
-            since_start = factor(sums.to(dtype)).unsqueeze(2)
+            since_start = factor(sums.to(dtype, copy=True)).unsqueeze(2)  # float64 would be overwritten
             between = factor(_differences(log_decay, sums))
         between.tril_()
         return cls(between, since_start, between[:, -1].unsqueeze(2), since_start[:, -1:])

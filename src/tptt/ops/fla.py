@@ -15,9 +15,13 @@ RECURRENT_UP_TO = 16
 
 
 @torch.compiler.assume_constant_result  # a tracer must not look for packages
-@cache
 def unavailable() -> str | None:
     """None, or why fla cannot run here."""
+    return _unavailable()  # a tracer walks through a cache itself
+
+
+@cache
+def _unavailable():
     try:
         version("fla-core")
     except PackageNotFoundError:
@@ -26,9 +30,13 @@ def unavailable() -> str | None:
 
 
 @torch.compiler.assume_constant_result
-@cache
 def no_gated_gradient() -> str | None:
     """None, or why fla's gradients with a scalar decay cannot be had here: it refuses them where Triton gets them wrong."""
+    return _no_gated_gradient()
+
+
+@cache
+def _no_gated_gradient():
     import triton  # by whatever package it came (triton, pytorch-triton)
 
     found = tuple(int(x) for x in triton.__version__.split("+")[0].split(".")[:3] if x.isdigit())

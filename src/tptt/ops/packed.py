@@ -22,12 +22,9 @@ def run_packed(run, q, k, v, beta, g, cuts, initial_state, output_final_state):
     for members in _buckets(cuts):
         at, real = _places(cuts, members, k.device)
         tensors = [None if x is None else _cut(x, at) for x in (q, k, v, beta, g)]
-        if beta is None:
-            tensors[1] = tensors[1] * _like(real, tensors[1])  # no key, nothing written
-        else:
-            tensors[3] = tensors[3] * _like(real, tensors[3])
-        if g is not None:
-            tensors[4] = tensors[4] * _like(real, tensors[4])
+        for i in (1 if beta is None else 3, 4):  # without a key or a beta nothing is written
+            if tensors[i] is not None:  # filled, not multiplied: a decay may be minus infinity
+                tensors[i] = tensors[i].masked_fill(~_like(real, tensors[i]), 0.0)
         o, state = run(*tensors, None if initial_state is None else initial_state[members])
         places.append(at[real])
         outputs.append(o[real])
@@ -63,4 +60,4 @@ def _cut(x, at):
 
 
 def _like(real, x):
-    return real.view(*real.shape, *[1] * (x.dim() - 2)).to(x.dtype)
+    return real.view(*real.shape, *[1] * (x.dim() - 2))

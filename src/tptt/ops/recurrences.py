@@ -6,14 +6,13 @@ width.
 
 import os
 
-import torch
-
 from .backends import BACKENDS, Spec, select
 from .dtypes import state_dtype, without_autocast
 from .layout import with_writes
 from .native import plain_step, unavailable
 from .packed import run_packed
-from .validate import check_chunk_size, check_cu_seqlens, check_values
+from .tracing import traced
+from .validate import check_chunk_size, check_cu_seqlens, check_scale, check_values
 
 DEBUG_VARIABLE = "TPTT_DEBUG"
 """Environment variable: set and not empty, every call checks the values of beta and g, which costs a synchronisation."""
@@ -112,8 +111,9 @@ def delta_rule_step(q, k, v, beta, g=None, *, state, scale=1.0, inplace=False, b
     spec = Spec.of(q, k, v, beta, g, state, True)
     if spec.tokens != 1:
         raise ValueError(f"delta_rule_step takes exactly one token, got T = {spec.tokens}")
+    _check_call(scale, beta, g, MOST_BETA)
     if backend == "auto":
-        if inplace and spec.plain and not unavailable() and not torch.compiler.is_compiling():
+        if inplace and spec.plain and not unavailable() and not traced():
             return plain_step(q, k, v, beta, g, state, scale, True, spec.plain), state
         chosen = BACKENDS["step" if BACKENDS["native"].supports(spec) else "native"]
     else:
@@ -124,12 +124,10 @@ def delta_rule_step(q, k, v, beta, g=None, *, state, scale=1.0, inplace=False, b
 
 
 def _run(q, k, v, beta, g, delta, scale, initial_state, output_final_state, backend, chunk_size, cu_seqlens):
-    one_state_per_row = initial_state if cu_seqlens is None or initial_state is None else initial_state[:1]
-    spec = Spec.of(q, k, v, beta, g, one_state_per_row, delta)
+    spec = Spec.of(q, k, v, beta, g, initial_state if cu_seqlens is None else None, delta)
     check_chunk_size(chunk_size)
-    cuts = None if cu_seqlens is None else check_cu_seqlens(cu_seqlens, k, initial_state)
-    if DEBUG_VARIABLE in os.environ and os.environ[DEBUG_VARIABLE]:  # `get` takes 4 us where there is none
-        check_values(beta, g, MOST_BETA if delta else float("inf"))
+    cuts = None if cu_seqlens is None else check_cu_seqlens(cu_seqlens, k, v, initial_state)
+    _check_call(scale, beta, g, MOST_BETA if delta else float("inf"))
     if cuts is None:
         chosen = select(backend, spec)
         o, state = _call(chosen, spec, q, k, v, beta, g, initial_state, scale, chunk_size, output_final_state)
@@ -142,6 +140,13 @@ def _run(q, k, v, beta, g, delta, scale, initial_state, output_final_state, back
 
         o, state = run_packed(run, q, k, v, beta, g, cuts, initial_state, output_final_state)
     return o, state if output_final_state else None
+
+
+def _check_call(scale, beta, g, most):
+    if not isinstance(scale, float | int):
+        check_scale(scale)
+    if DEBUG_VARIABLE in os.environ and os.environ[DEBUG_VARIABLE]:  # `get` takes 4 us where there is none
+        check_values(beta, g, most)
 
 
 def _call(backend, spec, q, k, v, beta, g, state, scale, chunk_size=None, output_final_state=True, inplace=False):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from numbers import Real
 
 import torch
 
@@ -53,6 +54,14 @@ def _check_shapes(shapes):
         raise ValueError(f"q must have shape {wanted} to go with k {list(k)}, got {list(q)}")
 
 
+def check_scale(scale):
+    """Raise TypeError unless scale is a number, or a tensor of one that needs no gradient."""
+    if isinstance(scale, torch.Tensor) and scale.requires_grad:
+        raise TypeError("scale is a number that gets no gradient; multiply q by a factor that is learned")
+    if not isinstance(scale, Real | torch.SymInt | torch.SymFloat) and getattr(scale, "numel", int)() != 1:
+        raise TypeError(f"scale must be a number, got {type(scale).__name__}")
+
+
 def check_values(beta, g, most):
     """Raise ValueError for a beta outside [0, most] or a g above 0; reads every value. For debugging."""
     for name, x, low, high in (("beta", beta, 0.0, most), ("g", g, -math.inf, 0.0)):
@@ -61,8 +70,9 @@ def check_values(beta, g, most):
             raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {worst}")
 
 
-def check_cu_seqlens(cu_seqlens, k, initial_state):
-    """cu_seqlens as a list; raise TypeError or ValueError unless it cuts k [1, T, ...] into sequences of one token or more."""
+def check_cu_seqlens(cu_seqlens, k, v, initial_state):
+    """cu_seqlens as a list; raise TypeError or ValueError unless it cuts k [1, T, ...] into sequences of one token or more,
+    and initial_state, where there is one, is a tensor of a state for each."""
     if not isinstance(cu_seqlens, torch.Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
         got = cu_seqlens.dtype if isinstance(cu_seqlens, torch.Tensor) else type(cu_seqlens).__name__
         raise TypeError(f"cu_seqlens must be a tensor of int32 or int64, got {got}")
@@ -74,8 +84,16 @@ def check_cu_seqlens(cu_seqlens, k, initial_state):
     if cuts[0] != 0 or cuts[-1] != k.shape[1] or any(b <= a for a, b in itertools.pairwise(cuts)):
         raise ValueError(f"cu_seqlens must ascend from 0 to T = {k.shape[1]}, got {cuts}")
     count = len(cuts) - 1
-    if initial_state is not None and initial_state.shape[0] != count:
-        raise ValueError(f"initial_state must have one state per sequence, {count}, got {initial_state.shape[0]}")
+    if initial_state is None:
+        return cuts
+    if not isinstance(initial_state, torch.Tensor):
+        raise TypeError(f"initial_state must be a tensor, got {type(initial_state).__name__}")
+    if initial_state.shape[:1] != (count,):
+        given = initial_state.shape[0] if initial_state.dim() else "none"
+        raise ValueError(f"initial_state must have one state per sequence, {count}, got {given}")
+    wanted, got = [count, *k.shape[-2:], v.shape[-1]], list(initial_state.shape)
+    if got != wanted:
+        raise ValueError(f"initial_state must have shape {wanted} to go with k {list(k.shape)}, got {got}")
     return cuts
 
 

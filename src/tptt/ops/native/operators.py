@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import increment_version
 
 from ..chunk import KEPT_BYTES
 from . import structs
@@ -211,6 +212,8 @@ def plain_step(q, k, v, beta, g, state, scale, delta, sizes):
             state.data_ptr(), o.data_ptr(),
         )
     )  # fmt: skip
+    if not state.is_inference():
+        increment_version(state)  # autograd may have kept it
     return o
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..tracing import plain, traced
 from .operators import Recurrence, forward_kernel, recurrence, recurrence_step, step_kernel
 
 
@@ -19,21 +20,29 @@ def native_recurrence(
     Returns: o [B, T, G*H, V] in v's dtype, state [B, H, K, V] in float32.
     """
     beta, g, state = (x if x is None else x.float() for x in (beta, g, initial_state))
+    by_dispatch = traced() or not plain(q, k, v, beta, g, state)  # which costs more
+    if not by_dispatch:
+        q, k, v, beta, g, state = (_resolved(x) for x in (q, k, v, beta, g, state))
     if k.shape[1] > 1 or needs_grad:
-        if needs_grad and not torch.compiler.is_compiling():
+        if needs_grad and not by_dispatch:
             return Recurrence.apply(q, k, v, beta, g, state, scale, delta, output_final_state)
-        # one that can be traced costs more
-        run = recurrence if torch.compiler.is_compiling() else forward_kernel
+        run = recurrence if by_dispatch else forward_kernel
         return run(q, k, v, beta, g, state, scale, delta, needs_grad, output_final_state)[:2]
     if state is None:
         state, inplace = k.new_zeros(len(k), *k.shape[-2:], v.shape[-1], dtype=torch.float32), True
-    return _step(q, k, v, beta, g, scale=scale, state=state, delta=delta, inplace=inplace)
+    run = recurrence_step if by_dispatch else step_kernel
+    return _step(run, q, k, v, beta, g, scale=scale, state=state, delta=delta, inplace=inplace)
 
 
-def _step(q, k, v, beta, g, *, scale, state, delta, inplace):
+def _resolved(x):
+    """x, or a copy where a negation is still to be done, which the kernels would not see."""
+    return x.resolve_neg() if x is not None and x.is_neg() else x
+
+
+def _step(run, q, k, v, beta, g, *, scale, state, delta, inplace):
     """`native_recurrence` for one token, without gradients.
 
-    Args: as there, T = 1; k, v and beta may lack their axis of writes; state [B, H, K, V], overwritten if inplace (it is
+    Args: run, the operator or the kernel itself; as there, T = 1; k, v and beta may lack their axis of writes; state [B, H, K, V], overwritten if inplace (it is
     then float32).
     Returns: o [B, 1, G*H, V] in v's dtype, the state after the token [B, H, K, V] in float32.
     """
@@ -43,7 +52,5 @@ def _step(q, k, v, beta, g, *, scale, state, delta, inplace):
         own = state.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     elif not state.is_contiguous():
         own = state.contiguous()
-    # straight to the kernel where nothing traces: an operator's dispatch takes as long as the step of a small state
-    run = recurrence_step if torch.compiler.is_compiling() else step_kernel
     o = run(q, k, v, beta, g, own, scale, delta)
     return o, state.copy_(own) if inplace and own is not state else own

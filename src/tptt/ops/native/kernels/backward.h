@@ -172,6 +172,7 @@ inline void store_gradients(const TpttProblem& p, const Sizes& z, Chunk& c, Back
     }
     for (int j = 0; p.delta && j < z.keys; j += LANES) store(key + j, load(key + j) + beta * load(read + j));
     for (int j = 0; j < z.values; j += LANES) store(value + j, -beta * load(e + j));
+    for (int j = z.value_width; j < z.values; j++) value[j] = 0.f;  // of what is not finite there came NaN, for the heads to come
     store_row(p.d_k.data, offset(p.d_k, c.b, t, n, c.h), p.bfloat16, key, z.key_width, 1.f, z.streams);
     store_row(p.d_v.data, offset(p.d_v, c.b, t, n, c.h), p.bfloat16, value, z.value_width, 1.f, z.streams);
   }
