@@ -287,6 +287,24 @@ def test_memory_does_not_grow():
     assert len(sizes) == 1
 
 
+def test_assisted_decoding_leaves_no_recording(model):
+    ids = tokens(1, 8).repeat(1, 3)
+    session, plain = stream(model, ids), stream(model, ids)
+    new = session.generate(**NEW, prompt_lookup_num_tokens=3)
+    assert torch.equal(new, plain.generate(**NEW))
+    more = tokens(1, 40, seed=6)
+    for each in (session, plain):
+        each.read(more)
+    assert session.tokens == plain.tokens and session.snapshot().bytes == plain.snapshot().bytes
+    assert cache_bytes(session.cache) == cache_bytes(plain.cache)
+    assert_near(after(model, session), from_scratch(model, torch.cat([ids, new[None], more], 1)))
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "gemma2"])
+def test_assisted_decoding_leaves_no_recording_in_other_caches(family):
+    test_assisted_decoding_leaves_no_recording(randomize(attach_memory(tiny_model(family), MemoryConfig())))
+
+
 def test_another_model_is_refused(tmp_path):
     def make(seed=0, **settings):
         return randomize(attach_memory(build("llama"), MemoryConfig(**settings)), seed)
