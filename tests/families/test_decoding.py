@@ -67,6 +67,15 @@ def test_assisted(model, family):
     assert torch.equal(generate(model, ids, assistant_model=close_to_it), generate(model, ids, use_cache=False))
 
 
+@pytest.mark.parametrize("settings", SETTINGS + [{"layers": [0]}], ids=str)
+def test_early_exit(settings):
+    """The model's own first layer is its assistant, with a cache of that layer alone."""
+    ids, model = tokens(1, 15), randomize(attach_memory(tiny_model("llama"), MemoryConfig(**settings)))
+    want = generate(model, ids, use_cache=False)
+    assert torch.equal(generate(model, ids, assistant_early_exit=1), want)
+    assert torch.equal(generate(model, ids), want)
+
+
 @pytest.mark.parametrize("settings", [{}, {"layers": [1]}], ids=str)
 def test_static_cache(family, settings):
     model = randomize(attach_memory(tiny_model(family), MemoryConfig(**settings)))

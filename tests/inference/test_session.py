@@ -2,13 +2,15 @@
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
+from transformers.pytorch_utils import Conv1D
 
 from benchmarks.tiny import tiny_model
 from tests.families.models import assert_near, build, randomize, tokens
 from tptt import MemoryConfig, MemorySnapshot, Session, attach_memory, stream
 from tptt.assets import BASE
 from tptt.evaluation import cache_bytes
+from tptt.inference.mark import Mark
 
 WINDOW = {"max_self_attn_length": 6, "sink_tokens": 2}
 SETTINGS = [{}, WINDOW, {"memory_only_layers": "all"}, WINDOW | {"layers": [1], "operator": "gated_delta_product"}]
@@ -89,6 +91,148 @@ def test_asking_leaves_the_session_as_it_is(model):
     assert_near(after(model, session), from_scratch(model, ids))
 
 
+@pytest.mark.parametrize("where", ["generation_config", "the model's"])
+def test_beams_asked_for_elsewhere(where):
+    model = randomize(attach_memory(build("llama"), MemoryConfig(**WINDOW)))
+    ids, question = tokens(1, 20), tokens(1, 4, seed=5)
+    both = torch.cat([ids, question], 1)
+    session = stream(model, ids)
+    for beams in ({"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}):
+        want = generated(model, both, **beams) if len(beams) == 1 else None
+        if where == "generation_config":
+            options = {"generation_config": GenerationConfig(**NEW, **beams)}
+        else:
+            model.generation_config.update(**beams)
+            options = dict(NEW)
+        got = session.ask(question, **options)
+        assert got.shape == (8,) if len(beams) == 1 else got.shape == (2, 8)
+        assert want is None or torch.equal(got, want)
+        with pytest.raises(ValueError, match=r"[23] beams or sequences .* use ask\(\).* or set num_beams=1"):
+            session.generate(question, **options)
+    assert session.tokens == 20
+    assert torch.equal(
+        session.generate(question, **NEW, num_beams=1, num_return_sequences=1),
+        generated(model, both, num_beams=1, num_return_sequences=1),
+    )
+
+
+@pytest.mark.parametrize("option", [{"use_cache": False}, {"return_dict_in_generate": True}], ids=str)
+@pytest.mark.parametrize("method", ["ask", "generate"])
+def test_what_does_not_go_with_a_session_is_refused_first(method, option):
+    model = randomize(attach_memory(build("llama"), MemoryConfig(**WINDOW)))
+    session = stream(model, tokens(1, 20))
+    before, (name, value) = after(model, session), *option.items()
+    for options in (NEW | option, {"generation_config": GenerationConfig(**NEW, **option)}):
+        with pytest.raises(ValueError, match=f"{name}={value} .* leave it out, or set"):
+            getattr(session, method)(iter([tokens(1, 4)]), **options)
+    assert session.tokens == 20 and torch.equal(after(model, session), before)
+    model.generation_config.update(**option)
+    with pytest.raises(ValueError, match=f"{name}={value} .* or the model's"):
+        getattr(session, method)(tokens(1, 4), **NEW)
+    getattr(session, method)(tokens(1, 4), **NEW, **{name: not value})
+
+
+class Interrupted(BaseException):
+    """As KeyboardInterrupt is, which would stop pytest where it got through."""
+
+
+class Streamer:
+    """Interrupts once ``shown`` new tokens have been shown; the prompt comes first."""
+
+    def __init__(self, shown):
+        self.left = shown + 1
+
+    def put(self, ids):
+        self.left -= 1
+        if not self.left:
+            raise Interrupted
+
+    def end(self):
+        pass
+
+
+def interrupted_within(model, calls, act):
+    """``act``, stopped between the attention and the rest of the last layer, in the ``calls``-th call of the model."""
+    left = calls
+
+    def stop(*args):
+        nonlocal left
+        left -= 1
+        if not left:
+            raise Interrupted
+
+    layer = [m for name, m in model.named_modules() if name.endswith("layers.1") or name.endswith("h.1")][0]
+    last = [m for name, m in layer.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)][-1]
+    handle = last.register_forward_hook(stop)
+    try:
+        with pytest.raises(Interrupted):
+            act()
+    finally:
+        handle.remove()
+
+
+def assert_interruptions_leave_no_trace(model):
+    session = stream(model, tokens(1, 20), chunk_size=20)
+    for past in ("read", "generated"):  # one by one into the ring, where there is a window
+        if past == "generated":
+            session.generate(**NEW)
+        count, before = session.tokens, after(model, session)
+        for shown in (0, 1, 3):
+            with pytest.raises(Interrupted):
+                session.generate(tokens(1, 4, seed=9), streamer=Streamer(shown), **NEW)
+            assert session.tokens == count and torch.equal(after(model, session), before)
+        for calls in (1, 3):
+            interrupted_within(model, calls, lambda: session.generate(**NEW))
+            assert session.tokens == count and torch.equal(after(model, session), before)
+        interrupted_within(model, 1, lambda: session.read(tokens(1, 9, seed=9)))
+        assert session.tokens == count and torch.equal(after(model, session), before)
+    want = session.fork().generate(**NEW)
+    assert torch.equal(session.generate(**NEW), want)
+
+
+def test_interruptions_leave_no_trace(model):
+    assert_interruptions_leave_no_trace(model)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "gemma2", "falcon_h1", "gpt2"])
+def test_interruptions_leave_no_trace_in_other_caches(family):
+    assert_interruptions_leave_no_trace(randomize(attach_memory(tiny_model(family), MemoryConfig())))
+
+
+def test_interrupted_reading_keeps_whole_chunks(model):
+    ids = tokens(1, 40)
+    session = stream(model, ids[:, :5])
+    session.chunk_size = 8
+    interrupted_within(model, 3, lambda: session.read(ids[:, 5:]))
+    assert session.tokens == 5 + 16
+    assert_near(after(model, session), from_scratch(model, ids[:, :21]))
+    assert torch.equal(session.fork().generate(**NEW), generated(model, ids[:, :21]))
+    session.read(ids[:, session.tokens :])
+    assert_near(after(model, session), from_scratch(model, ids))
+
+
+def test_a_source_that_fails_in_the_middle():
+    def source():
+        yield tokens(1, 20)
+        raise OSError("the disk is gone")
+
+    model = randomize(attach_memory(build("llama"), MemoryConfig(**WINDOW)))
+    session = Session(model, chunk_size=8)
+    with pytest.raises(OSError, match="the disk is gone"):
+        session.read(source())
+    assert session.tokens == 16
+    assert_near(after(model, session), from_scratch(model, tokens(1, 20)[:, :16]))
+
+
+def test_a_mark_does_not_grow_with_the_conversation():
+    model = attach_memory(build("llama"))
+    sizes = set()
+    for n in (32, 1024):
+        kept = [rest for _, rest in Mark(stream(model, tokens(1, n)).cache)._layers]
+        sizes.add(sum(x.nbytes for rest in kept for x in rest.values() if isinstance(x, torch.Tensor)))
+    assert len(sizes) == 1
+
+
 def test_sampling_with_a_seed(model):
     session, options = stream(model, tokens(1, 20)), NEW | {"do_sample": True}
     both = torch.cat([tokens(1, 20), tokens(1, 4, seed=5)], 1)
@@ -141,6 +285,24 @@ def test_memory_does_not_grow():
     model = randomize(attach_memory(build("llama"), MemoryConfig(**WINDOW)))
     sizes = {cache_bytes(stream(model, tokens(1, n), chunk_size=16).cache) for n in (32, 64, 1024, 3000)}
     assert len(sizes) == 1
+
+
+def test_assisted_decoding_leaves_no_recording(model):
+    ids = tokens(1, 8).repeat(1, 3)
+    session, plain = stream(model, ids), stream(model, ids)
+    new = session.generate(**NEW, prompt_lookup_num_tokens=3)
+    assert torch.equal(new, plain.generate(**NEW))
+    more = tokens(1, 40, seed=6)
+    for each in (session, plain):
+        each.read(more)
+    assert session.tokens == plain.tokens and session.snapshot().bytes == plain.snapshot().bytes
+    assert cache_bytes(session.cache) == cache_bytes(plain.cache)
+    assert_near(after(model, session), from_scratch(model, torch.cat([ids, new[None], more], 1)))
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "gemma2"])
+def test_assisted_decoding_leaves_no_recording_in_other_caches(family):
+    test_assisted_decoding_leaves_no_recording(randomize(attach_memory(tiny_model(family), MemoryConfig())))
 
 
 def test_another_model_is_refused(tmp_path):
@@ -238,5 +400,5 @@ def test_progress():
         chunk_size=8,
         progress=lambda n, seconds: seen.append((n, seconds > 0)),
     )
-    assert seen == [(8, True), (16, True), (19, True)]
+    assert seen == [(8, True), (16, True), (20, True)]
     stream(attach_memory(build("llama")), tokens(1, 20), progress=True)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from .mark import Mark
+from .options import check_options, chosen
 from .snapshot import MemorySnapshot, new_cache
 from .source import in_chunks, token_pieces
 
@@ -22,6 +25,9 @@ class Session:
     """Reads and generates, and knows how far it has come. One sequence; not for training.
 
     The last token waits outside the cache, because `generate` has to be given one to go on from.
+
+    Where a call fails or is interrupted (Ctrl-C), `generate`, `ask` and `restore` leave the session as it was before, and
+    `read` as it is after the last chunk that was read whole: after exactly the first ``tokens`` of what was said.
 
     Args:
         model: a converted model (TpttModel, or any causal language model after `attach_memory`).
@@ -58,16 +64,17 @@ class Session:
         self.model.eval()
         report, start, done = _reporter(progress), time.perf_counter(), 0
         pieces = token_pieces(source, self.tokenizer, first=self.tokens == 0)
-        kept: list[int] = []
         try:
-            for chunk in in_chunks(_but_last(_after(self._pending, pieces), kept), self.chunk_size):
-                self._check_room(len(chunk))
-                ids = chunk[None].to(self.model.device)
-                self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-                self._pending = self._pending[len(chunk) :]
+            for chunk in in_chunks(pieces, self.chunk_size):
+                said = [*self._pending] + chunk.tolist()
+                ids = torch.tensor([said[:-1]], dtype=torch.long, device=self.model.device)
+                self._check_room(ids.shape[1])
+                with self._whole_or_not_at_all():
+                    if ids.shape[1]:
+                        self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+                    self._pending = (said[-1],)
                 done += len(chunk)
                 report(done, time.perf_counter() - start)
-            self._pending = tuple(kept)
         finally:
             self.model.train(training)
             report(-1, time.perf_counter() - start)
@@ -82,16 +89,20 @@ class Session:
 
         Raises:
             ValueError: beams or several sequences are asked for, which no single conversation can go on from (`ask` can);
-                or there is nothing to go on from.
+                or no cache, or more than ids; or there is nothing to go on from.
         """
-        if options.get("num_beams", 1) != 1 or options.get("num_return_sequences", 1) != 1:
+        check_options(self.model, options)
+        if (many := self._rows(options)) > 1:
             raise ValueError(
-                "several beams or sequences cannot all be gone on from: use ask(), which leaves the session as it is"
+                f"{many} beams or sequences (in the call, its generation_config or the model's) cannot all be gone on from: "
+                "use ask(), which leaves the session as it is, or set num_beams=1 and num_return_sequences=1"
             )
         ids, before = self._prompt(prompt), int(self.cache.get_seq_length())
-        out = self._generate(self.cache, ids, options)[0, ids.shape[1] :]
-        unread = before + ids.shape[1] + len(out) - int(self.cache.get_seq_length())
-        self._pending = tuple(out[len(out) - unread :].tolist())
+        with self._whole_or_not_at_all():
+            out = self._generate(self.cache, ids, options)[0, ids.shape[1] :]
+            _stop_recording(self.cache)
+            unread = before + ids.shape[1] + len(out) - int(self.cache.get_seq_length())
+            self._pending = tuple(out[len(out) - unread :].tolist())
         return out
 
     def ask(self, prompt: Any, **options) -> str | torch.Tensor:
@@ -99,15 +110,33 @@ class Session:
 
         Returns:
             Text where there is a tokenizer, ids [n] where not; with ``num_return_sequences`` ids [N, n].
+
+        Raises:
+            ValueError: no cache is asked for, or more than ids; or there is nothing to go on from.
         """
+        check_options(self.model, options)
         ids, cache = self._prompt(prompt), copy.deepcopy(self.cache)
-        many = max(options.get("num_beams", 1), options.get("num_return_sequences", 1))
-        if many > 1:
+        if (many := self._rows(options)) > 1:
             cache.batch_repeat_interleave(many)
         out = self._generate(cache, ids, options)[:, ids.shape[1] :]
-        if options.get("num_return_sequences", 1) > 1:
+        if len(out) > 1:
             return out
         return out[0] if self.tokenizer is None else self.tokenizer.decode(out[0], skip_special_tokens=True)
+
+    @contextmanager
+    def _whole_or_not_at_all(self) -> Iterator[None]:
+        """Within, an exception takes the session back to where it was: layers and ``tokens`` would disagree otherwise."""
+        mark, pending = Mark(self.cache), self._pending
+        try:
+            yield
+        except BaseException:  # Ctrl-C is none of Exception
+            mark.go_back()
+            self._pending = pending
+            raise
+
+    def _rows(self, options: dict) -> int:
+        """Rows that `generate` makes of one."""
+        return max(chosen(self.model, options, name) or 1 for name in ("num_beams", "num_return_sequences"))
 
     def _prompt(self, prompt: Any) -> torch.Tensor:
         """[1, n] ids still to be read: what waits, and the prompt. At least one, which `generate` has to be given."""
@@ -122,7 +151,8 @@ class Session:
         self._check_room(ids.shape[1])
         # of the whole conversation, which tells generate that ids are only what is new
         mask = torch.ones(1, past + ids.shape[1], dtype=torch.long, device=ids.device)
-        options.setdefault("pad_token_id", self.model.generation_config.pad_token_id or 0)
+        if chosen(self.model, options, "pad_token_id") is None:
+            options["pad_token_id"] = 0
         return self.model.generate(ids, attention_mask=mask, past_key_values=cache, **options)
 
     def _check_room(self, more: int) -> None:
@@ -189,19 +219,13 @@ def position_limit(model: nn.Module) -> int | None:
     return None
 
 
-def _but_last(pieces: Iterable[torch.Tensor], kept: list[int]) -> Iterator[torch.Tensor]:
-    """``pieces`` without their last token, which is put into ``kept``."""
-    for piece in pieces:
-        if len(piece):
-            joined = torch.cat([torch.tensor(kept, dtype=torch.long), piece])
-            kept[:] = [int(joined[-1])]
-            yield joined[:-1]
-
-
-def _after(waiting: tuple[int, ...], pieces):
-    if waiting:
-        yield torch.tensor(waiting, dtype=torch.long)
-    yield from pieces
+def _stop_recording(cache) -> None:
+    """Assisted decoding leaves a cache that records what may be taken back: it would go on growing, window or not."""
+    recording = [layer for layer in cache.layers if getattr(layer, "record_past", False)]
+    if recording:
+        cache.crop(0)
+    for layer in recording:
+        layer.record_past = False
 
 
 def _reporter(progress: Progress | bool) -> Progress:

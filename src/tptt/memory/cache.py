@@ -157,8 +157,9 @@ class MemoryStaticSliding(MemoryState, StaticSlidingWindowLayer):
 
 def adopt_layer(
     cache: Cache, index: int, window: int | None, sinks: int, alone: bool, shares_mask: Callable[[], bool]
-) -> MemoryState:
-    """Layer ``index`` of ``cache`` as one that holds a memory; a stock layer is replaced by its counterpart.
+) -> MemoryState | None:
+    """Layer ``index`` of ``cache`` as one that holds a memory; a stock layer is replaced by its counterpart. None: ``cache``
+    is of fewer layers, as that of an assistant that exits early, which does not run this one.
 
     Args:
         cache: to take the layer from.
@@ -174,6 +175,8 @@ def adopt_layer(
     lazy = getattr(cache, "layer_class_to_replicate", None)
     while lazy is not None and len(cache.layers) <= index:
         cache.layers.append(lazy())
+    if index >= len(cache.layers):
+        return None
     layer = cache.layers[index]
     if isinstance(layer, MemoryState):
         _check_window(layer, index, window, sinks, alone)
