@@ -27,6 +27,8 @@ def errors_told() -> Iterator[None]:
     """What a user can mend is told in a line, and the verb ends with 1."""
     try:
         yield
+    except typer.Exit:  # a RuntimeError, too
+        raise
     except (ValueError, OSError, RuntimeError) as error:
         Console(stderr=True, highlight=False).print(f"error: {error}", markup=False, style="red", soft_wrap=True)
         raise typer.Exit(1) from error

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import CONFIG_NAME
 
 from tptt.configuration import TpttConfig, base_error
@@ -26,6 +25,7 @@ from tptt.surgery import calibrate, memories
 from .allocator import keep_freed_memory
 from .auto_layers import check_auto, measured_config, settle_layers
 from .callbacks import AdjustMaGWeightCallback
+from .checkpoints import last_checkpoint
 from .diagnostics import BranchProbe, Look
 from .layers import LayerChoice
 from .material import Material
@@ -106,7 +106,7 @@ def convert_and_train(
         out: folder for the model and its tokenizer, with Trainer's own checkpoints in ``trainer``; None saves nothing.
         callbacks: further ones.
         arguments: of `transformers.TrainingArguments`, over what the settings give.
-        resume: go on from Trainer's last checkpoint in ``out``, where there is one.
+        resume: go on from Trainer's last complete checkpoint in ``out``, where there is one.
         model_options: go to `TpttModel` (``dtype``, ``token``, ``quantization_config``, ...).
 
     Raises:
@@ -115,7 +115,7 @@ def convert_and_train(
     """
     settings, config = settings or TrainingSettings(), copy.deepcopy(config)
     auto = check_auto(config, settings)
-    last = _last_checkpoint(Path(out) / "trainer") if resume and out is not None else None
+    last = last_checkpoint(Path(out) / "trainer") if resume and out is not None else None
     if last is not None:  # a machine may measure otherwise
         config.feature_width = json.loads((Path(last) / CONFIG_NAME).read_text())["feature_width"]
     tokenizer = load_tokenizer(config)
@@ -181,12 +181,8 @@ def train(
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
-        trainer.train(resume_from_checkpoint=_last_checkpoint(Path(folder)) if resume else None)
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder) if resume else None)
         trainer.accelerator.unwrap_model(
             trainer.model_wrapped, keep_fp32_wrapper=False
         )  # else it computes on under autocast
     return trainer.state.log_history
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
