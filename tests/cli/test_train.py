@@ -75,6 +75,15 @@ def test_the_column_of_a_table(run_file, base):
     assert code == 0, output
 
 
+def test_a_folder_s_table_without_the_column_is_named(run_file, base, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "text.txt").write_text((base / "text.txt").read_text())
+    (data / "table.csv").write_text("words\n" + "one\n" * 40)
+    code, output = invoke(run_file, "--data", data, "--tokens", 256, "--save-every", 0, "--probe-every", 0)
+    assert code == 0 and "table.csv has no column 'text'; it has words" in output and "warning: passed over" in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
