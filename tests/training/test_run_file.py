@@ -43,6 +43,13 @@ def test_a_run_needs_no_file():
     assert not load_run(*parse_flags(["--resume", "false"])).resume
 
 
+@pytest.mark.parametrize("text", ["c/run #2", "# x", "a, b", '"q"', "a: b", "2024", "null # x"])
+def test_text_is_taken_as_it_is(text):
+    options = load_run(*parse_flags(["--out", text, f"--data={text}", "--layers", "[0, 1]", "--lora-targets", "a,b"]))
+    assert (options.out, options.data, options.memory.layers, options.lora_targets) == (text, text, (0, 1), ("a", "b"))
+    assert load_run(None, [("data", "null")]).data is None
+
+
 def test_a_switch_takes_no_file_for_its_value(file):
     path = file("rows: 3")
     found, flags = parse_flags(["--resume", str(path)])

@@ -233,13 +233,17 @@ def _typed(key: str, value: Any, place: str) -> Any:
 
 
 def _typed_flag(key: str, text: str, place: str) -> Any:
-    """A flag's text as YAML where that is of the key's type, else as it stands; ``a,b`` is a list."""
+    """A flag's text as YAML where that is of the key's type, else as it stands; ``a,b`` is a list. Text is taken as it is:
+    in YAML a ``#`` would begin a comment, quotes would vanish."""
     hint = keys()[key]
+    parsed = _parsed(text)
+    if isinstance(parsed, str) or (parsed is None and "#" in text):
+        parsed = text
     listed = [[_parsed(x) for x in text.split(",")]] if "," in text and text[0] not in "[{" else []
-    for reading in (*listed, _parsed(text), text):
+    for reading in (*listed, parsed, text):
         if (found := _accepted(reading, hint)) is not _NO:
             return found
-    return _typed(key, _parsed(text), place)
+    return _typed(key, parsed, place)
 
 
 def _parsed(text: str) -> Any:
