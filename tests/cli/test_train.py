@@ -75,6 +75,11 @@ def test_the_column_of_a_table(run_file, base):
     assert code == 0, output
 
 
+def test_a_run_that_diverges_fails(run_file):
+    code, output = invoke(run_file, "--lr", 1e30, "--memory-lr", 1e30, "--tokens", 512, "--save-every", 0)
+    assert code == 1 and "warning: the training diverged" in output and "bypassed" not in output
+
+
 def test_a_folder_s_table_without_the_column_is_named(run_file, base, tmp_path):
     data = tmp_path / "data"
     data.mkdir()

@@ -52,6 +52,15 @@ def test_all_three_are_wrong():
     assert len(advice(use(both=0.1, with_memory=11.0, layers=((0.1, 99.0),)))) == 3
 
 
+@pytest.mark.parametrize(
+    "found",
+    [use(with_memory=float("nan"), both=0.0), use(with_memory=float("inf")), use(layers=((float("nan"), 1.0),))],
+)
+def test_a_training_that_diverged_is_told_nothing_else(found):
+    (said,) = advice(found)
+    assert "diverged" in said and "Lower lr and memory_lr" in said
+
+
 def test_memories_without_a_softmax_are_not_compared():
     alone = BranchUse((LayerUse(1.0, None),), {"both": score(0.0)}, {"both": 10.0})
     assert advice(alone) == []

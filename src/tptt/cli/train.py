@@ -55,6 +55,8 @@ def train(
         for text in converted.warnings:
             console.print(f"warning: {text}", markup=False, style="yellow", soft_wrap=True)
         console.print(f"model, run.yaml and report.md: {options.out}", markup=False, soft_wrap=True)
+        if converted.diverged:
+            raise typer.Exit(1)
 
 
 def main() -> None:

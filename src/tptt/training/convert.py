@@ -26,7 +26,7 @@ from .allocator import keep_freed_memory
 from .auto_layers import check_auto, measured_config, settle_layers
 from .callbacks import AdjustMaGWeightCallback
 from .checkpoints import last_checkpoint
-from .diagnostics import BranchProbe, Look
+from .diagnostics import BranchProbe, Look, diverged
 from .layers import LayerChoice
 from .material import Material
 from .processes import devices, gpu, is_first, wait
@@ -51,6 +51,11 @@ class Converted:
     warnings: list[str] = field(default_factory=list)
     choice: LayerChoice | None = None
     seconds: float = 0.0
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the last look found a model that computes numbers no longer."""
+        return bool(self.looks) and diverged(self.looks[-1].use)
 
 
 def row_length(settings: TrainingSettings, base_config) -> int:

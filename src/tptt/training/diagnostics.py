@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,8 +63,18 @@ class Look:
         return cls(logs["step"], BranchUse(layers, recall, perplexity))
 
 
+def diverged(use: BranchUse) -> bool:
+    """Whether the model computes numbers no longer."""
+    both = use.perplexity["both"]
+    return not all(map(math.isfinite, (*(layer.mu for layer in use.layers), 0.0 if both is None else both)))
+
+
 def advice(use: BranchUse) -> list[str]:
     """What is wrong with the branches of a model that has trained for a while, and what to do; nothing where all is well."""
+    if diverged(use):
+        return [
+            "the training diverged: the model's predictions are no finite numbers. Lower lr and memory_lr, train anew"
+        ]
     said: list[str] = []
     if "window only" not in use.recall:  # no layer has a softmax to compare with
         return said
@@ -147,7 +158,8 @@ class BranchProbe(TrainerCallback):
         self._judge(self.looks[-1], state)
 
     def _judge(self, look: Look, state, told: bool = False) -> None:
-        for text in advice(look.use) if look.step >= _SETTLED * state.max_steps else ():
+        settled = look.step >= _SETTLED * state.max_steps
+        for text in advice(look.use) if settled or diverged(look.use) else ():
             if text.partition(":")[0] not in {w.partition(":")[0] for w in self.warnings}:
                 if is_first() and not told:
                     logger.warning(text)

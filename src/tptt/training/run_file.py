@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import types
 from collections.abc import Mapping, Sequence
@@ -75,8 +76,8 @@ class RunOptions:
         for name in ("lora_rank", "save_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if self.lora_alpha <= 0:
-            raise ValueError(f"lora_alpha must be more than 0, got {self.lora_alpha}")
+        if not 0 < self.lora_alpha < math.inf:
+            raise ValueError(f"lora_alpha must be more than 0 and finite, got {self.lora_alpha}")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout must be a number in [0, 1), got {self.lora_dropout}")
         if self.quantization != "none" and not self.lora_rank:
