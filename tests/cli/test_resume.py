@@ -90,3 +90,15 @@ def test_an_interrupted_run_saves_and_says_how_to_go_on(run_file, tmp_path, monk
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     code, output = invoke(out / "run.yaml", "--resume")
     assert code == 0 and "going on from" in output and "at step 4." in (out / "report.md").read_text()
+
+
+def test_a_run_of_relative_paths_is_resumed_from_another_folder(run_file, small_base, tmp_path, monkeypatch):
+    monkeypatch.chdir(small_base.parent)
+    name = small_base.name
+    code, output = invoke(run_file, "--base-model-name", name, "--data", f"{name}/text.txt", "--out", f"{name}/out")
+    assert code == 0, output
+    monkeypatch.chdir(tmp_path)
+    code, output = invoke(small_base / "out" / "run.yaml", "--resume")
+    assert code == 0 and "going on from" in output, output
+    code, output = invoke(run_file, "--base-model-name", name)
+    assert code == 1 and f"a relative path counts from {tmp_path}" in output and "from_pretrained" not in output

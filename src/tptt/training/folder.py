@@ -89,4 +89,11 @@ class WriteRunFile(TrainerCallback):
         if is_first():
             out = Path(self.options.out)
             out.mkdir(parents=True, exist_ok=True)
-            (out / RUN_FILE).write_text(replace(self.options, resume=False).to_yaml(), encoding="utf-8")
+            (out / RUN_FILE).write_text(_from_anywhere(self.options).to_yaml(), encoding="utf-8")
+
+
+def _from_anywhere(options: RunOptions) -> RunOptions:
+    """``options`` for a run file that can be resumed from another folder: what is a path here is absolute."""
+    here = {name: value for name in ("base_model_name", "data") if (value := getattr(options, name)) is not None}
+    found = {name: str(path.absolute()) for name, value in here.items() if (path := Path(value).expanduser()).exists()}
+    return replace(options, resume=False, out=str(Path(options.out).absolute()), **found)

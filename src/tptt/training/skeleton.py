@@ -36,7 +36,9 @@ def base_config(options: RunOptions) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(options.base_model_name, revision=options.base_model_revision)
     except (OSError, ValueError) as error:
-        raise base_error(options.base_model_name, error) from error
+        here = f"a relative path counts from {Path.cwd()}, and a base that has moved is named by base_model_name"
+        token = "for a gated or private model set HF_TOKEN"
+        raise base_error(options.base_model_name, error, f"{here}; {token}") from error
 
 
 def config_from_file(path: str | Path) -> PreTrainedConfig:
