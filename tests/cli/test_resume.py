@@ -1,7 +1,9 @@
+import json
 import signal
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from tptt.cli.main import app
@@ -102,3 +104,31 @@ def test_a_run_of_relative_paths_is_resumed_from_another_folder(run_file, small_
     assert code == 0 and "going on from" in output, output
     code, output = invoke(run_file, "--base-model-name", name)
     assert code == 1 and f"a relative path counts from {tmp_path}" in output and "from_pretrained" not in output
+
+
+def test_layers_that_the_data_choose_stay_chosen(run_file, tmp_path):
+    auto = ("--layers", "auto", "--kv-budget", 0.6)
+    code, output = invoke(run_file, *auto, "--dry-run", "--hardware", "cpu")
+    assert code == 0 and "counted with 1 that keep their whole context and 1 that have a memory" in output, output
+    code, output = invoke(run_file, *auto, "--tokens", 256)
+    assert code == 0, output
+    out = tmp_path / "out"
+    chosen = json.loads((out / "config.json").read_text())["layers"]
+    assert len(chosen) == 1 and f"layers {chosen} have a memory" in (out / "report.md").read_text()
+
+    for checkpoint in (out / "trainer").glob("checkpoint-*"):  # as if the text had said otherwise then
+        other = json.loads((checkpoint / "config.json").read_text())
+        (checkpoint / "config.json").write_text(json.dumps(other | {"layers": [1 - chosen[0]]}))
+        weights = load_file(checkpoint / "model.safetensors")
+        moved = {
+            k.replace(f"layers.{chosen[0]}.self_attn.liza", f"layers.{1 - chosen[0]}.self_attn.liza"): v
+            for k, v in weights.items()
+        }
+        save_file(moved, checkpoint / "model.safetensors", {"format": "pt"})
+    code, output = invoke(out / "run.yaml", "--resume", "--tokens", 512)
+    assert code == 0, output
+    assert json.loads((out / "config.json").read_text())["layers"] == [1 - chosen[0]]
+    code, output = invoke(out / "run.yaml", "--resume", "--kv-budget", 0.5)
+    assert code == 1 and "made the model with kv_budget 0.6, not 0.5" in output
+    code, output = invoke(run_file, "--layers", "auto", "--out", tmp_path / "other")
+    assert code == 1 and "of a run the key kv_budget" in output

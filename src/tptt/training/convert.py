@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
-from transformers.utils import CONFIG_NAME
 
 from tptt.configuration import TpttConfig, base_error
 from tptt.data import TextSplit, pack_rows
@@ -23,7 +21,7 @@ from tptt.modeling import TpttModel
 from tptt.surgery import calibrate, memories
 
 from .allocator import keep_freed_memory
-from .auto_layers import check_auto, measured_config, settle_layers
+from .auto_layers import check_auto, measured_config, resumed_config, settle_layers
 from .callbacks import AdjustMaGWeightCallback
 from .checkpoints import last_checkpoint
 from .diagnostics import BranchProbe, Look, diverged
@@ -41,7 +39,7 @@ _CALIBRATED_ON = 4  # rows
 @dataclass
 class Converted:
     """What `convert_and_train` made and saw: Trainer's log history, the looks at the branches, what was wrong, and with
-    ``layers="auto"`` which layers it chose and why."""
+    ``layers="auto"`` which layers it chose and why (None where a resumed run had chosen them before)."""
 
     model: TpttModel
     tokenizer: Any
@@ -121,8 +119,8 @@ def convert_and_train(
     settings, config = settings or TrainingSettings(), copy.deepcopy(config)
     auto = check_auto(config, settings)
     last = last_checkpoint(Path(out) / "trainer") if resume and out is not None else None
-    if last is not None:  # a machine may measure otherwise
-        config.feature_width = json.loads((Path(last) / CONFIG_NAME).read_text())["feature_width"]
+    if last is not None:
+        config, auto = resumed_config(config, last), False
     tokenizer = load_tokenizer(config)
     torch.manual_seed(settings.seed)
     length = row_length(settings, config.text_config)

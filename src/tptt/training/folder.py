@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 from transformers import TrainerCallback
@@ -16,7 +15,7 @@ RUN_FILE = "run.yaml"
 _TRAINER = "trainer"
 _MADE_OF = (
     "lora_rank", "lora_targets", "operator", "feature_map", "feature_width", "write_gate", "states", "mix_gate", "cross_gate",
-    "layers", "memory_only_layers", "bidirectional",
+    "layers", "memory_only_layers", "bidirectional", "kv_budget", "kv_length",
 )  # fmt: skip
 """Keys that say which weights a model has."""
 
@@ -96,4 +95,4 @@ def _from_anywhere(options: RunOptions) -> RunOptions:
     """``options`` for a run file that can be resumed from another folder: what is a path here is absolute."""
     here = {name: value for name in ("base_model_name", "data") if (value := getattr(options, name)) is not None}
     found = {name: str(path.absolute()) for name, value in here.items() if (path := Path(value).expanduser()).exists()}
-    return replace(options, resume=False, out=str(Path(options.out).absolute()), **found)
+    return options.changed(resume=False, out=str(Path(options.out).absolute()), **found)

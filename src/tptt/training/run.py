@@ -12,6 +12,7 @@ from transformers import BitsAndBytesConfig, TrainerCallback
 
 from tptt.data import TextSplit, load_text
 
+from .budget import counted_config
 from .convert import Converted, convert_and_train
 from .folder import WriteRunFile, check_output
 from .interrupt import SaveOnInterrupt
@@ -67,7 +68,7 @@ def run(options: RunOptions, callbacks: Sequence[TrainerCallback] = ()) -> Conve
     loading = model_options(options)
     plain = options.changed(base_config=None)  # a dry run's stand-in for the base: here is the base itself
     # what does not fit each other is told before data or weights are read; on a copy, which building a model changes
-    skeleton(conversion_config(plain, base_config(plain)), torch.float32)
+    skeleton(counted_config(plain, base_config(plain), torch.float32)[0], torch.float32)
     config = conversion_config(plain, base_config(plain), options.base_model_name)
     data: TextSplit | None = None if options.data is None else load_text(options.data, options.column)
     out = Path(options.out)

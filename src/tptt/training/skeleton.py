@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from tptt.configuration import TpttConfig, base_error
+from tptt.evaluation import LayerKV, layer_kv
 from tptt.modeling import TpttModel
 
 from .lora import lora_config
@@ -132,3 +133,9 @@ def saved_for_backward(model: nn.Module, rows: int, length: int) -> int:
         inputs = {"input_ids": torch.zeros(rows, length, dtype=torch.long), "use_cache": False}
         torch.func.functional_call(model, parameters, (), inputs)
     return sum(size for address, size in kept.items() if address not in own)
+
+
+def skeleton_kv(model: nn.Module, tokens: int) -> list[LayerKV]:
+    """`layer_kv` of a model on the meta device."""
+    with _Fused():
+        return layer_kv(model, tokens)
