@@ -97,6 +97,7 @@ def test_a_folder_s_table_without_the_column_is_named(run_file, base, tmp_path):
         (("--data", "no-such-file.txt"), "no-such-file.txt"),
         (("no-such-run.yaml",), "one run file at most"),
         (("--base-model-name", "no/such-base"), "base model 'no/such-base' was not found"),
+        (("--attn-implementation", "flash_attention_2"), "FlashAttention2"),  # which is not installed here
         (("--layers", "7"), "layers=7 chooses none of the 2 layers with attention"),
     ],
 )

@@ -74,6 +74,14 @@ def test_logs_of_a_look():
     assert "perplexity/both" not in Look(7, use(with_memory=None)).logs()
 
 
+@pytest.mark.parametrize("found", [use(), use(with_memory=None), use(layers=((1.0, None), (0.5, 1.2)))])
+def test_a_look_is_read_back_from_its_logs(found):
+    logs = Look(7, found).logs()
+    again = Look.from_logs(logs | {"step": 7}, 64, WINDOW)
+    assert again.step == 7 and again.logs() == logs and advice(again.use) == advice(found)
+    assert Look.from_logs({"loss": 3.0, "step": 7}, 64, WINDOW) is None
+
+
 class Held:
     """Material whose held-out part is ready made."""
 

@@ -37,6 +37,6 @@ def errors_told() -> Iterator[None]:
         yield
     except typer.Exit:  # a RuntimeError, too
         raise
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         Console(stderr=True, highlight=False).print(f"error: {error}", markup=False, style="red", soft_wrap=True)
         raise typer.Exit(1) from error
