@@ -286,12 +286,17 @@ def _base_config(name: str, revision: str | None, token: str | bool | None, trus
         raise base_error(name, error) from error
 
 
-def base_error(name: str, error: Exception) -> Exception:
+_IN_CODE = (
+    "for a gated or private model pass token=...; where the base of a checkpoint has moved pass "
+    "base_model_name=NEW_PLACE to TpttModel.from_pretrained"
+)
+
+
+def base_error(name: str, error: Exception, what_to_do: str = _IN_CODE) -> Exception:
     """The error for a base model that could not be loaded, saying what to do."""
     if isinstance(error, OSError):
         return OSError(
             f"base model {name!r} was not found: no folder of that name with a config.json, and the hub did not give "
-            "it. Check the name; for a gated or private model pass token=...; where the base of a checkpoint has "
-            f"moved pass base_model_name=NEW_PLACE to TpttModel.from_pretrained. ({error})"
+            f"it. Check the name; {what_to_do}. ({error})"
         )
     return ValueError(f"base model {name!r} cannot be used as a causal language model: {error}")

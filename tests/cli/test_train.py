@@ -75,6 +75,20 @@ def test_the_column_of_a_table(run_file, base):
     assert code == 0, output
 
 
+def test_a_run_that_diverges_fails(run_file):
+    code, output = invoke(run_file, "--lr", 1e30, "--memory-lr", 1e30, "--tokens", 512, "--save-every", 0)
+    assert code == 1 and "warning: the training diverged" in output and "bypassed" not in output
+
+
+def test_a_folder_s_table_without_the_column_is_named(run_file, base, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "text.txt").write_text((base / "text.txt").read_text())
+    (data / "table.csv").write_text("words\n" + "one\n" * 40)
+    code, output = invoke(run_file, "--data", data, "--tokens", 256, "--save-every", 0, "--probe-every", 0)
+    assert code == 0 and "table.csv has no column 'text'; it has words" in output and "warning: passed over" in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -83,6 +97,7 @@ def test_the_column_of_a_table(run_file, base):
         (("--data", "no-such-file.txt"), "no-such-file.txt"),
         (("no-such-run.yaml",), "one run file at most"),
         (("--base-model-name", "no/such-base"), "base model 'no/such-base' was not found"),
+        (("--attn-implementation", "flash_attention_2"), "FlashAttention2"),  # which is not installed here
         (("--layers", "7"), "layers=7 chooses none of the 2 layers with attention"),
     ],
 )

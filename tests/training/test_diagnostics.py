@@ -52,6 +52,15 @@ def test_all_three_are_wrong():
     assert len(advice(use(both=0.1, with_memory=11.0, layers=((0.1, 99.0),)))) == 3
 
 
+@pytest.mark.parametrize(
+    "found",
+    [use(with_memory=float("nan"), both=0.0), use(with_memory=float("inf")), use(layers=((float("nan"), 1.0),))],
+)
+def test_a_training_that_diverged_is_told_nothing_else(found):
+    (said,) = advice(found)
+    assert "diverged" in said and "Lower lr and memory_lr" in said
+
+
 def test_memories_without_a_softmax_are_not_compared():
     alone = BranchUse((LayerUse(1.0, None),), {"both": score(0.0)}, {"both": 10.0})
     assert advice(alone) == []
@@ -63,6 +72,14 @@ def test_logs_of_a_look():
     assert logs["recall_beyond/window_only"] == 0.1 and logs["perplexity/memory_only"] == 20.0
     assert logs["mu/1"] == 0.5 and logs["scale/1"] == 1.2
     assert "perplexity/both" not in Look(7, use(with_memory=None)).logs()
+
+
+@pytest.mark.parametrize("found", [use(), use(with_memory=None), use(layers=((1.0, None), (0.5, 1.2)))])
+def test_a_look_is_read_back_from_its_logs(found):
+    logs = Look(7, found).logs()
+    again = Look.from_logs(logs | {"step": 7}, 64, WINDOW)
+    assert again.step == 7 and again.logs() == logs and advice(again.use) == advice(found)
+    assert Look.from_logs({"loss": 3.0, "step": 7}, 64, WINDOW) is None
 
 
 class Held:

@@ -43,6 +43,13 @@ def test_a_run_needs_no_file():
     assert not load_run(*parse_flags(["--resume", "false"])).resume
 
 
+@pytest.mark.parametrize("text", ["c/run #2", "# x", "a, b", '"q"', "a: b", "2024", "null # x"])
+def test_text_is_taken_as_it_is(text):
+    options = load_run(*parse_flags(["--out", text, f"--data={text}", "--layers", "[0, 1]", "--lora-targets", "a,b"]))
+    assert (options.out, options.data, options.memory.layers, options.lora_targets) == (text, text, (0, 1), ("a", "b"))
+    assert load_run(None, [("data", "null")]).data is None
+
+
 def test_a_switch_takes_no_file_for_its_value(file):
     path = file("rows: 3")
     found, flags = parse_flags(["--resume", str(path)])
@@ -80,6 +87,8 @@ def test_a_base_config_lies_beside_its_file(file, tmp_path):
         ("dtype: float8", ["unknown dtype 'float8'; valid are auto, float32, bfloat16, float16"]),
         ("hardware: abacus", ["unknown hardware 'abacus'; valid are null, t4, rtx-4090, 80gb, cpu"]),
         ("quantization: 4bit\nlora_rank: 0", ["quantization 4bit freezes the base", "run.yaml line 2"]),
+        ("lora_alpha: .inf", ["lora_alpha must be more than 0 and finite, got inf"]),
+        ("lora_alpha: .nan", ["lora_alpha must be more than 0 and finite, got nan"]),
         ("lora_dropout: 1", ["lora_dropout must be a number in [0, 1), got 1.0"]),
         ("rows: 3\nrows: 4", ["run.yaml line 2: rows stands in", "line 1 already"]),
         ("- rows", ["holds lines of `key: value`"]),

@@ -35,6 +35,13 @@ def show_plan(options: RunOptions, console: Console) -> None:
     plans = {name: budget(options, name, survey) for name in names}
     first = next(iter(plans.values()))
     console.print(_run_table(options, first, peak_rates(survey.model, options.training.lr, options.training.memory_lr)))
+    if survey.choice is not None:
+        whole, memory = len(survey.choice.whole), len(survey.choice.memory)
+        console.print(
+            f"layers: auto: counted with {whole} that keep their whole context and {memory} that have a memory, "
+            f"{len(survey.choice.memory_only)} of these without softmax; which ones the run measures on its text",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
     console.print(_memory_table(plans))
     for name, plan in plans.items():
         for line in verdict(options, name, plan, survey):

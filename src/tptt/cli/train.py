@@ -36,18 +36,27 @@ def train(
             from .plan import show_plan
 
             return show_plan(options, console)
+        from tptt.training.folder import check_output, how_to_go_on, where_it_begins
         from tptt.training.processes import is_first
-        from tptt.training.run import check_output, run
+        from tptt.training.run import run
 
         from .progress import ShowProgress
 
         check_output(options)
         console.quiet = not is_first()
-        with ShowProgress(console) as shown:
-            converted = run(options, [shown])
+        if options.resume:
+            console.print(where_it_begins(options), markup=False, soft_wrap=True)
+        try:
+            with ShowProgress(console) as shown:
+                converted = run(options, [shown])
+        except KeyboardInterrupt as stop:
+            console.print(f"interrupted; {how_to_go_on(options)}", markup=False, soft_wrap=True)
+            raise typer.Exit(130) from stop  # as a shell says it
         for text in converted.warnings:
             console.print(f"warning: {text}", markup=False, style="yellow", soft_wrap=True)
         console.print(f"model, run.yaml and report.md: {options.out}", markup=False, soft_wrap=True)
+        if converted.diverged:
+            raise typer.Exit(1)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Text and recall rows: what the memory is trained on and measured with. Imports nothing of tptt."""
 
 from .drills import DrillRows
+from .files import TextWarning
 from .formats import FORMATS, chosen_formats
 from .lexicon import Lexicon
 from .recall import IGNORE, Draws, RecallBatch, RecallRows, RecallVocabulary
@@ -17,6 +18,7 @@ __all__ = [
     "RecallRows",
     "RecallVocabulary",
     "TextSplit",
+    "TextWarning",
     "chosen_formats",
     "installed_text",
     "load_text",

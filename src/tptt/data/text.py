@@ -10,13 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from .files import SUFFIXES, NoTextError, TextWarning, read_file, text_column
+
 _SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3"}
-_SUFFIXES = {".txt", ".md", ".rst", ".py", ".json", ".jsonl", ".csv", ".parquet"}
-_TABLES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-
-
-class NoColumnError(ValueError):
-    """A table has no column of the name asked for."""
 
 
 @dataclass(frozen=True)
@@ -69,27 +65,30 @@ def installed_text(characters: int) -> TextSplit:
 
 
 def load_text(source: str, column: str = "text") -> TextSplit:
-    """Documents of a text file, a folder, a JSON/JSONL/CSV/Parquet table or a data set of the hub.
+    """Documents of a text file, a folder, a JSON/JSONL/CSV/Parquet table, a data set of the hub or a saved one's folder.
 
-    Tables and data sets are read through ``datasets``. A text file becomes one document per 200 lines, every 20th held
-    out. Inside a folder, files and folders whose name begins with a dot are passed over, tables without ``column`` with a
-    warning.
+    Tables and data sets are read through ``datasets``. A text file (UTF-8, or UTF-16 with its byte order mark) becomes one
+    document per 200 lines, every 20th held out. Inside a folder, files and folders whose name begins with a dot are passed
+    over, tables without ``column`` and what is no text with a warning.
 
     Raises:
         FileNotFoundError: ``source`` is neither a path nor a data set that can be loaded.
-        ValueError: no text was found, too little of it to hold any out, or the table has no such column.
+        ValueError: no text was found, too little of it to hold any out, a file that cannot be read, or the table has no
+            such column.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
+    if path.is_dir() and _is_saved(path):
+        named = [(f"#{i}", d) for i, d in enumerate(_saved(path, column))]
+    elif path.is_dir():
         files = sorted(p for p in path.rglob("*") if _is_document(p, path))
         named = [(f"{p.relative_to(path)}#{i}", d) for p in files for i, d in enumerate(_read_any(p, column))]
     elif path.is_file():
-        named = [(f"#{i}", d) for i, d in enumerate(_read(path, column))]
+        named = [(f"#{i}", d) for i, d in enumerate(read_file(path, column))]
     else:
         named = [(f"#{i}", d) for i, d in enumerate(_data_set(source, column))]
     named = [(n, d) for n, d in named if d.strip()]
     if not named:
-        raise ValueError(f"{source!r} holds no text; readable are {', '.join(sorted(_SUFFIXES))} and data sets")
+        raise ValueError(f"{source!r} holds no text; readable are {', '.join(sorted(SUFFIXES))} and data sets")
     split = split_by_name(named)
     if split.held_out and split.train:
         return split
@@ -104,7 +103,7 @@ def load_text(source: str, column: str = "text") -> TextSplit:
 
 def _is_document(file: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return file.suffix.lower() in _SUFFIXES and not hidden and file.is_file()
+    return file.suffix.lower() in SUFFIXES and not hidden and file.is_file()
 
 
 def _topics() -> list[tuple[str, str]]:
@@ -143,24 +142,32 @@ def _docstrings(source: str) -> str:
     return "\n\n".join(d for d in found if d)
 
 
-def _read(path: Path, column: str) -> list[str]:
-    """Documents of one file. Raises NoColumnError (a ValueError) for a table without ``column``."""
-    kind = path.suffix.lower()
-    if kind in _TABLES:
-        from datasets import load_dataset
-
-        return _column(load_dataset(_TABLES[kind], data_files=str(path))["train"], column, str(path))
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    return ["".join(lines[i : i + 200]) for i in range(0, len(lines), 200)]
-
-
 def _read_any(path: Path, column: str) -> list[str]:
-    """`_read`, but a table without ``column`` is no document: a folder of text often holds other tables too."""
+    """`read_file`, but what is no text is no document: a folder of text often holds other tables too."""
     try:
-        return _read(path, column)
-    except NoColumnError as error:
-        warnings.warn(f"passed over: {error}", stacklevel=3)
+        return read_file(path, column)
+    except NoTextError as error:
+        warnings.warn(f"passed over: {error}", TextWarning, stacklevel=3)
         return []
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether ``save_to_disk`` of ``datasets`` wrote the folder."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def _saved(folder: Path, column: str) -> list[str]:
+    from datasets import load_from_disk
+
+    try:
+        data = load_from_disk(str(folder))
+    except Exception as error:
+        raise ValueError(f"{folder} cannot be loaded as a saved data set: {error}") from error
+    if isinstance(data, dict):
+        if "train" not in data:
+            raise ValueError(f"{folder} has no split 'train'; name the folder of one of its splits: {', '.join(data)}")
+        data = data["train"]
+    return text_column(data, column, str(folder))
 
 
 def _data_set(name: str, column: str) -> list[str]:
@@ -172,10 +179,4 @@ def _data_set(name: str, column: str) -> list[str]:
         raise FileNotFoundError(
             f"{name!r} is no file or folder here, and loading it as a data set failed: {error}"
         ) from error
-    return _column(data, column, name)
-
-
-def _column(data, column: str, name: str) -> list[str]:
-    if column not in data.column_names:
-        raise NoColumnError(f"{name} has no column {column!r}; it has {', '.join(data.column_names)}")
-    return [str(x) for x in data[column] if x is not None]  # an empty cell is no text
+    return text_column(data, column, name)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 
 import torch
+from transformers.utils import CONFIG_NAME
 
 from tptt.configuration import TpttConfig
 from tptt.evaluation import mag_weight
@@ -30,7 +33,7 @@ def check_auto(config: TpttConfig, settings: TrainingSettings) -> bool:
     auto = config.layers == "auto"
     if auto and settings.kv_budget is None:
         raise ValueError(
-            "layers='auto' needs TrainingSettings(kv_budget=...): the share of the base's keys and values that may remain, "
+            "layers='auto' needs TrainingSettings(kv_budget=...), of a run the key kv_budget: the share of the base's keys and values that may remain, "
             "for example 0.5"
         )
     if settings.kv_budget is not None and not auto:
@@ -43,6 +46,14 @@ def check_auto(config: TpttConfig, settings: TrainingSettings) -> bool:
             "memory_only_layers='all' leaves them the memory alone"
         )
     return auto
+
+
+def resumed_config(config: TpttConfig, checkpoint: str) -> TpttConfig:
+    """``config`` with the layers and widths that ``checkpoint`` has: measured anew they might be others."""
+    config, saved = copy.deepcopy(config), json.loads((Path(checkpoint) / CONFIG_NAME).read_text())
+    for name in ("feature_width", *(("layers", "memory_only_layers") if config.layers == "auto" else ())):
+        setattr(config, name, saved[name])
+    return config
 
 
 def measured_config(config: TpttConfig, length: int) -> TpttConfig:

@@ -5,20 +5,25 @@ Legend: B rows, T tokens of a row, V vocabulary, H query heads, Hk key/value hea
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
+from tptt.configuration import TpttConfig
 from tptt.surgery import memories
 from tptt.surgery.hooks import carriers
 
+from .auto_layers import check_auto, measured_config
 from .cache_size import cache_bytes
 from .convert import row_length
 from .hardware import HARDWARE, Hardware
+from .layers import LayerChoice, count_layers
 from .run_file import RunOptions
-from .skeleton import base_config, conversion_config, saved_for_backward, skeleton
+from .skeleton import base_config, conversion_config, saved_for_backward, skeleton, skeleton_kv
 from .widths import MOST, can_spread
 
 CACHED = (8192, 32768, 131072)
@@ -119,7 +124,8 @@ class Survey:
         if options.attn_implementation is not None:
             base._attn_implementation = options.attn_implementation
         self.own_dtype: torch.dtype = base.dtype or torch.float32
-        self.model = skeleton(conversion_config(options, base), self.own_dtype).train()
+        config, self.choice = counted_config(options, base, self.own_dtype)
+        self.model = skeleton(config, self.own_dtype).train()
         self.base = self.model.inner.config
         self.parameters = _count(self.model)
         self._saved: dict[tuple[int, int], float] = {}
@@ -135,6 +141,27 @@ class Survey:
                     p.data = p.data.to(dtype)
             self._saved[dtype.itemsize, length] = saved_for_backward(self.model, 1, length) / length
         return self._saved[dtype.itemsize, length]
+
+
+def counted_config(
+    options: RunOptions, base: PreTrainedConfig, dtype: torch.dtype
+) -> tuple[TpttConfig, LayerChoice | None]:
+    """The converted model's configuration; of ``layers="auto"`` with as many layers as the budget leaves a memory, and how
+    they were counted.
+
+    Raises:
+        ValueError: base and options do not fit each other.
+    """
+    config, settings = conversion_config(options, base), options.training
+    if not check_auto(config, settings):
+        return config, None
+    assert settings.kv_budget is not None
+    length, only = row_length(settings, base), config.memory_only_layers
+    model, counted_at = skeleton(measured_config(config, length), dtype), settings.kv_length or length
+    choice = count_layers(model, skeleton_kv(model, counted_at), settings.kv_budget, counted_at, only)
+    config = copy.deepcopy(config)
+    config.layers, config.memory_only_layers = choice.memory, choice.memory_only
+    return config, choice
 
 
 def budget(options: RunOptions, hardware: str, survey: Survey | None = None) -> Budget:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -14,8 +13,6 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import CONFIG_NAME
 
 from tptt.configuration import TpttConfig, base_error
 from tptt.data import TextSplit, pack_rows
@@ -24,9 +21,10 @@ from tptt.modeling import TpttModel
 from tptt.surgery import calibrate, memories
 
 from .allocator import keep_freed_memory
-from .auto_layers import check_auto, measured_config, settle_layers
+from .auto_layers import check_auto, measured_config, resumed_config, settle_layers
 from .callbacks import AdjustMaGWeightCallback
-from .diagnostics import BranchProbe, Look
+from .checkpoints import last_checkpoint
+from .diagnostics import BranchProbe, Look, diverged
 from .layers import LayerChoice
 from .material import Material
 from .processes import devices, gpu, is_first, wait
@@ -41,7 +39,7 @@ _CALIBRATED_ON = 4  # rows
 @dataclass
 class Converted:
     """What `convert_and_train` made and saw: Trainer's log history, the looks at the branches, what was wrong, and with
-    ``layers="auto"`` which layers it chose and why."""
+    ``layers="auto"`` which layers it chose and why (None where a resumed run had chosen them before)."""
 
     model: TpttModel
     tokenizer: Any
@@ -51,6 +49,11 @@ class Converted:
     warnings: list[str] = field(default_factory=list)
     choice: LayerChoice | None = None
     seconds: float = 0.0
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the last look found a model that computes numbers no longer."""
+        return bool(self.looks) and diverged(self.looks[-1].use)
 
 
 def row_length(settings: TrainingSettings, base_config) -> int:
@@ -106,7 +109,7 @@ def convert_and_train(
         out: folder for the model and its tokenizer, with Trainer's own checkpoints in ``trainer``; None saves nothing.
         callbacks: further ones.
         arguments: of `transformers.TrainingArguments`, over what the settings give.
-        resume: go on from Trainer's last checkpoint in ``out``, where there is one.
+        resume: go on from Trainer's last complete checkpoint in ``out``, where there is one.
         model_options: go to `TpttModel` (``dtype``, ``token``, ``quantization_config``, ...).
 
     Raises:
@@ -115,9 +118,9 @@ def convert_and_train(
     """
     settings, config = settings or TrainingSettings(), copy.deepcopy(config)
     auto = check_auto(config, settings)
-    last = _last_checkpoint(Path(out) / "trainer") if resume and out is not None else None
-    if last is not None:  # a machine may measure otherwise
-        config.feature_width = json.loads((Path(last) / CONFIG_NAME).read_text())["feature_width"]
+    last = last_checkpoint(Path(out) / "trainer") if resume and out is not None else None
+    if last is not None:
+        config, auto = resumed_config(config, last), False
     tokenizer = load_tokenizer(config)
     torch.manual_seed(settings.seed)
     length = row_length(settings, config.text_config)
@@ -181,12 +184,8 @@ def train(
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
-        trainer.train(resume_from_checkpoint=_last_checkpoint(Path(folder)) if resume else None)
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder) if resume else None)
         trainer.accelerator.unwrap_model(
             trainer.model_wrapped, keep_fp32_wrapper=False
         )  # else it computes on under autocast
     return trainer.state.log_history
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None

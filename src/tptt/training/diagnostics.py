@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from tptt.evaluation import BranchUse, branch_use
+from tptt.evaluation import BranchUse, LayerUse, RecallScore, branch_use
 
 from .material import Material
 from .processes import agreed, is_first
@@ -46,9 +48,33 @@ class Look:
                 found[f"scale/{i}"] = round(layer.scale, 3)
         return found
 
+    @classmethod
+    def from_logs(cls, logs: Mapping[str, Any], length: int, window: int) -> Look | None:
+        """The look that gave these `logs` of a ``step``; None for other logs."""
+        if "recall_beyond/both" not in logs:
+            return None
+        arms = [k.partition("/")[2] for k in logs if k.startswith("recall_beyond/")]
+        recall = {
+            arm.replace("_", " "): RecallScore(length, window, None, logs[f"recall_beyond/{arm}"], 0, 0, {}) for arm in arms
+        }  # fmt: skip
+        perplexity = {arm.replace("_", " "): logs.get(f"perplexity/{arm}") for arm in arms}
+        count = sum(k.startswith("mu/") for k in logs)
+        layers = tuple(LayerUse(logs[f"mu/{i}"], logs.get(f"scale/{i}")) for i in range(count))
+        return cls(logs["step"], BranchUse(layers, recall, perplexity))
+
+
+def diverged(use: BranchUse) -> bool:
+    """Whether the model computes numbers no longer."""
+    both = use.perplexity["both"]
+    return not all(map(math.isfinite, (*(layer.mu for layer in use.layers), 0.0 if both is None else both)))
+
 
 def advice(use: BranchUse) -> list[str]:
     """What is wrong with the branches of a model that has trained for a while, and what to do; nothing where all is well."""
+    if diverged(use):
+        return [
+            "the training diverged: the model's predictions are no finite numbers. Lower lr and memory_lr, train anew"
+        ]
     said: list[str] = []
     if "window only" not in use.recall:  # no layer has a softmax to compare with
         return said
@@ -109,20 +135,32 @@ class BranchProbe(TrainerCallback):
         every, stop_at, formats = settings.probe_every, settings.stop_at_recall, settings.recall_formats
         return cls(model, material, length, window, every, stop_at, formats)
 
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        """A resumed run has looked before: its checkpoint's history says what was seen."""
+        before = [Look.from_logs(x, self.length, self.window) for x in state.log_history]
+        if looks := [x for x in before if x is not None]:
+            self.looks = looks
+        for look in looks:
+            self._judge(look, state, told=True)
+
     def on_step_end(self, args, state, control, **kwargs) -> None:
         step = state.global_step
         if not (self.every and step % self.every == 0) and step < state.max_steps:
             return
-        self._look(state, judged=step >= _SETTLED * state.max_steps)
+        self._look(state)
         if self.stop_at is not None and agreed((self.looks[-1].use.recall["both"].beyond or 0.0) >= self.stop_at):
             control.should_training_stop = True
 
-    def _look(self, state, judged: bool) -> None:
+    def _look(self, state) -> None:
         use = branch_use(self.model, self.recall, self.length, self.window, _ROWS, text=self.text)
         self.looks.append(Look(state.global_step, use))
         state.log_history.append(self.looks[-1].logs() | {"step": state.global_step})
-        for text in advice(use) if judged else ():
+        self._judge(self.looks[-1], state)
+
+    def _judge(self, look: Look, state, told: bool = False) -> None:
+        settled = look.step >= _SETTLED * state.max_steps
+        for text in advice(look.use) if settled or diverged(look.use) else ():
             if text.partition(":")[0] not in {w.partition(":")[0] for w in self.warnings}:
-                if is_first():
+                if is_first() and not told:
                     logger.warning(text)
                 self.warnings.append(text)

@@ -7,8 +7,9 @@ layers are taken one after another, because what a layer saves depends on which 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -18,7 +19,7 @@ from tptt.evaluation import LayerKV, held_kv, layer_kv, markdown_table
 from tptt.surgery.attach import attention_body, can_leave_softmax_out
 from tptt.surgery.hooks import carriers
 
-from .divergence import Batch, divergences
+from .divergence import Batch, Change, divergences
 from .settings import check_kv_budget
 
 
@@ -120,40 +121,50 @@ def choose_layers(
         ValueError: a value is out of its range, no layer has a window, ``length`` does not lie beyond it, or the base's
             own weights train.
     """
-    check_kv_budget(kv_budget)
     if not batches:
         raise ValueError("choose_layers needs one batch or more to measure on")
     length = batches[0]["input_ids"].shape[1] if length is None else length
-    kinds = layer_kv(model, length)
-    bounded = [x for x in kinds if x.window is not None]
-    if not bounded:
-        raise ValueError("choose_layers weighs windows against whole contexts: set max_self_attn_length")
-    if not (able := [x.layer for x in bounded if x.window < x.whole]):
-        raise ValueError(
-            f"at {length} tokens no window is narrower than the base's own attention: count the budget at a longer length"
-        )
-    windows = [m._tptt.own_window for m in carriers(model) if m._tptt.layer in able]
+    search = _Search(
+        model, partial(divergences, model, batches), layer_kv(model, length), kv_budget, length, memory_only
+    )
+    windows = [m._tptt.own_window for m in carriers(model) if m._tptt.layer in search.able]
     if (longest := max(x["input_ids"].shape[1] for x in batches)) <= min(windows):
         raise ValueError(f"rows of {longest} tokens show nothing of what lies beyond a window of {min(windows)}")
-    known = [x.layer for x in bounded]
-    only = known if isinstance(memory_only, str) else list(memory_only)
-    if isinstance(memory_only, str) and memory_only != "all":
-        raise ValueError(f"memory_only must be 'all' or layer numbers, got {memory_only!r}")
-    if strange := [n for n in only if n not in known]:
-        raise ValueError(f"memory_only names layers {strange} that have no memory with a window; valid are {known}")
-    return _Search(model, batches, kinds, kv_budget, length, able, only).run()
+    return search.run()
+
+
+def count_layers(
+    model: nn.Module, kinds: list[LayerKV], kv_budget: float, length: int, memory_only: str | Collection[int] = ()
+) -> LayerChoice:
+    """As many layers as `choose_layers` would choose, the first ones: which of them, only a measurement says."""
+    return _Search(model, lambda changes: [0.0] * len(changes), kinds, kv_budget, length, memory_only).run()
 
 
 class _Search:
     """Rounds of `choose_layers`."""
 
     def __init__(
-        self, model: nn.Module, batches: Sequence[Batch], kinds: list[LayerKV], kv_budget: float, length: int,
-        able: list[int], only: list[int],
+        self, model: nn.Module, measure: Callable[[Sequence[Change]], list[float]], kinds: list[LayerKV], kv_budget: float,
+        length: int, memory_only: str | Collection[int],
     ) -> None:  # fmt: skip
-        self.model, self.batches, self.kinds, self.kv_budget, self.length = model, batches, kinds, kv_budget, length
-        self.able = able  # layers that could keep more than their window
-        self.only = only  # layers that are to have no softmax unless they are chosen
+        check_kv_budget(kv_budget)
+        bounded = [x for x in kinds if x.window is not None]
+        if not bounded:
+            raise ValueError("choose_layers weighs windows against whole contexts: set max_self_attn_length")
+        # layers that could keep more than their window
+        self.able = [x.layer for x in bounded if x.window is not None and x.window < x.whole]
+        if not self.able:
+            raise ValueError(
+                f"at {length} tokens no window is narrower than the base's own attention: count the budget at a longer length"
+            )
+        known = [x.layer for x in bounded]
+        if isinstance(memory_only, str) and memory_only != "all":
+            raise ValueError(f"memory_only must be 'all' or layer numbers, got {memory_only!r}")
+        # layers that are to have no softmax unless they are chosen
+        self.only = known if isinstance(memory_only, str) else list(memory_only)
+        if strange := [n for n in self.only if n not in known]:
+            raise ValueError(f"memory_only names layers {strange} that have no memory with a window; valid are {known}")
+        self.model, self.measure, self.kinds, self.kv_budget, self.length = model, measure, kinds, kv_budget, length
         self.whole: list[int] = []
         self.muted: list[int] = []
         self.rounds: list[Round] = []
@@ -161,7 +172,7 @@ class _Search:
         self.base_bytes = sum(x.whole for x in kinds)
 
     def run(self) -> LayerChoice:
-        (start,) = divergences(self.model, self.batches, [((), ())])
+        (start,) = self.measure([((), ())])
         self.kl = start
         if self._bytes() > self._most:
             self._mute()
@@ -191,7 +202,7 @@ class _Search:
                 return
             now = self._bytes()
             changes = [((*self.whole, n), ()) for n in fitting]
-            kl = dict(zip(fitting, divergences(self.model, self.batches, changes), strict=True))
+            kl = dict(zip(fitting, self.measure(changes), strict=True))
             saved = {n: (self.kl - kl[n]) / (self._bytes(n) - now) for n in fitting}
             taken = max(saved, key=saved.__getitem__)
             self.rounds.append(Round(kl, taken))
@@ -211,7 +222,7 @@ class _Search:
                     "narrower window or a longer length"
                 )
             changes = [((), (*self.muted, n)) for n in left]
-            kl = dict(zip(left, divergences(self.model, self.batches, changes), strict=True))
+            kl = dict(zip(left, self.measure(changes), strict=True))
             taken = min(kl, key=kl.__getitem__)
             self.rounds.append(Round(kl, taken))
             self.muted.append(taken)

@@ -4,39 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from tptt.data import TextSplit, load_text
 
+from .budget import counted_config
 from .convert import Converted, convert_and_train
+from .folder import WriteRunFile, check_output
+from .interrupt import SaveOnInterrupt
 from .processes import is_first
 from .run_file import RunOptions
 from .skeleton import base_config, conversion_config, skeleton
 from .summary import write_summary
-
-RUN_FILE = "run.yaml"
-
-
-def check_output(options: RunOptions) -> None:
-    """Raises ValueError where ``out`` holds something that is not to be resumed, or is to be and cannot. The first of
-    several processes looks, before it writes there."""
-    out = Path(options.out)
-    if not is_first():
-        return
-    if out.is_file():
-        raise ValueError(f"out: {out} is a file, it must be a folder")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not options.resume:
-        raise ValueError(f"out: {out} is not empty; name another folder, or resume what is in it (resume: true)")
-    if not (out / "trainer").is_dir() or get_last_checkpoint(str(out / "trainer")) is None:
-        raise ValueError(f"resume: {out} holds no checkpoint to go on from (save_every says how often one is saved)")
 
 
 def model_options(options: RunOptions) -> dict[str, Any]:
@@ -79,21 +62,21 @@ def run(options: RunOptions, callbacks: Sequence[TrainerCallback] = ()) -> Conve
     Raises:
         ValueError: the folder is not empty, or base, text and settings do not fit each other.
         OSError: base or data were not found.
+        KeyboardInterrupt: on Ctrl-C; once training has begun a checkpoint is saved first.
     """
     check_output(options)
     loading = model_options(options)
     plain = options.changed(base_config=None)  # a dry run's stand-in for the base: here is the base itself
     # what does not fit each other is told before data or weights are read; on a copy, which building a model changes
-    skeleton(conversion_config(plain, base_config(plain)), torch.float32)
+    skeleton(counted_config(plain, base_config(plain), torch.float32)[0], torch.float32)
     config = conversion_config(plain, base_config(plain), options.base_model_name)
     data: TextSplit | None = None if options.data is None else load_text(options.data, options.column)
     out = Path(options.out)
-    if is_first():
-        out.mkdir(parents=True, exist_ok=True)
-        (out / RUN_FILE).write_text(replace(plain, resume=False).to_yaml(), encoding="utf-8")
-    converted = convert_and_train(
-        config, data, options.training, out, callbacks, trainer_arguments(options), options.resume, **loading
-    )
+    with SaveOnInterrupt() as stop:
+        converted = convert_and_train(
+            config, data, options.training, out, [WriteRunFile(plain), stop, *callbacks], trainer_arguments(options),
+            options.resume, **loading,
+        )  # fmt: skip
     if is_first():
         write_summary(out, options, converted)
     return converted

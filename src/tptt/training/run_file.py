@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import types
 from collections.abc import Mapping, Sequence
@@ -75,8 +76,8 @@ class RunOptions:
         for name in ("lora_rank", "save_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if self.lora_alpha <= 0:
-            raise ValueError(f"lora_alpha must be more than 0, got {self.lora_alpha}")
+        if not 0 < self.lora_alpha < math.inf:
+            raise ValueError(f"lora_alpha must be more than 0 and finite, got {self.lora_alpha}")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout must be a number in [0, 1), got {self.lora_dropout}")
         if self.quantization != "none" and not self.lora_rank:
@@ -233,13 +234,17 @@ def _typed(key: str, value: Any, place: str) -> Any:
 
 
 def _typed_flag(key: str, text: str, place: str) -> Any:
-    """A flag's text as YAML where that is of the key's type, else as it stands; ``a,b`` is a list."""
+    """A flag's text as YAML where that is of the key's type, else as it stands; ``a,b`` is a list. Text is taken as it is:
+    in YAML a ``#`` would begin a comment, quotes would vanish."""
     hint = keys()[key]
+    parsed = _parsed(text)
+    if isinstance(parsed, str) or (parsed is None and "#" in text):
+        parsed = text
     listed = [[_parsed(x) for x in text.split(",")]] if "," in text and text[0] not in "[{" else []
-    for reading in (*listed, _parsed(text), text):
+    for reading in (*listed, parsed, text):
         if (found := _accepted(reading, hint)) is not _NO:
             return found
-    return _typed(key, _parsed(text), place)
+    return _typed(key, parsed, place)
 
 
 def _parsed(text: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,10 +128,11 @@ class TrainingSettings:
 
 def _check(name: str, value: Any, least: float, most: float | None, whole: bool = False) -> None:
     kinds = (int,) if whole else (int, float)
-    if isinstance(value, kinds) and not isinstance(value, bool) and value >= least and (most is None or value <= most):
+    top = math.inf if most is None else most
+    if isinstance(value, kinds) and not isinstance(value, bool) and least <= value <= top and math.isfinite(value):
         return
     kind = "a whole number" if whole else "a number"
-    bounds = f"of {least} or more" if most is None else f"in [{least}, {most}]"
+    bounds = f"in [{least}, {most}]" if most is not None else f"of {least} or more" + ("" if whole else ", finite")
     raise ValueError(f"{name} must be {kind} {bounds}, got {value!r}")
 
 

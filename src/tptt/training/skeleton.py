@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from tptt.configuration import TpttConfig, base_error
+from tptt.evaluation import LayerKV, layer_kv
 from tptt.modeling import TpttModel
 
 from .lora import lora_config
@@ -36,7 +37,9 @@ def base_config(options: RunOptions) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(options.base_model_name, revision=options.base_model_revision)
     except (OSError, ValueError) as error:
-        raise base_error(options.base_model_name, error) from error
+        here = f"a relative path counts from {Path.cwd()}, and a base that has moved is named by base_model_name"
+        token = "for a gated or private model set HF_TOKEN"
+        raise base_error(options.base_model_name, error, f"{here}; {token}") from error
 
 
 def config_from_file(path: str | Path) -> PreTrainedConfig:
@@ -130,3 +133,9 @@ def saved_for_backward(model: nn.Module, rows: int, length: int) -> int:
         inputs = {"input_ids": torch.zeros(rows, length, dtype=torch.long), "use_cache": False}
         torch.func.functional_call(model, parameters, (), inputs)
     return sum(size for address, size in kept.items() if address not in own)
+
+
+def skeleton_kv(model: nn.Module, tokens: int) -> list[LayerKV]:
+    """`layer_kv` of a model on the meta device."""
+    with _Fused():
+        return layer_kv(model, tokens)

@@ -59,6 +59,9 @@ def write_summary(out: Path, options: RunOptions, converted: Converted) -> Path:
         "## Warnings",
         "\n".join(f"- {w}" for w in converted.warnings) or "None.",
     ]
+    if options.memory.layers == "auto":
+        chosen = converted.choice or f"layers {list(model.config.layers)} have a memory"
+        parts += ["## Layers", f"Chosen: {chosen}."]
     if losses:
         (first, start), (last, end) = losses[0], losses[-1]
         parts += ["## Training", f"Loss in nats: {start:.3f} at step {first}, {end:.3f} at step {last}."]

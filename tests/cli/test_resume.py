@@ -1,0 +1,134 @@
+import json
+import signal
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from tptt.cli.main import app
+from tptt.cli.progress import ShowProgress
+
+
+@pytest.fixture
+def run_file(small_base, tmp_path):
+    """A run of four steps, as a file."""
+    path = tmp_path / "run.yaml"
+    keys = {
+        "base_model_name": str(small_base), "data": str(small_base / "text.txt"), "out": str(tmp_path / "out"), "length": 128,
+        "rows": 1, "tokens": 4 * 128, "max_self_attn_length": 16, "lora_rank": 2, "recall_formats": ["records"],
+        "probe_every": 2, "save_every": 2, "feature_width": 16,
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(keys))
+    return path
+
+
+@pytest.fixture(scope="module")
+def small_base(make_base):
+    return make_base(128)
+
+
+def invoke(*arguments):
+    run = CliRunner().invoke(app, ["train", *map(str, arguments)])
+    return run.exit_code, " ".join(run.output.split())
+
+
+def test_a_resume_keeps_the_history_and_passes_over_a_half_written_checkpoint(run_file, tmp_path):
+    code, output = invoke(run_file)
+    assert code == 0, output
+    out = tmp_path / "out"
+    warnings = (out / "report.md").read_text().partition("## Warnings")[2].partition("##")[0]
+    assert "bypassed" in warnings
+
+    code, output = invoke(out / "run.yaml", "--resume")  # a finished run
+    assert code == 0, output
+    report = (out / "report.md").read_text()
+    assert "| 2 |" in report and "| 4 |" in report and warnings in report
+
+    half = out / "trainer" / "checkpoint-9999"
+    half.mkdir()
+    (half / "config.json").write_text("{}")
+    code, output = invoke(out / "run.yaml", "--resume", "--tokens", 6 * 128)
+    assert code == 0, output
+    assert "checkpoint-4; passed over as half written: checkpoint-9999" in output
+    report = (out / "report.md").read_text()
+    assert all(f"| {step} |" in report for step in (2, 4, 6))
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(run_file, tmp_path):
+    assert invoke(run_file, "--tokens", 256)[0] == 0
+    out = tmp_path / "out"
+    before = (out / "run.yaml").read_text()
+    code, output = invoke(out / "run.yaml", "--resume", "--lora-rank", 4)
+    assert code == 1 and "made the model with lora_rank 2, not 4; keep these keys" in output
+    code, output = invoke(out / "run.yaml", "--resume", "--max-self-attn-length", "null", "--far-weight", 1)
+    assert code == 1 and "set max_self_attn_length" in output
+    assert (out / "run.yaml").read_text() == before
+    assert invoke(out / "run.yaml", "--resume", "--tokens", 512)[0] == 0
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_can_be_started_again(run_file, tmp_path, monkeypatch):
+    def fail(self, args, state, control, **kwargs):
+        raise RuntimeError("it broke")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(ShowProgress, "on_step_end", fail)
+        code, output = invoke(run_file)
+    assert code == 1 and "it broke" in output and (tmp_path / "out" / "run.yaml").exists()
+    code, output = invoke(run_file, "--resume", "--tokens", 256)
+    assert code == 0 and "the run starts from the beginning" in output
+
+
+def test_an_interrupted_run_saves_and_says_how_to_go_on(run_file, tmp_path, monkeypatch):
+    def interrupt(self, args, state, control, **kwargs):
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(ShowProgress, "on_optimizer_step", interrupt)
+        code, output = invoke(run_file, "--save-every", 0)
+    out = tmp_path / "out"
+    assert code == 130, output
+    assert f"checkpoint-1; go on with: tptt train {out}/run.yaml --resume" in output
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    code, output = invoke(out / "run.yaml", "--resume")
+    assert code == 0 and "going on from" in output and "at step 4." in (out / "report.md").read_text()
+
+
+def test_a_run_of_relative_paths_is_resumed_from_another_folder(run_file, small_base, tmp_path, monkeypatch):
+    monkeypatch.chdir(small_base.parent)
+    name = small_base.name
+    code, output = invoke(run_file, "--base-model-name", name, "--data", f"{name}/text.txt", "--out", f"{name}/out")
+    assert code == 0, output
+    monkeypatch.chdir(tmp_path)
+    code, output = invoke(small_base / "out" / "run.yaml", "--resume")
+    assert code == 0 and "going on from" in output, output
+    code, output = invoke(run_file, "--base-model-name", name)
+    assert code == 1 and f"a relative path counts from {tmp_path}" in output and "from_pretrained" not in output
+
+
+def test_layers_that_the_data_choose_stay_chosen(run_file, tmp_path):
+    auto = ("--layers", "auto", "--kv-budget", 0.6)
+    code, output = invoke(run_file, *auto, "--dry-run", "--hardware", "cpu")
+    assert code == 0 and "counted with 1 that keep their whole context and 1 that have a memory" in output, output
+    code, output = invoke(run_file, *auto, "--tokens", 256)
+    assert code == 0, output
+    out = tmp_path / "out"
+    chosen = json.loads((out / "config.json").read_text())["layers"]
+    assert len(chosen) == 1 and f"layers {chosen} have a memory" in (out / "report.md").read_text()
+
+    for checkpoint in (out / "trainer").glob("checkpoint-*"):  # as if the text had said otherwise then
+        other = json.loads((checkpoint / "config.json").read_text())
+        (checkpoint / "config.json").write_text(json.dumps(other | {"layers": [1 - chosen[0]]}))
+        weights = load_file(checkpoint / "model.safetensors")
+        moved = {
+            k.replace(f"layers.{chosen[0]}.self_attn.liza", f"layers.{1 - chosen[0]}.self_attn.liza"): v
+            for k, v in weights.items()
+        }
+        save_file(moved, checkpoint / "model.safetensors", {"format": "pt"})
+    code, output = invoke(out / "run.yaml", "--resume", "--tokens", 512)
+    assert code == 0, output
+    assert json.loads((out / "config.json").read_text())["layers"] == [1 - chosen[0]]
+    code, output = invoke(out / "run.yaml", "--resume", "--kv-budget", 0.5)
+    assert code == 1 and "made the model with kv_budget 0.6, not 0.5" in output
+    code, output = invoke(run_file, "--layers", "auto", "--out", tmp_path / "other")
+    assert code == 1 and "of a run the key kv_budget" in output
