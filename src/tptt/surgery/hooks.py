@@ -20,6 +20,7 @@ from torch import nn
 from tptt.memory import LinearMemory, adopt_layer
 from tptt.ops.dtypes import without_autocast
 
+from .active import memory_of
 from .inputs import named
 from .layouts import Geometry
 from .running import Running
@@ -101,7 +102,7 @@ def before_layer(site: Site, layer, args, kwargs):
 
 
 def before_attention(module, args, kwargs):
-    site, memory = module._tptt, module.liza
+    site, memory = module._tptt, memory_of(module)
     running = site.running
     kwargs = named(site.parameters, args, kwargs)
     hidden, mask4d = kwargs[site.parameters[0]], kwargs.get("attention_mask")
@@ -109,7 +110,7 @@ def before_attention(module, args, kwargs):
     told = told | {k: kwargs.pop(k) for k in TOLD if k in kwargs}
     mask, segments = told.get("memory_mask"), told.get("memory_segments")
     running.call = None
-    _hook_children(module)
+    _hook_children(module, memory.config.cross_gate)
     if site.whole:
         return (), kwargs
     if "Paged" in type(kwargs.get("cache")).__name__:
@@ -123,19 +124,20 @@ def before_attention(module, args, kwargs):
         windowed(module, hidden, kwargs, mask, segments, layer)
     if not site.off:
         running.call = {
-            "module": module, "hidden": hidden, "mask": mask, "segments": segments, "layer": layer, "outputs": {}
+            "module": module, "memory": memory, "hidden": hidden, "mask": mask, "segments": segments, "layer": layer,
+            "outputs": {},
         }  # fmt: skip
     return (), kwargs
 
 
-def _hook_children(module) -> None:
+def _hook_children(module, cross_gate: bool) -> None:
     """Hooks on the projections and the output projection, set again where LoRA or a merge has replaced them."""
     site = module._tptt
     for name in site.geometry.layout.parts:
         child = getattr(module, name)
         if not _has_hooks(child, site.hooks.get(name)):
             with _setting_hooks:
-                _hook(site, child, name, module.liza.config.cross_gate)
+                _hook(site, child, name, cross_gate)
 
 
 def _has_hooks(child, known) -> bool:
@@ -165,7 +167,7 @@ def _capture(name, site, child, args, output) -> None:
 
 def _before_output(site, child, args):
     if (call := site.running.call) is not None:
-        memory = call["module"].liza
+        memory = call["memory"]
         if isinstance(memory, LinearMemory) and memory.config.cross_gate:
             call["softmax"] = memory.softmax_share(args[0], call["hidden"])
         args = (_mixed(site, call, args[0]), *args[1:])
@@ -202,7 +204,7 @@ def after_attention(module, args, output):
 
 
 def _mixed(site: Site, call: dict[str, Any], softmax: torch.Tensor) -> torch.Tensor:
-    module, memory = call["module"], call["module"].liza
+    module, memory = call["module"], call["memory"]
     if not isinstance(memory, LinearMemory):  # taken out, its window left: see training.window_alone
         return softmax
     if site.softmax_squared is not None:
