@@ -14,6 +14,7 @@ from torch import nn
 from tptt.configuration import MemoryConfig, check_mag_weight, require_chosen_layers
 from tptt.memory import LinearMemory
 
+from .active import memory_of
 from .discovery import Found, UnsupportedAttentionError, choose, find_attention
 from .hooks import Site, after_attention, before_attention, before_layer, cache_layer, carriers
 from .inputs import before_body, takes_keywords
@@ -226,8 +227,9 @@ def attention_body(model: nn.Module, bidirectional: bool = False) -> nn.Module:
 
 
 def memories(model: nn.Module) -> list[LinearMemory]:
-    """The memories of ``model`` in layer order."""
-    return [m for m in model.modules() if isinstance(m, LinearMemory)]
+    """The memories of ``model`` in layer order; of an adapter's copy and its original the one at work."""
+    idle = {x for m in carriers(model) for x in m.liza.modules() if x is not memory_of(m)}
+    return [m for m in model.modules() if isinstance(m, LinearMemory) and m not in idle]
 
 
 def set_mag_weight(model: nn.Module, weight: float) -> None:
@@ -243,7 +245,7 @@ def set_mag_weight(model: nn.Module, weight: float) -> None:
     if not mixed and value != 1.0:
         raise ValueError(f"mu is fixed at 1 in every memory of {type(model).__name__}: there is no softmax to mix with")
     for module in mixed:
-        module.liza.mag_weight.fill_(value)
+        memory_of(module).mag_weight.fill_(value)
         follow_weight(module)
 
 

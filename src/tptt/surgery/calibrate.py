@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .active import memory_of
 from .base_view import projections, softmax_squares
 from .far import far_maps, rotary_turns
 from .hooks import carriers
@@ -38,27 +39,28 @@ def calibrate(
         with_softmax(module)
     if input_ids is not None:
         inputs["input_ids"] = input_ids
-    if not any(m.liza.config.bidirectional for m in modules):
+    memories = [memory_of(m) for m in modules]
+    if not any(m.config.bidirectional for m in memories):
         inputs["use_cache"] = False
-    training, weights = model.training, [m.liza.mag_weight.clone() for m in modules]
+    training, weights = model.training, [m.mag_weight.clone() for m in memories]
     model.eval()
     try:
-        for module in modules:  # what reaches a layer must not depend on how the memories below it have begun
-            module.liza.mag_weight.zero_()
+        for memory in memories:  # what reaches a layer must not depend on how the memories below it have begun
+            memory.mag_weight.zero_()
         with softmax_squares(model) as squares, projections(model) as projected, rotary_turns(model) as turns:
             model(**inputs)
     finally:
         model.train(training)
-        for module, weight in zip(modules, weights, strict=True):
-            module.liza.mag_weight.copy_(weight)
+        for memory, weight in zip(memories, weights, strict=True):
+            memory.mag_weight.copy_(weight)
         for module in alone:
             without_softmax(module)
-    for module, square, (q, k) in zip(modules, squares, projected, strict=True):
-        if module.liza.normalised:
-            scale = module.liza.output_scale
+    for module, memory, square, (q, k) in zip(modules, memories, squares, projected, strict=True):
+        if memory.normalised:
+            scale = memory.output_scale
             scale.copy_(square.sqrt().clamp_min(1e-3).view_as(scale))
-        window = module.liza.config.max_self_attn_length
+        window = memory.config.max_self_attn_length
         far = length or (_WINDOWS * window if window else q.shape[1])
         near = window or max(1, far // _WINDOWS)
-        module.liza.begin_from(*far_maps(turns.get(module), q, k, near, max(near + 1, far), module.liza.states))
+        memory.begin_from(*far_maps(turns.get(module), q, k, near, max(near + 1, far), memory.states))
     return model

@@ -2,10 +2,14 @@
 
 The projections' outputs are captured once and the memory is mixed in before the output projection. Children are looked
 up by name at every call, because LoRA and its merge replace them.
+
+A hook is one for all replicas of its module (nn.DataParallel) and all threads: it knows the Site, and finds the module at
+work in the running call.
 """
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,13 +20,16 @@ from torch import nn
 from tptt.memory import LinearMemory, adopt_layer
 from tptt.ops.dtypes import without_autocast
 
+from .active import memory_of
 from .inputs import named
 from .layouts import Geometry
+from .running import Running
 from .segments import Unpacked
 from .softmax import real_tokens, windowed
 
 # what travels down beside the base's own arguments: which tokens are real and which sequence they belong to, [B, T]
 TOLD = ("memory_mask", "memory_segments")
+_setting_hooks = threading.Lock()  # or two threads that meet a new child would both hook it
 
 
 @dataclass
@@ -42,11 +49,10 @@ class Site:
     fixed: bool  # mu is 1 for good
     follows: bool  # there is no softmax whenever mag_weight is 1
     alone: bool = False  # no softmax, no keys and values
-    packed: bool = False  # the call that is running has packed rows
-    told: dict[str, torch.Tensor | None] = field(default_factory=dict)  # TOLD, where the model passes it down
-    hooks: dict[str, tuple[nn.Module, list[Any]]] = field(default_factory=dict)
+    running: Running = field(default_factory=Running)
+    told: dict[str, torch.Tensor | None] = field(default_factory=dict)  # TOLD of the last call, for threads without one
+    hooks: dict[str, tuple[int, list[Any]]] = field(default_factory=dict)  # on each child: the first's id, handles
     handles: list[Any] = field(default_factory=list)
-    call: dict[str, Any] | None = None  # of the call that is running
     softmax_squared: list[torch.Tensor] | None = None  # while it is a list: mean squares of the softmax branch, [H * V]
     memory_squared: list[torch.Tensor] | None = None  # the same of the memory's
     projected: list[tuple[torch.Tensor, ...]] | None = None  # while it is a list: q, k of a call before positions
@@ -82,13 +88,13 @@ def before_layer(site: Site, layer, args, kwargs):
     """Note what `before_body` passed down, because not every layer passes keywords on, or takes any.
 
     Where it does, the attention reads them off its own arguments: under gradient checkpointing the layer is computed
-    again without this hook, perhaps after another batch.
+    again without this hook, perhaps after another batch, and on CUDA in a thread of autograd's.
     """
     told = {k: kwargs[k] for k in TOLD if k in kwargs}
     if not site.layer_takes_keywords:
         kwargs = {k: v for k, v in kwargs.items() if k not in TOLD}
-    site.told = told
-    if site.packed and told.get("memory_segments") is None:
+    site.told = site.running.told = told
+    if site.running.packed and told.get("memory_segments") is None:
         raise ValueError(
             f"the model passes no keywords on to {type(layer).__name__}: its memories cannot be told where packed rows begin"
         )
@@ -96,13 +102,15 @@ def before_layer(site: Site, layer, args, kwargs):
 
 
 def before_attention(module, args, kwargs):
-    site, memory = module._tptt, module.liza
+    site, memory = module._tptt, memory_of(module)
+    running = site.running
     kwargs = named(site.parameters, args, kwargs)
     hidden, mask4d = kwargs[site.parameters[0]], kwargs.get("attention_mask")
-    told = site.told | {k: kwargs.pop(k) for k in TOLD if k in kwargs}
+    told = site.told if running.told is None else running.told
+    told = told | {k: kwargs.pop(k) for k in TOLD if k in kwargs}
     mask, segments = told.get("memory_mask"), told.get("memory_segments")
-    site.call = None
-    _hook_children(module)
+    running.call = None
+    _hook_children(module, memory.config.cross_gate)
     if site.whole:
         return (), kwargs
     if "Paged" in type(kwargs.get("cache")).__name__:
@@ -115,52 +123,63 @@ def before_attention(module, args, kwargs):
     if site.window is not None:
         windowed(module, hidden, kwargs, mask, segments, layer)
     if not site.off:
-        site.call = {"hidden": hidden, "mask": mask, "segments": segments, "layer": layer, "outputs": {}}
+        running.call = {
+            "module": module, "memory": memory, "hidden": hidden, "mask": mask, "segments": segments, "layer": layer,
+            "outputs": {},
+        }  # fmt: skip
     return (), kwargs
 
 
-def _hook_children(module) -> None:
+def _hook_children(module, cross_gate: bool) -> None:
     """Hooks on the projections and the output projection, set again where LoRA or a merge has replaced them."""
     site = module._tptt
-    output = site.geometry.layout.output
     for name in site.geometry.layout.parts:
         child = getattr(module, name)
-        known = site.hooks.get(name)
-        if known is not None:
-            if known[0] is child:
-                continue
-            for handle in known[1]:
-                handle.remove()
-        if name != output:
-            handles = [child.register_forward_hook(partial(_capture, name, (module,)))]
-        else:
-            handles = [child.register_forward_pre_hook(partial(_before_output, (module,)))]
-            if module.liza.config.cross_gate:
-                handles.append(child.register_forward_hook(partial(_after_output, (module,))))
-        site.hooks[name] = (child, handles)
+        if not _has_hooks(child, site.hooks.get(name)):
+            with _setting_hooks:
+                _hook(site, child, name, cross_gate)
 
 
-def _capture(name, owner, child, args, output) -> None:
-    if (call := owner[0]._tptt.call) is not None:
+def _has_hooks(child, known) -> bool:
+    """By what is in its dicts, which the replicas of a child share: it is another object in each of them."""
+    return known is not None and (known[0] in child._forward_hooks or known[0] in child._forward_pre_hooks)
+
+
+def _hook(site: Site, child: nn.Module, name: str, cross_gate: bool) -> None:
+    known = site.hooks.get(name)
+    if _has_hooks(child, known):  # another thread has been here
+        return
+    for handle in known[1] if known else ():
+        handle.remove()
+    if name != site.geometry.layout.output:
+        handles = [child.register_forward_hook(partial(_capture, name, site))]
+    else:
+        handles = [child.register_forward_pre_hook(partial(_before_output, site))]
+        if cross_gate:
+            handles.append(child.register_forward_hook(partial(_after_output, site)))
+    site.hooks[name] = (handles[0].id, handles)
+
+
+def _capture(name, site, child, args, output) -> None:
+    if (call := site.running.call) is not None:
         call["outputs"][name] = output
 
 
-def _before_output(owner, child, args):
-    module = owner[0]
-    site = module._tptt
-    if (call := site.call) is not None:
-        if isinstance(module.liza, LinearMemory) and module.liza.config.cross_gate:
-            call["softmax"] = module.liza.softmax_share(args[0], call["hidden"])
-        args = (_mixed(module, args[0]), *args[1:])
+def _before_output(site, child, args):
+    if (call := site.running.call) is not None:
+        memory = call["memory"]
+        if isinstance(memory, LinearMemory) and memory.config.cross_gate:
+            call["softmax"] = memory.softmax_share(args[0], call["hidden"])
+        args = (_mixed(site, call, args[0]), *args[1:])
     if site.outputs is not None:
         site.outputs.append(args[0])
     return args
 
 
-def _after_output(owner, child, args, output):
+def _after_output(site, child, args, output):
     """Cross gate: W is linear but for its bias c, so that with a = W (1 - mu) softmax and b = W mu memory, ``output`` is
     a + b + c; the product a b comes on top."""
-    call = owner[0]._tptt.call
+    call = site.running.call
     if call is None or not isinstance(output, torch.Tensor):
         return None
     if (first := call.get("softmax")) is None:
@@ -175,17 +194,17 @@ def after_attention(module, args, output):
     site = module._tptt
     if site.geometry.layout.output is None:
         many = isinstance(output, tuple | list)
-        if site.call is not None:
-            mixed = _mixed(module, output[0] if many else output)
+        if (call := site.running.call) is not None:
+            mixed = _mixed(site, call, output[0] if many else output)
             output = type(output)((mixed, *output[1:])) if many else mixed
         if site.outputs is not None:
             site.outputs.append(output[0] if many else output)
-    site.call = None
+    site.running.call = None
     return output
 
 
-def _mixed(module, softmax: torch.Tensor) -> torch.Tensor:
-    site, call, memory = module._tptt, module._tptt.call, module.liza
+def _mixed(site: Site, call: dict[str, Any], softmax: torch.Tensor) -> torch.Tensor:
+    module, memory = call["module"], call["memory"]
     if not isinstance(memory, LinearMemory):  # taken out, its window left: see training.window_alone
         return softmax
     if site.softmax_squared is not None:

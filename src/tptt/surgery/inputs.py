@@ -34,7 +34,7 @@ def before_body(names: tuple[str, ...], config: MemoryConfig, sites: list, told:
         raise ValueError(f"with max_self_attn_length the attention mask must be 2-D, [B, T]; got {tuple(mask.shape)}")
     segments = _segments(kwargs, ids, mask, body)
     for site in sites:
-        site.packed = segments is not None
+        site.running.packed = segments is not None
     if not told:
         return (), kwargs
     if segments is not None:

@@ -14,6 +14,8 @@ from transformers import AttentionInterface
 
 from tptt.memory.window import WindowLayer, window_mask
 
+from .active import memory_of
+
 _NO_SOFTMAX = "tptt_memory_only"
 
 
@@ -42,11 +44,15 @@ def with_softmax(module: nn.Module) -> None:
 
 
 def follow_weight(module: nn.Module) -> None:
-    """Leave the softmax of ``module`` out while mu can only be 1, and take it in again when it no longer is."""
-    site, weight = module._tptt, module.liza.mag_weight
+    """Leave the softmax of ``module`` out while mu can only be 1, and take it in again when it no longer is.
+
+    It stays where an adapter has a memory of its own: adapters are switched without a word, and mu may differ.
+    """
+    site, memory = module._tptt, memory_of(module)
+    weight = memory.mag_weight
     if not site.follows or weight.is_meta:
         return
-    wanted = float(weight) == 1.0
+    wanted = float(weight) == 1.0 and memory is module.liza
     if wanted is not site.alone:
         (without_softmax if wanted else with_softmax)(module)
 
