@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
 from tptt.configuration import MemoryConfig, TpttConfig
+from tptt.surgery import set_mag_weight
 
 SHIM = "modeling_tptt.py"
 _SHIM_TEXT = '''"""Loads this checkpoint through the installed tptt package; needed by trust_remote_code=True only."""
@@ -111,33 +112,38 @@ class CheckpointMixin(_Model):
         changes = {k: kwargs.pop(k) for k in list(kwargs) if k in _OWN_SETTINGS}
         if not isinstance(config, PreTrainedConfig):
             config = TpttConfig.from_pretrained(path, **hub)
+        elif config.mag_weight != TpttConfig.get_config_dict(path, **hub)[0].get("mag_weight", config.mag_weight):
+            changes.setdefault("mag_weight", config.mag_weight)  # an Auto class puts it into the configuration
         for name, value in changes.items():
             setattr(config, name, value)
         config.memory_config()
-        if config.weights_format == "full":
-            return cls._load_full(path, *args, config=config, **kwargs)
-        for name in _NOT_FOR_BASE:
-            kwargs.pop(name, None)
         with_report = kwargs.pop("output_loading_info", False)
-        config.name_or_path = str(path)
-        file = cached_file(path, "model.safetensors", **hub)
-        model = cls._for_adapter(config, **kwargs)
-        report = _load_own(model, load_file(file))
-        model.eval()
+        if config.weights_format == "full":
+            model, report = cls._load_full(path, *args, config=config, **kwargs)
+            _refuse_misfit(report["missing_keys"], report["unexpected_keys"])
+        else:
+            for name in _NOT_FOR_BASE:
+                kwargs.pop(name, None)
+            config.name_or_path = str(path)
+            file = cached_file(path, "model.safetensors", **hub)
+            model = cls._for_adapter(config, **kwargs)
+            report = _load_own(model, load_file(file))
+            model.eval()
+        if "mag_weight" in changes:  # a buffer, which the saved one has just overwritten
+            set_mag_weight(model, config.mag_weight)
         return (model, report) if with_report else model
 
 
 def _load_own(model, weights: dict) -> dict:
-    result = model.load_state_dict(weights, strict=False)
-    missing = sorted(set(model.own_state_dict()) - set(weights))
-    if "mag_weight" not in "".join(weights) or missing or result.unexpected_keys:
+    unexpected = model.load_state_dict(weights, strict=False).unexpected_keys
+    missing = set(model.own_state_dict()) - set(weights)
+    _refuse_misfit(missing, unexpected)
+    return {"missing_keys": missing, "unexpected_keys": unexpected, "mismatched_keys": set(), "error_msgs": []}
+
+
+def _refuse_misfit(missing, unexpected) -> None:
+    if missing or unexpected:
         raise RuntimeError(
             "the checkpoint does not fit its configuration: "
-            f"missing {missing[:5]} ({len(missing)}), unexpected {result.unexpected_keys[:5]} ({len(result.unexpected_keys)})"
+            f"missing {sorted(missing)[:5]} ({len(missing)}), unexpected {sorted(unexpected)[:5]} ({len(unexpected)})"
         )
-    return {
-        "missing_keys": missing,
-        "unexpected_keys": result.unexpected_keys,
-        "mismatched_keys": set(),
-        "error_msgs": [],
-    }

@@ -189,9 +189,9 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
     @classmethod
     def _load_full(cls, path, *args, **kwargs):
         with _set(_without_weights):
-            result = super(CheckpointMixin, cls).from_pretrained(path, *args, **kwargs)
-        weights_loaded(result[0] if isinstance(result, tuple) else result)
-        return result
+            model, report = super(CheckpointMixin, cls).from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        weights_loaded(model)
+        return model, report
 
     @classmethod
     def _for_adapter(cls, config: TpttConfig, **options) -> TpttModel:

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, pipeline
 
 from tests.families.models import assert_near, randomize, tokens
-from tptt import TpttConfig, TpttModel, TpttPipeline
+from tptt import TpttConfig, TpttModel, TpttPipeline, set_mag_weight
 
 FRESH = """
 import sys, torch
@@ -106,6 +106,22 @@ def test_a_checkpoint_that_does_not_fit(config, tmp_path):
     (tmp_path / "out" / "config.json").write_text(json.dumps(saved | {"tptt_version": "7.1.0"}))
     with pytest.raises(ValueError, match=r"made by tptt 7\.1\.0"):
         TpttModel.from_pretrained(tmp_path / "out")
+
+
+@pytest.mark.parametrize("load", [TpttModel, AutoModelForCausalLM])
+@pytest.mark.parametrize("lora", [True, False])
+def test_settings_override_the_saved_ones(config, tmp_path, lora, load):
+    """Each reaches the model, or is refused where the weights do not fit it: nothing is left fresh or dropped."""
+    model, ids = randomize(TpttModel(config(lora, mag_weight=0.5, mix_gate="none", feature_width=16))), tokens(1, 12)
+    model.save_pretrained(tmp_path / "out")
+    again = load.from_pretrained(tmp_path / "out", mag_weight=0.25)
+    set_mag_weight(model, 0.25)
+    assert again.config.mag_weight == 0.25 and torch.equal(logits(again, ids), logits(model, ids))
+    again.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(load.from_pretrained(tmp_path / "again"), ids), logits(model, ids))
+    for change in ({"operator": "kda"}, {"layers": (1,)}, {"write_gate": "constant"}, {"feature_map": "silu"}):
+        with pytest.raises(RuntimeError, match="does not fit"):
+            load.from_pretrained(tmp_path / "out", **change)
 
 
 def test_pipelines_and_generate_agree(config, tokenizer):
