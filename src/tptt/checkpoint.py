@@ -54,10 +54,19 @@ class CheckpointMixin(_Model):
 
     def own_state_dict(self, state_dict=None) -> dict:
         """What is not the base's: the memory, LoRA and everything else that trains. Sharded tensors stay sharded."""
-        trained = {n for n, p in self.named_parameters() if p.requires_grad}
+        own = {n for n, p in self.named_parameters() if p.requires_grad}
+        if self.config.text_config.vocab_size != self.base_vocabulary:
+            own |= self._embeddings()
         state_dict = self.state_dict() if state_dict is None else state_dict
         parts = (".liza.", "lora_", ".modules_to_save.")
-        return {k: v for k, v in state_dict.items() if k in trained or any(p in k for p in parts)}
+        return {k: v for k, v in state_dict.items() if k in own or any(p in k for p in parts)}
+
+    def _embeddings(self) -> set[str]:
+        """Names of the weights that `resize_token_embeddings` replaces; of tied ones the source alone."""
+        ends = {self.get_input_embeddings(), self.get_output_embeddings()} - {None}
+        places = [n for n, m in self.named_modules() if m in ends]
+        names = {f"{n}.{k}" for n in places for k, _ in self.get_submodule(n).named_parameters()}
+        return names - set(self.all_tied_weights_keys)
 
     @property
     def _saves_all(self) -> bool:
@@ -135,6 +144,9 @@ class CheckpointMixin(_Model):
 
 
 def _load_own(model, weights: dict) -> dict:
+    rows = {weights[n].shape[0] for n in model._embeddings() & set(weights)}
+    if rows and rows != {model.config.text_config.vocab_size}:
+        model.resize_token_embeddings(rows.pop(), mean_resizing=False)  # the rows are in the checkpoint
     unexpected = model.load_state_dict(weights, strict=False).unexpected_keys
     missing = set(model.own_state_dict()) - set(weights)
     _refuse_misfit(missing, unexpected)

@@ -94,6 +94,7 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
         fresh = not _without_weights.get()
         base = _load_base(config, options)
         config.text_config = base.config  # one object, so that later changes of the implementation reach the base
+        self.base_vocabulary = base.config.vocab_size
         self.backbone = base if config.lora_config is None else _with_lora(base, config.lora_config)
         attach_memory(self.backbone, config.memory_config())
         for name in ("quantization_method", "hf_device_map"):  # not is_quantized: Trainer would refuse the wrapper
@@ -137,6 +138,12 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
 
     def set_output_embeddings(self, new_embeddings) -> None:
         self.inner.set_output_embeddings(new_embeddings)
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        """As transformers', and the wrapper's own configuration follows; checkpoints keep the resized embeddings."""
+        result = super().resize_token_embeddings(*args, **kwargs)
+        self.config.vocab_size = self.config.text_config.vocab_size
+        return result
 
     def forward(
         self,

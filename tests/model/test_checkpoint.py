@@ -71,6 +71,20 @@ def test_merge_and_full_save(config, base, tmp_path):
     assert shared is bool(tied)
 
 
+@pytest.mark.parametrize("lora", [True, False])
+def test_resized_embeddings_come_back(config, tmp_path, lora):
+    model, ids = randomize(TpttModel(config(lora, feature_width=16))), torch.tensor([[65, 66, 5, 6]])
+    model.resize_token_embeddings(70)
+    tied = bool(model.config.text_config.tie_word_embeddings)
+    for place in ("out", "again"):
+        model.save_pretrained(tmp_path / place)
+        again = TpttModel.from_pretrained(tmp_path / place)
+        assert again.config.vocab_size == again.config.text_config.vocab_size == 70
+        assert (again.get_input_embeddings().weight is again.get_output_embeddings().weight) is tied
+        assert torch.equal(logits(again, ids), logits(model, ids))
+        model = again
+
+
 def test_a_moved_base_is_named_and_can_be_given(config, base, tmp_path):
     model, ids = randomize(TpttModel(config())), tokens(1, 10)
     model.save_pretrained(tmp_path / "out")
