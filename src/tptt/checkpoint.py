@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
-from transformers.utils import cached_file
+from transformers.modeling_utils import _add_variant
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from tptt.configuration import MemoryConfig, TpttConfig
 from tptt.surgery import set_mag_weight
@@ -69,6 +73,15 @@ class CheckpointMixin(_Model):
         return names - set(self.all_tied_weights_keys)
 
     @property
+    def _was_merged(self) -> bool:
+        """Whether ``merge_and_unload`` of a peft model around this one has folded its LoRA into the base as well."""
+        return (
+            isinstance(self.backbone, PeftModel)
+            and isinstance(self.backbone.base_model, BaseTuner)  # not prompts, which have no layers
+            and not any(isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper) for m in self.backbone.modules())
+        )
+
+    @property
     def _saves_all(self) -> bool:
         """Whether the base's weights are saved as well: where it trains itself there is no other that could be named."""
         return self.config.lora_config is None or self.config.weights_format == "full"
@@ -81,14 +94,18 @@ class CheckpointMixin(_Model):
     def save_pretrained(self, save_directory, state_dict=None, **kwargs) -> None:
         """Save to a folder (or, with ``push_to_hub=True``, to the hub).
 
-        Writes memory and LoRA with the base's name, or everything where ``config.weights_format`` is "full" or the
-        base itself trains (no LoRA), and the shim that ``trust_remote_code=True`` needs.
+        Writes memory and LoRA with the base's name, in one file whatever ``max_shard_size`` says, or everything where
+        ``config.weights_format`` is "full", the base itself trains (no LoRA) or LoRA was folded into it from outside;
+        and the shim that ``trust_remote_code=True`` needs.
         """
+        if self._was_merged:
+            self.merge_and_unload()
+            state_dict = None  # of other names
         if self._saves_all:
             self.config.weights_format = "full"
         else:
             state_dict = self.own_state_dict(state_dict)
-            kwargs["save_original_format"] = False
+            kwargs |= {"save_original_format": False, "max_shard_size": 1 << 60}
         # an Auto class that loaded this model asks for its shim's copy; it is written anew below instead
         type(self)._auto_class = type(self.config)._auto_class = None
         self.config.auto_map = dict(_AUTO_MAP)
@@ -100,6 +117,8 @@ class CheckpointMixin(_Model):
         finally:
             if quantizer is not None:
                 self.hf_quantizer = quantizer
+        if kwargs.get("is_main_process", True):
+            _keep_the_newer(Path(save_directory), kwargs.get("variant"))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
@@ -134,13 +153,22 @@ class CheckpointMixin(_Model):
             for name in _NOT_FOR_BASE:
                 kwargs.pop(name, None)
             config.name_or_path = str(path)
-            file = cached_file(path, "model.safetensors", **hub)
+            file = cached_file(path, _add_variant(SAFE_WEIGHTS_NAME, kwargs.pop("variant", None)), **hub)
             model = cls._for_adapter(config, **kwargs)
             report = _load_own(model, load_file(file))
             model.eval()
         if "mag_weight" in changes:  # a buffer, which the saved one has just overwritten
             set_mag_weight(model, config.mag_weight)
         return (model, report) if with_report else model
+
+
+def _keep_the_newer(folder: Path, variant: str | None) -> None:
+    """Of one file of weights and an index of several remove what an earlier save left: the one file would be read."""
+    found = [
+        p for n in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME) if (p := folder / _add_variant(n, variant)).exists()
+    ]
+    if len(found) > 1:
+        min(found, key=lambda p: p.stat().st_mtime_ns).unlink()
 
 
 def _load_own(model, weights: dict) -> dict:

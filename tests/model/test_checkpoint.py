@@ -1,11 +1,13 @@
 """Checks 6 and 8 of INTEGRATION.md: save, load, merge, double round trip, hub-style load in a fresh process."""
 
+import copy
 import json
 import subprocess
 import sys
 
 import pytest
 import torch
+from peft import LoraConfig, PeftConfig, get_peft_model
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, pipeline
 
@@ -85,6 +87,39 @@ def test_resized_embeddings_come_back(config, tmp_path, lora):
         model = again
 
 
+@pytest.mark.parametrize("options", [{"max_shard_size": "5KB"}, {"variant": "fp16"}])
+def test_an_adapter_saved_in_other_ways(config, tmp_path, options):
+    model, ids = randomize(TpttModel(config(feature_width=16))), tokens(1, 10)
+    model.save_pretrained(tmp_path / "out", **options)
+    options.pop("max_shard_size", None)
+    for load in (TpttModel, AutoModelForCausalLM):
+        assert torch.equal(logits(load.from_pretrained(tmp_path / "out", **options), ids), logits(model, ids))
+
+
+def test_each_save_replaces_the_one_before_it(config, tmp_path):
+    """One file and an index of several lie under different names: what is read is what was saved last."""
+    model, ids = randomize(TpttModel(config(feature_width=16))), tokens(1, 10)
+    adapter, merged = copy.deepcopy(model), model.merge_and_unload()
+    for last, options in ((adapter, {}), (merged, {"max_shard_size": "20KB"}), (merged, {}), (adapter, {})):
+        last.save_pretrained(tmp_path / "out", **options)
+        again = TpttModel.from_pretrained(tmp_path / "out")
+        assert_near(logits(again, ids), logits(last, ids), 1e-6)
+        weights = {p.name.split("-")[0] for p in (tmp_path / "out").glob("model[.-]*")}
+        assert weights == ({"model", "model.safetensors.index.json"} if options else {"model.safetensors"})
+
+
+@pytest.mark.parametrize("family", ["llama"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # peft's, that this is the second time
+def test_merging_a_peft_model_around_it_merges_its_lora_as_well(config, tmp_path):
+    model, ids = randomize(TpttModel(config(feature_width=16))), tokens(1, 10)
+    outer = get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["down_proj"]))
+    randomize(outer)
+    want, merged = logits(outer, ids), outer.merge_and_unload()
+    merged.save_pretrained(tmp_path / "out")
+    assert merged.config.weights_format == "full" and merged.config.lora_config is None
+    assert_near(logits(TpttModel.from_pretrained(tmp_path / "out"), ids), want)
+
+
 def test_a_moved_base_is_named_and_can_be_given(config, base, tmp_path):
     model, ids = randomize(TpttModel(config())), tokens(1, 10)
     model.save_pretrained(tmp_path / "out")
@@ -96,8 +131,6 @@ def test_a_moved_base_is_named_and_can_be_given(config, base, tmp_path):
 
 
 def test_lora_before_or_after_attaching(config, tmp_path):
-    from peft import PeftConfig, get_peft_model
-
     from tptt import MemoryConfig, attach_memory
 
     settings, ids = config(), tokens(2, 20)
