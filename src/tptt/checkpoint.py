@@ -65,12 +65,17 @@ class CheckpointMixin(_Model):
         parts = (".liza.", "lora_", ".modules_to_save.")
         return {k: v for k, v in state_dict.items() if k in own or any(p in k for p in parts)}
 
+    def _aliases(self) -> set[str]:
+        """Further names of weights that are tied: transformers does not know those that peft gives them."""
+        names = {n for n, _ in self.named_parameters(remove_duplicate=False)}
+        return (names - {n for n, _ in self.named_parameters()}) & set(self.all_tied_weights_keys)
+
     def _embeddings(self) -> set[str]:
         """Names of the weights that `resize_token_embeddings` replaces; of tied ones the source alone."""
         ends = {self.get_input_embeddings(), self.get_output_embeddings()} - {None}
         places = [n for n, m in self.named_modules() if m in ends]
-        names = {f"{n}.{k}" for n in places for k, _ in self.get_submodule(n).named_parameters()}
-        return names - set(self.all_tied_weights_keys)
+        names = {f"{n}.{k}" for n in places for k, _ in self.get_submodule(n).named_parameters(recurse=False)}
+        return names - self._aliases()
 
     @property
     def _was_merged(self) -> bool:
@@ -103,9 +108,12 @@ class CheckpointMixin(_Model):
             state_dict = None  # of other names
         if self._saves_all:
             self.config.weights_format = "full"
+            state_dict = self.state_dict() if state_dict is None else state_dict
         else:
             state_dict = self.own_state_dict(state_dict)
             kwargs |= {"save_original_format": False, "max_shard_size": 1 << 60}
+        aliases = self._aliases()
+        state_dict = {k: v for k, v in state_dict.items() if k not in aliases}
         # an Auto class that loaded this model asks for its shim's copy; it is written anew below instead
         type(self)._auto_class = type(self.config)._auto_class = None
         self.config.auto_map = dict(_AUTO_MAP)
@@ -176,7 +184,7 @@ def _load_own(model, weights: dict) -> dict:
     if rows and rows != {model.config.text_config.vocab_size}:
         model.resize_token_embeddings(rows.pop(), mean_resizing=False)  # the rows are in the checkpoint
     unexpected = model.load_state_dict(weights, strict=False).unexpected_keys
-    missing = set(model.own_state_dict()) - set(weights)
+    missing = set(model.own_state_dict()) - model._aliases() - set(weights)
     _refuse_misfit(missing, unexpected)
     return {"missing_keys": missing, "unexpected_keys": unexpected, "mismatched_keys": set(), "error_msgs": []}
 

@@ -52,12 +52,24 @@ def _load_base(config: TpttConfig, options: dict) -> PreTrainedModel:
 def _with_lora(base: PreTrainedModel, lora: dict) -> PeftModel:
     if getattr(base, "is_quantized", False):
         base = prepare_model_for_kbit_training(base)
-    ties = dict(getattr(base, "all_tied_weights_keys", None) or {})
+    if _without_weights.get():  # transformers ties once the weights are there, by the names that peft gives them here
+        for name, source in base.all_tied_weights_keys.items():
+            _put(base, name, base.get_parameter(source))
     model = get_peft_model(base, PeftConfig.from_peft_type(**lora))
-    # PeftModel.__getattr__ would return the base's, whose names lack the prefix
-    prefixed = {f"base_model.model.{k}": f"base_model.model.{v}" for k, v in ties.items()}
-    object.__setattr__(model, "all_tied_weights_keys", prefixed)
+    # PeftModel.__getattr__ would return the base's, whose names lack the prefix and what peft has put in between
+    object.__setattr__(model, "all_tied_weights_keys", _ties(model))
     return model
+
+
+def _put(model: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> None:
+    place, _, own = name.rpartition(".")
+    setattr(model.get_submodule(place), own, parameter)
+
+
+def _ties(model: torch.nn.Module) -> dict[str, str]:
+    """Of every weight with several names: the others, each with the first."""
+    first: dict[torch.nn.Parameter, str] = {}
+    return {n: f for n, p in model.named_parameters(remove_duplicate=False) if (f := first.setdefault(p, n)) != n}
 
 
 class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
@@ -116,6 +128,12 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
             super().init_weights()
         else:
             self.tie_weights()
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """As transformers', which looks for the base's weights where peft no longer has them."""
+        if not isinstance(self.backbone, PeftModel):
+            return super().get_expanded_tied_weights_keys(all_submodels)
+        return {f"backbone.{k}": f"backbone.{v}" for k, v in self.backbone.all_tied_weights_keys.items()}
 
     @property
     def inner(self) -> PreTrainedModel:
@@ -208,6 +226,10 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
     def merge_and_unload(self) -> TpttModel:
         """Fold LoRA into the base's weights; from then on `save_pretrained` writes a self-contained checkpoint."""
         if isinstance(self.backbone, PeftModel):
+            for name, source in self.backbone.all_tied_weights_keys.items():
+                if any(n.endswith(".base_layer.weight") and ".token_adapter." not in n for n in (name, source)):
+                    tied = self.backbone.get_parameter(source)  # LoRA of one of the two would reach the other
+                    _put(self.backbone, name, torch.nn.Parameter(tied.detach().clone(), tied.requires_grad))
             self.backbone = self.backbone.merge_and_unload()
             self.config.lora_config = None
             self.post_init()

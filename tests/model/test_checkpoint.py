@@ -171,6 +171,32 @@ def test_settings_override_the_saved_ones(config, tmp_path, lora, load):
             load.from_pretrained(tmp_path / "out", **change)
 
 
+@pytest.mark.parametrize("family", ["llama-tied", "llama"])
+@pytest.mark.parametrize("way", ["adapter", "full", "merged"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+        {"trainable_token_indices": [5, 6]},
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # peft's, of tied weights
+def test_embeddings_in_the_adapter(config, tmp_path, settings, way):
+    given = config(feature_width=16, weights_format="adapter" if way == "merged" else way)
+    given.lora_config |= settings
+    model, ids = randomize(TpttModel(given)), tokens(1, 12)
+    want = logits(model, ids)
+    if way == "merged":
+        assert_near(logits(model.merge_and_unload(), ids), want)
+    model.save_pretrained(tmp_path / "out")
+    assert_near(logits(TpttModel.from_pretrained(tmp_path / "out"), ids), want)
+
+
 def test_pipelines_and_generate_agree(config, tokenizer):
     model = randomize(TpttModel(config(max_self_attn_length=6))).eval()
     text, options = "w5 w9 w11 w5 w9 w30 w31 w8", {"max_new_tokens": 9, "do_sample": False}
