@@ -184,9 +184,11 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
             logits_to_keep=logits_to_keep, **kwargs,
         )  # fmt: skip
 
-    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **kwargs):
+    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, inputs_embeds=None, **kwargs):
         """As transformers', and the 2-D mask goes along: a static cache gets a 4-D one, which hides padding's place."""
-        inputs = super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+        )
         if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
             ids = inputs.get("input_ids")
             tokens = (inputs["inputs_embeds"] if ids is None else ids).shape[1]
