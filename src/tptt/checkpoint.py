@@ -88,8 +88,14 @@ class CheckpointMixin(_Model):
 
     @property
     def _saves_all(self) -> bool:
-        """Whether the base's weights are saved as well: where it trains itself there is no other that could be named."""
-        return self.config.lora_config is None or self.config.weights_format == "full"
+        """Whether the base's weights are saved as well: where they train, or LoRA's start has moved them at random, there is no
+        other base that could be named."""
+        lora = self.config.lora_config
+        return (
+            lora is None
+            or self.config.weights_format == "full"
+            or str(lora.get("init_lora_weights")).startswith("pissa_niter")
+        )
 
     def whole_state_dict(self) -> dict:
         """What `save_pretrained` writes, of weights that FSDP2 has sharded the whole: for all processes to call together."""
@@ -100,8 +106,8 @@ class CheckpointMixin(_Model):
         """Save to a folder (or, with ``push_to_hub=True``, to the hub).
 
         Writes memory and LoRA with the base's name, in one file whatever ``max_shard_size`` says, or everything where
-        ``config.weights_format`` is "full", the base itself trains (no LoRA) or LoRA was folded into it from outside;
-        and the shim that ``trust_remote_code=True`` needs.
+        ``config.weights_format`` is "full", the base itself trains (no LoRA), LoRA was folded into it from outside or moved
+        it at random ("pissa_niter_4"); and the shim that ``trust_remote_code=True`` needs.
         """
         if self._was_merged:
             self.merge_and_unload()
@@ -140,15 +146,21 @@ class CheckpointMixin(_Model):
 
         Raises:
             OSError: checkpoint or base was not found.
-            ValueError: a newer version made the checkpoint.
+            ValueError: a newer version made the checkpoint, or it is none of tptt.
             RuntimeError: its weights do not fit the configuration.
         """
         path = pretrained_model_name_or_path
         hub = {k: kwargs[k] for k in _HUB if kwargs.get(k) is not None}
         changes = {k: kwargs.pop(k) for k in list(kwargs) if k in _OWN_SETTINGS}
+        saved = TpttConfig.get_config_dict(path, **hub)[0]
+        if saved.get("model_type") != TpttConfig.model_type:
+            raise ValueError(
+                f"{str(path)!r} is no tptt checkpoint but a model of type {saved.get('model_type')!r}: "
+                f"TpttModel(TpttConfig(base_model_name={str(path)!r})) gives it a memory"
+            )
         if not isinstance(config, PreTrainedConfig):
             config = TpttConfig.from_pretrained(path, **hub)
-        elif config.mag_weight != TpttConfig.get_config_dict(path, **hub)[0].get("mag_weight", config.mag_weight):
+        elif config.mag_weight != saved.get("mag_weight", config.mag_weight):
             changes.setdefault("mag_weight", config.mag_weight)  # an Auto class puts it into the configuration
         for name, value in changes.items():
             setattr(config, name, value)
@@ -160,6 +172,9 @@ class CheckpointMixin(_Model):
         else:
             for name in _NOT_FOR_BASE:
                 kwargs.pop(name, None)
+            for name in ("dtype", "torch_dtype"):
+                if kwargs.get(name) == "auto":  # which would be the base's own, not what was trained
+                    kwargs[name] = config.dtype
             config.name_or_path = str(path)
             file = cached_file(path, _add_variant(SAFE_WEIGHTS_NAME, kwargs.pop("variant", None)), **hub)
             model = cls._for_adapter(config, **kwargs)

@@ -198,7 +198,7 @@ class TpttConfig(PreTrainedConfig):
     Args:
         base_model_name: path or hub id of the base causal LM.
         base_model_revision: branch, tag or commit of it.
-        lora_config: ``LoraConfig(...).to_dict()`` (any peft configuration), or None.
+        lora_config: ``LoraConfig(...)`` or its ``to_dict()`` (any peft configuration), or None.
         text_config: the base's own configuration; read from the base when not given.
         weights_format: "adapter" (memory and LoRA; the base is fetched by name) or "full" (self-contained).
         tptt_version: the version that made the checkpoint.
@@ -214,7 +214,7 @@ class TpttConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     base_model_name: str | None = None
     base_model_revision: str | None = None
-    lora_config: dict | None = None
+    lora_config: Any = None
     weights_format: str = "adapter"
     tptt_version: str = __version__
     operator: str = MemoryConfig.operator
@@ -241,7 +241,7 @@ class TpttConfig(PreTrainedConfig):
             raise ValueError(f"unknown configuration key {', '.join(unknown)}; valid are {', '.join(valid)}")
         _one_of("weights_format", self.weights_format, ("adapter", "full"))
         if self.lora_config is not None:
-            self.lora_config = jsonable(self.lora_config)
+            self.lora_config = _peft_settings(self.lora_config)
         if self.base_model_name is not None:
             self.base_model_name = str(self.base_model_name)
         self.memory_config()
@@ -266,6 +266,13 @@ class TpttConfig(PreTrainedConfig):
 
 
 _OWN = {"text_config", "base_model_name", "base_model_revision", "lora_config", "weights_format", "dtype"}
+
+
+def _peft_settings(given: Any) -> dict[str, Any]:
+    settings = given.to_dict() if hasattr(given, "to_dict") else given
+    if not isinstance(settings, dict) or "peft_type" not in settings:
+        raise ValueError(f"lora_config must be a peft configuration or its to_dict(), got {given!r}")
+    return jsonable(settings)
 
 
 def _check_version(found: str) -> None:

@@ -80,6 +80,8 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
         attn_implementation, dtype (or torch_dtype), quantization_config, token, revision, device_map and any other
             keyword: handed to the base's ``from_pretrained``.
 
+    Until it is loaded from a checkpoint its ``config.name_or_path`` is the base's: TRL takes its reference model there.
+
     Raises:
         OSError: the base was not found (the message says how to name it, and the token for gated ones).
         ValueError: the base is no causal language model, a layer's attention has no known layout, or ``layers`` is
@@ -113,6 +115,7 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
             if hasattr(base, name):
                 setattr(self, name, getattr(base, name))
         if fresh:
+            config.name_or_path = config.name_or_path or config.base_model_name
             self.generation_config = copy.deepcopy(base.generation_config)
             self.post_init()
             if not _adapter_follows.get():

@@ -208,6 +208,30 @@ def test_pipelines_and_generate_agree(config, tokenizer):
     assert ours[0]["generated_token_ids"] == want
 
 
+@pytest.mark.parametrize("family", ["llama"])
+def test_dtype_auto_is_what_was_trained(config, tmp_path):
+    TpttModel(config(feature_width=16), dtype=torch.bfloat16).save_pretrained(tmp_path / "out")
+    for load in (TpttModel, AutoModelForCausalLM):
+        assert load.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("family", ["llama"])
+def test_lora_that_moves_the_base_at_random_is_saved_with_it(config, tmp_path):
+    given = config(feature_width=16)
+    given.lora_config["init_lora_weights"] = "pissa_niter_4"
+    model, ids = randomize(TpttModel(given)), tokens(1, 12)
+    model.save_pretrained(tmp_path / "out")
+    assert_near(logits(TpttModel.from_pretrained(tmp_path / "out"), ids), logits(model, ids))
+
+
+@pytest.mark.parametrize("family", ["llama"])
+def test_the_name_under_which_trl_finds_a_reference(config, base, tmp_path):
+    model = TpttModel(config(feature_width=16))
+    assert model.config.name_or_path == str(base)
+    model.save_pretrained(tmp_path / "out")
+    assert TpttModel.from_pretrained(tmp_path / "out").config.name_or_path == str(tmp_path / "out")
+
+
 def test_the_shim_refuses_another_tptt(config, tmp_path):
     TpttModel(config()).save_pretrained(tmp_path / "out")
     (tmp_path / "fake" / "tptt").mkdir(parents=True)
@@ -222,3 +246,5 @@ def test_the_config_survives_json(config):
     again = TpttConfig.from_dict(json.loads(json.dumps(settings.to_dict())))
     assert again.memory_config() == settings.memory_config()
     assert again.lora_config == settings.lora_config
+    lora = PeftConfig.from_peft_type(**settings.lora_config)
+    assert TpttConfig(lora_config=lora).lora_config == settings.lora_config
