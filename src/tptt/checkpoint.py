@@ -165,6 +165,7 @@ class CheckpointMixin(_Model):
         for name, value in changes.items():
             setattr(config, name, value)
         config.memory_config()
+        own_code = config.load_base_code(kwargs.get("token"), kwargs.get("trust_remote_code"))
         with_report = kwargs.pop("output_loading_info", False)
         if config.weights_format == "full":
             model, report = cls._load_full(path, *args, config=config, **kwargs)
@@ -172,6 +173,8 @@ class CheckpointMixin(_Model):
         else:
             for name in _NOT_FOR_BASE:
                 kwargs.pop(name, None)
+            if own_code:
+                kwargs["trust_remote_code"] = True
             for name in ("dtype", "torch_dtype"):
                 if kwargs.get(name) == "auto":  # which would be the base's own, not what was trained
                     kwargs[name] = config.dtype

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 __version__ = "1.0.0.dev0"
@@ -192,6 +192,12 @@ _SHARED = (
 )  # fmt: skip
 
 
+class UnknownBaseConfig(PreTrainedConfig):
+    """What a checkpoint holds of a base with code of its own, ``saved``, until that code may run."""
+
+    saved: dict | None = None
+
+
 class TpttConfig(PreTrainedConfig):
     """A base model, its memory and its LoRA.
 
@@ -249,10 +255,34 @@ class TpttConfig(PreTrainedConfig):
         trust = kwargs.pop("trust_remote_code", None)
         if self.text_config is None and self.base_model_name is not None:
             self.text_config = _base_config(self.base_model_name, self.base_model_revision, token, trust)
+        elif isinstance(self.text_config, dict) and self.text_config.get("model_type", "llama") not in CONFIG_MAPPING:
+            self.text_config = UnknownBaseConfig(saved=self.text_config)
         super().__post_init__(**kwargs)
-        for name in _SHARED if self.text_config is not None else ():
+        if self.text_config is None or isinstance(self.text_config, UnknownBaseConfig):
+            return
+        for name in _SHARED:
             if hasattr(self.text_config, name):
                 setattr(self, name, getattr(self.text_config, name))
+
+    def load_base_code(self, token: str | bool | None, trust: bool | None) -> bool:
+        """Of a base with code of its own get the configuration's class; returns whether it is such a base.
+
+        Raises:
+            ValueError: it is, and ``trust`` is not given.
+            OSError: the base was not found.
+        """
+        if not isinstance(self.text_config, UnknownBaseConfig):
+            return False
+        saved = self.text_config.saved or {}
+        if not trust:
+            raise ValueError(
+                f"the base is of type {saved.get('model_type')!r}, which transformers does not know: "
+                f"trust_remote_code=True lets the code of {self.base_model_name!r} run"
+            )
+        base = type(_base_config(str(self.base_model_name), self.base_model_revision, token, trust)).from_dict(saved)
+        base.name_or_path = self.base_model_name
+        self.text_config = base
+        return True
 
     def memory_config(self) -> MemoryConfig:
         """The memory's part of this configuration, validated."""

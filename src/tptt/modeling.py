@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 
 from tptt.checkpoint import CheckpointMixin
 from tptt.configuration import TpttConfig, base_error, require_chosen_layers
@@ -33,7 +33,10 @@ def _load_base(config: TpttConfig, options: dict) -> PreTrainedModel:
     if _without_weights.get():
         attention = getattr(config.text_config, "_attn_implementation", None)
         return AutoModelForCausalLM.from_config(
-            config.text_config, **({"attn_implementation": attention} if attention else {})
+            config.text_config,
+            trust_remote_code=getattr(config.text_config, "model_type", None)
+            not in CONFIG_MAPPING,  # as its class was, to be here
+            **({"attn_implementation": attention} if attention else {}),
         )
     if config.base_model_name is None:
         raise ValueError("TpttConfig.base_model_name is missing: give the path or hub id of a causal language model")
@@ -80,7 +83,8 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
         attn_implementation, dtype (or torch_dtype), quantization_config, token, revision, device_map and any other
             keyword: handed to the base's ``from_pretrained``.
 
-    Until it is loaded from a checkpoint its ``config.name_or_path`` is the base's: TRL takes its reference model there.
+    Until it is loaded from a checkpoint its ``config.name_or_path`` is the base's, where TRL finds a tokenizer and, given
+    no ``ref_model``, its reference model: ``copy.deepcopy(model)`` compares with the converted model instead.
 
     Raises:
         OSError: the base was not found (the message says how to name it, and the token for gated ones).

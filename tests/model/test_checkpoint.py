@@ -208,6 +208,34 @@ def test_pipelines_and_generate_agree(config, tokenizer):
     assert ours[0]["generated_token_ids"] == want
 
 
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+class OwnConfig(LlamaConfig):
+    model_type = "own_llama"
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.mark.parametrize("family", ["llama"])
+@pytest.mark.parametrize("lora", [True, False])
+def test_a_base_with_code_of_its_own(config, base, tmp_path, lora):
+    (base / "own.py").write_text(OWN_CODE)
+    place, names = base / "config.json", {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"model_type": "own_llama", "auto_map": names}))
+    trust = {"trust_remote_code": True}
+    model, ids = randomize(TpttModel(config(lora, feature_width=16, **trust), **trust)), tokens(1, 12)
+    for out in ("out", "again"):
+        model.save_pretrained(tmp_path / out)
+        with pytest.raises(ValueError, match=r"'own_llama', which transformers does not know: trust_remote_code=True"):
+            TpttModel.from_pretrained(tmp_path / out)
+        for load in (TpttModel, AutoModelForCausalLM):
+            again = load.from_pretrained(tmp_path / out, **trust)
+            assert type(again.inner).__name__ == "OwnModel" and again.config.vocab_size == model.config.vocab_size
+            assert torch.equal(logits(again, ids), logits(model, ids))
+        model = again
+
+
 @pytest.mark.parametrize("family", ["llama"])
 def test_dtype_auto_is_what_was_trained(config, tmp_path):
     TpttModel(config(feature_width=16), dtype=torch.bfloat16).save_pretrained(tmp_path / "out")
