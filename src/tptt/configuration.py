@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 __version__ = "1.0.0.dev0"
@@ -192,13 +192,19 @@ _SHARED = (
 )  # fmt: skip
 
 
+class UnknownBaseConfig(PreTrainedConfig):
+    """What a checkpoint holds of a base with code of its own, ``saved``, until that code may run."""
+
+    saved: dict | None = None
+
+
 class TpttConfig(PreTrainedConfig):
     """A base model, its memory and its LoRA.
 
     Args:
         base_model_name: path or hub id of the base causal LM.
         base_model_revision: branch, tag or commit of it.
-        lora_config: ``LoraConfig(...).to_dict()`` (any peft configuration), or None.
+        lora_config: ``LoraConfig(...)`` or its ``to_dict()`` (any peft configuration), or None.
         text_config: the base's own configuration; read from the base when not given.
         weights_format: "adapter" (memory and LoRA; the base is fetched by name) or "full" (self-contained).
         tptt_version: the version that made the checkpoint.
@@ -214,7 +220,7 @@ class TpttConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     base_model_name: str | None = None
     base_model_revision: str | None = None
-    lora_config: dict | None = None
+    lora_config: Any = None
     weights_format: str = "adapter"
     tptt_version: str = __version__
     operator: str = MemoryConfig.operator
@@ -241,7 +247,7 @@ class TpttConfig(PreTrainedConfig):
             raise ValueError(f"unknown configuration key {', '.join(unknown)}; valid are {', '.join(valid)}")
         _one_of("weights_format", self.weights_format, ("adapter", "full"))
         if self.lora_config is not None:
-            self.lora_config = jsonable(self.lora_config)
+            self.lora_config = _peft_settings(self.lora_config)
         if self.base_model_name is not None:
             self.base_model_name = str(self.base_model_name)
         self.memory_config()
@@ -249,10 +255,34 @@ class TpttConfig(PreTrainedConfig):
         trust = kwargs.pop("trust_remote_code", None)
         if self.text_config is None and self.base_model_name is not None:
             self.text_config = _base_config(self.base_model_name, self.base_model_revision, token, trust)
+        elif isinstance(self.text_config, dict) and self.text_config.get("model_type", "llama") not in CONFIG_MAPPING:
+            self.text_config = UnknownBaseConfig(saved=self.text_config)
         super().__post_init__(**kwargs)
-        for name in _SHARED if self.text_config is not None else ():
+        if self.text_config is None or isinstance(self.text_config, UnknownBaseConfig):
+            return
+        for name in _SHARED:
             if hasattr(self.text_config, name):
                 setattr(self, name, getattr(self.text_config, name))
+
+    def load_base_code(self, token: str | bool | None, trust: bool | None) -> bool:
+        """Of a base with code of its own get the configuration's class; returns whether it is such a base.
+
+        Raises:
+            ValueError: it is, and ``trust`` is not given.
+            OSError: the base was not found.
+        """
+        if not isinstance(self.text_config, UnknownBaseConfig):
+            return False
+        saved = self.text_config.saved or {}
+        if not trust:
+            raise ValueError(
+                f"the base is of type {saved.get('model_type')!r}, which transformers does not know: "
+                f"trust_remote_code=True lets the code of {self.base_model_name!r} run"
+            )
+        base = type(_base_config(str(self.base_model_name), self.base_model_revision, token, trust)).from_dict(saved)
+        base.name_or_path = self.base_model_name
+        self.text_config = base
+        return True
 
     def memory_config(self) -> MemoryConfig:
         """The memory's part of this configuration, validated."""
@@ -266,6 +296,13 @@ class TpttConfig(PreTrainedConfig):
 
 
 _OWN = {"text_config", "base_model_name", "base_model_revision", "lora_config", "weights_format", "dtype"}
+
+
+def _peft_settings(given: Any) -> dict[str, Any]:
+    settings = given.to_dict() if hasattr(given, "to_dict") else given
+    if not isinstance(settings, dict) or "peft_type" not in settings:
+        raise ValueError(f"lora_config must be a peft configuration or its to_dict(), got {given!r}")
+    return jsonable(settings)
 
 
 def _check_version(found: str) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 
 from tptt.checkpoint import CheckpointMixin
 from tptt.configuration import TpttConfig, base_error, require_chosen_layers
@@ -33,7 +33,10 @@ def _load_base(config: TpttConfig, options: dict) -> PreTrainedModel:
     if _without_weights.get():
         attention = getattr(config.text_config, "_attn_implementation", None)
         return AutoModelForCausalLM.from_config(
-            config.text_config, **({"attn_implementation": attention} if attention else {})
+            config.text_config,
+            trust_remote_code=getattr(config.text_config, "model_type", None)
+            not in CONFIG_MAPPING,  # as its class was, to be here
+            **({"attn_implementation": attention} if attention else {}),
         )
     if config.base_model_name is None:
         raise ValueError("TpttConfig.base_model_name is missing: give the path or hub id of a causal language model")
@@ -52,12 +55,24 @@ def _load_base(config: TpttConfig, options: dict) -> PreTrainedModel:
 def _with_lora(base: PreTrainedModel, lora: dict) -> PeftModel:
     if getattr(base, "is_quantized", False):
         base = prepare_model_for_kbit_training(base)
-    ties = dict(getattr(base, "all_tied_weights_keys", None) or {})
+    if _without_weights.get():  # transformers ties once the weights are there, by the names that peft gives them here
+        for name, source in base.all_tied_weights_keys.items():
+            _put(base, name, base.get_parameter(source))
     model = get_peft_model(base, PeftConfig.from_peft_type(**lora))
-    # PeftModel.__getattr__ would return the base's, whose names lack the prefix
-    prefixed = {f"base_model.model.{k}": f"base_model.model.{v}" for k, v in ties.items()}
-    object.__setattr__(model, "all_tied_weights_keys", prefixed)
+    # PeftModel.__getattr__ would return the base's, whose names lack the prefix and what peft has put in between
+    object.__setattr__(model, "all_tied_weights_keys", _ties(model))
     return model
+
+
+def _put(model: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> None:
+    place, _, own = name.rpartition(".")
+    setattr(model.get_submodule(place), own, parameter)
+
+
+def _ties(model: torch.nn.Module) -> dict[str, str]:
+    """Of every weight with several names: the others, each with the first."""
+    first: dict[torch.nn.Parameter, str] = {}
+    return {n: f for n, p in model.named_parameters(remove_duplicate=False) if (f := first.setdefault(p, n)) != n}
 
 
 class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
@@ -67,6 +82,9 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
         config: base, memory and LoRA. With ``lora_config`` the base is frozen and LoRA and memory train; without, all does.
         attn_implementation, dtype (or torch_dtype), quantization_config, token, revision, device_map and any other
             keyword: handed to the base's ``from_pretrained``.
+
+    Until it is loaded from a checkpoint its ``config.name_or_path`` is the base's, where TRL finds a tokenizer and, given
+    no ``ref_model``, its reference model: ``copy.deepcopy(model)`` compares with the converted model instead.
 
     Raises:
         OSError: the base was not found (the message says how to name it, and the token for gated ones).
@@ -94,12 +112,14 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
         fresh = not _without_weights.get()
         base = _load_base(config, options)
         config.text_config = base.config  # one object, so that later changes of the implementation reach the base
+        self.base_vocabulary = base.config.vocab_size
         self.backbone = base if config.lora_config is None else _with_lora(base, config.lora_config)
         attach_memory(self.backbone, config.memory_config())
         for name in ("quantization_method", "hf_device_map"):  # not is_quantized: Trainer would refuse the wrapper
             if hasattr(base, name):
                 setattr(self, name, getattr(base, name))
         if fresh:
+            config.name_or_path = config.name_or_path or config.base_model_name
             self.generation_config = copy.deepcopy(base.generation_config)
             self.post_init()
             if not _adapter_follows.get():
@@ -115,6 +135,12 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
             super().init_weights()
         else:
             self.tie_weights()
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """As transformers', which looks for the base's weights where peft no longer has them."""
+        if not isinstance(self.backbone, PeftModel):
+            return super().get_expanded_tied_weights_keys(all_submodels)
+        return {f"backbone.{k}": f"backbone.{v}" for k, v in self.backbone.all_tied_weights_keys.items()}
 
     @property
     def inner(self) -> PreTrainedModel:
@@ -138,6 +164,12 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings) -> None:
         self.inner.set_output_embeddings(new_embeddings)
 
+    def resize_token_embeddings(self, *args, **kwargs):
+        """As transformers', and the wrapper's own configuration follows; checkpoints keep the resized embeddings."""
+        result = super().resize_token_embeddings(*args, **kwargs)
+        self.config.vocab_size = self.config.text_config.vocab_size
+        return result
+
     def forward(
         self,
         input_ids=None,
@@ -159,9 +191,11 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
             logits_to_keep=logits_to_keep, **kwargs,
         )  # fmt: skip
 
-    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **kwargs):
+    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, inputs_embeds=None, **kwargs):
         """As transformers', and the 2-D mask goes along: a static cache gets a 4-D one, which hides padding's place."""
-        inputs = super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+        )
         if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
             ids = inputs.get("input_ids")
             tokens = (inputs["inputs_embeds"] if ids is None else ids).shape[1]
@@ -189,9 +223,9 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
     @classmethod
     def _load_full(cls, path, *args, **kwargs):
         with _set(_without_weights):
-            result = super(CheckpointMixin, cls).from_pretrained(path, *args, **kwargs)
-        weights_loaded(result[0] if isinstance(result, tuple) else result)
-        return result
+            model, report = super(CheckpointMixin, cls).from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        weights_loaded(model)
+        return model, report
 
     @classmethod
     def _for_adapter(cls, config: TpttConfig, **options) -> TpttModel:
@@ -201,6 +235,10 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
     def merge_and_unload(self) -> TpttModel:
         """Fold LoRA into the base's weights; from then on `save_pretrained` writes a self-contained checkpoint."""
         if isinstance(self.backbone, PeftModel):
+            for name, source in self.backbone.all_tied_weights_keys.items():
+                if any(n.endswith(".base_layer.weight") and ".token_adapter." not in n for n in (name, source)):
+                    tied = self.backbone.get_parameter(source)  # LoRA of one of the two would reach the other
+                    _put(self.backbone, name, torch.nn.Parameter(tied.detach().clone(), tied.requires_grad))
             self.backbone = self.backbone.merge_and_unload()
             self.config.lora_config = None
             self.post_init()

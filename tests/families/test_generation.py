@@ -13,7 +13,7 @@ NEW = 14
 def generate(model, ids, **options):
     # an explicit mask: random models generate the pad token too, and generate() would mask it in a prompt
     options = {
-        "attention_mask": torch.ones_like(ids),
+        "attention_mask": None if ids is None else torch.ones_like(ids),
         "do_sample": False,
         "max_new_tokens": NEW,
         "min_new_tokens": NEW,
@@ -58,6 +58,14 @@ def test_a_converted_model_assists(converted, family):
     model, ids = build(family, seed=1), tokens(1, 20)
     assistant = converted(max_self_attn_length=6)
     assert torch.equal(generate(model, ids, assistant_model=assistant), generate(model, ids))
+
+
+def test_embeddings_in_place_of_ids(converted):
+    model, ids = converted(max_self_attn_length=6), tokens(2, 20)
+    embeds, mask = model.get_input_embeddings()(ids), torch.ones_like(ids)
+    mask[0, :5] = 0
+    want = generate(model, ids, attention_mask=mask)[:, 20:]
+    assert torch.equal(generate(model, None, inputs_embeds=embeds, attention_mask=mask), want)
 
 
 @pytest.mark.parametrize("settings", [WINDOWS[0], WINDOWS[2]])

@@ -30,6 +30,7 @@ def family():
         ({"mag_weight": float("nan")}, "mag_weight must be"),
         ({"sink_tokens": 2}, "set max_self_attn_length as well"),
         ({"weights_format": "zip"}, "unknown weights_format 'zip'"),
+        ({"lora_config": {"r": 4}}, "lora_config must be a peft configuration or its to_dict.., got {'r': 4}"),
     ],
 )
 def test_configuration(settings, message):
@@ -42,6 +43,11 @@ def test_base_model_missing(tmp_path):
         TpttConfig(base_model_name=str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="base_model_name is missing"):
         TpttModel(TpttConfig())
+
+
+def test_a_plain_model_is_no_checkpoint(base):
+    with pytest.raises(ValueError, match=r"is no tptt checkpoint but a model of type 'llama'.*base_model_name="):
+        TpttModel.from_pretrained(base)
 
 
 def test_base_model_not_causal(tmp_path):
