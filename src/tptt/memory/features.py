@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tptt.ops.dtypes import without_autocast
 from tptt.ops.native import fourier, fourier_backward, fourier_serves
-from tptt.ops.tracing import plain, traced
+from tptt.ops.tracing import plain
 
 
 class LearnedMap(nn.Module):
@@ -87,7 +87,7 @@ class Fourier(LearnedMap):
 
     def features(self, mapped: torch.Tensor) -> torch.Tensor:
         mapped = F.normalize(mapped, dim=-1, eps=1e-6)
-        if traced() or not plain(mapped):  # a compiler fuses the plain form
+        if torch.compiler.is_compiling():  # a compiler fuses the plain form
             return _plain(mapped, self.frequencies.float())
         return _Waves.apply(mapped, self.frequencies.float())
 

@@ -44,18 +44,15 @@ class Spec(NamedTuple):
         needs_grad = torch.is_grad_enabled() and any(getattr(x, "requires_grad", False) for x in given)
         if forward_ad._current_level >= 0 and not needs_grad:  # those without forward mode say so there
             needs_grad = any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in given)
-        compiling = torch.compiler.is_compiling()
-        checked, contiguous = (_checked, Tensor.is_contiguous) if compiling else (_checked_once, _as_it_is)
+        tracing = torch.compiler.is_compiling()  # a compiler knows no negations that are still to be done
+        checked = _checked if tracing else _checked_once
         kinds = [
-            None if x is None else (x.shape, x.dtype, x.device, contiguous(x)) if isinstance(x, Tensor) else type(x)
+            None if x is None
+            else (x.shape, x.dtype, x.device, x.is_contiguous() and (tracing or type(x) in PLAIN and not x.is_neg()))
+            if isinstance(x, Tensor) else type(x)
             for x in given
-        ]
+        ]  # fmt: skip
         return checked(tuple(kinds), delta, needs_grad)
-
-
-def _as_it_is(x):
-    """Whether a kernel may read the tensor where it lies."""
-    return x.is_contiguous() and type(x) in PLAIN and not x.is_neg()
 
 
 def _checked(kinds, delta, needs_grad):

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from numbers import Real
 
 import torch
 
@@ -58,7 +57,7 @@ def check_scale(scale):
     """Raise TypeError unless scale is a number, or a tensor of one that needs no gradient."""
     if isinstance(scale, torch.Tensor) and scale.requires_grad:
         raise TypeError("scale is a number that gets no gradient; multiply q by a factor that is learned")
-    if not isinstance(scale, Real | torch.SymInt | torch.SymFloat) and getattr(scale, "numel", int)() != 1:
+    if not hasattr(scale, "__float__") or isinstance(scale, torch.Tensor) and scale.numel() != 1:
         raise TypeError(f"scale must be a number, got {type(scale).__name__}")
 
 

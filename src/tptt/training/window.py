@@ -7,6 +7,7 @@ from torch import nn
 from tptt.configuration import MemoryConfig
 from tptt.memory import LinearMemory
 from tptt.surgery import memories
+from tptt.surgery.active import memory_of
 from tptt.surgery.attach import NAME
 
 
@@ -29,6 +30,6 @@ def window_alone(model: nn.Module) -> nn.Module:
     if not memories(model):
         raise ValueError(f"{type(model).__name__} carries no memory, so it has no window to leave")
     for module in list(model.modules()):
-        if isinstance(memory := getattr(module, NAME, None), LinearMemory):
+        if "_tptt" in module.__dict__ and isinstance(memory := memory_of(module), LinearMemory):
             setattr(module, NAME, _NoMemory(memory.config))
     return model

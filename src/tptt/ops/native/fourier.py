@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..tracing import plain, traced
 from . import structs
 from .library import library, unavailable
 
@@ -17,8 +18,8 @@ _UNIT = 16
 
 def fourier_serves(mapped: Tensor) -> bool:
     """Whether the kernels take vectors like ``mapped`` [..., M]."""
-    plain = mapped.device.type == "cpu" and mapped.dtype == torch.float32 and mapped.shape[-1] % _UNIT == 0
-    return plain and unavailable() is None
+    takes = mapped.device.type == "cpu" and mapped.dtype == torch.float32 and mapped.shape[-1] % _UNIT == 0
+    return takes and plain(mapped) and not traced() and unavailable() is None
 
 
 def _padded(count: int) -> int:

@@ -42,8 +42,8 @@ def _resolved(x):
 def _step(run, q, k, v, beta, g, *, scale, state, delta, inplace):
     """`native_recurrence` for one token, without gradients.
 
-    Args: run, the operator or the kernel itself; as there, T = 1; k, v and beta may lack their axis of writes; state [B, H, K, V], overwritten if inplace (it is
-    then float32).
+    Args: run, the operator or the kernel itself; the others as there, T = 1; k, v and beta may lack their axis of writes;
+    state [B, H, K, V], overwritten if inplace (it is then float32).
     Returns: o [B, 1, G*H, V] in v's dtype, the state after the token [B, H, K, V] in float32.
     """
     beta, g = (x if x is None or x.dtype == torch.float32 else x.float() for x in (beta, g))
