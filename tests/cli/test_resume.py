@@ -79,6 +79,15 @@ def test_a_run_that_failed_before_its_first_checkpoint_can_be_started_again(run_
     assert code == 0 and "the run starts from the beginning" in output
 
 
+@pytest.fixture
+def in_the_foreground():
+    """Where Ctrl-C is not ignored, as it is by what a shell has put into the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("in_the_foreground")
 def test_an_interrupted_run_saves_and_says_how_to_go_on(run_file, tmp_path, monkeypatch):
     def interrupt(self, args, state, control, **kwargs):
         signal.raise_signal(signal.SIGINT)
@@ -92,6 +101,18 @@ def test_an_interrupted_run_saves_and_says_how_to_go_on(run_file, tmp_path, monk
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     code, output = invoke(out / "run.yaml", "--resume")
     assert code == 0 and "going on from" in output and "at step 4." in (out / "report.md").read_text()
+
+
+def test_a_run_that_ignores_interrupts_goes_on(run_file, tmp_path, monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(
+            ShowProgress, "on_optimizer_step", lambda *args, **kwargs: signal.raise_signal(signal.SIGINT)
+        )
+        code, output = invoke(run_file)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert code == 0, output
 
 
 def test_a_run_of_relative_paths_is_resumed_from_another_folder(run_file, small_base, tmp_path, monkeypatch):

@@ -30,8 +30,12 @@ class SaveOnInterrupt(TrainerCallback):
             self.before = None
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        # in another than the main thread Python takes no handlers
-        if args.world_size == 1 and threading.current_thread() is threading.main_thread():
+        # in another than the main thread Python takes no handlers; a run in the background ignores the signal, and goes on
+        ours = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+        )
+        if args.world_size == 1 and ours:
             self.before = signal.signal(signal.SIGINT, self._ask)
 
     def _ask(self, number, frame) -> None:
