@@ -148,9 +148,9 @@ def step_profile(arms: dict, held: dict, context: int) -> str:
     for name, model in arms.items():
         cache, spent, original = held[name, context], [0.0], hooks._mixed
 
-        def timed(module, softmax, spent=spent, original=original):
+        def timed(*arguments, spent=spent, original=original):
             start = time.perf_counter()
-            result = original(module, softmax)
+            result = original(*arguments)
             spent[0] += time.perf_counter() - start
             return result
 
