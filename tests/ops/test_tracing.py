@@ -90,6 +90,16 @@ def test_a_negation_still_to_be_done(backend, tokens, name):
     assert all(torch.equal(a, b) for a, b in zip(lazy.run(backend), want, strict=True))
 
 
+@pytest.mark.parametrize("backend", (native, "auto", "step"))
+def test_a_negated_state_is_written_in_place(backend):
+    case = single(1)
+    want = delta_rule_step(case.q, case.k, case.v, case.beta, case.g, state=case.initial_state)[1]
+    lazy = torch._neg_view(-case.initial_state)
+    got = delta_rule_step(case.q, case.k, case.v, case.beta, case.g, state=lazy, inplace=True, backend=backend)[1]
+    assert got is lazy
+    torch.testing.assert_close(lazy.clone(), want)
+
+
 @pytest.mark.parametrize("backend", ["auto", *(name for name in KNOWN if "inplace" in KNOWN[name].options)])
 def test_autograd_knows_of_a_state_written_in_place(backend):
     if backend == "native" and KNOWN["native"].supports(None):

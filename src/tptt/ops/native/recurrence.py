@@ -31,7 +31,10 @@ def native_recurrence(
     if state is None:
         state, inplace = k.new_zeros(len(k), *k.shape[-2:], v.shape[-1], dtype=torch.float32), True
     run = recurrence_step if by_dispatch else step_kernel
-    return _step(run, q, k, v, beta, g, scale=scale, state=state, delta=delta, inplace=inplace)
+    o, after = _step(run, q, k, v, beta, g, scale=scale, state=state, delta=delta, inplace=inplace)
+    if inplace and initial_state is not None and after is not initial_state:  # it was resolved: a copy
+        after = initial_state.copy_(after)
+    return o, after
 
 
 def _resolved(x):
@@ -40,13 +43,12 @@ def _resolved(x):
 
 
 def _step(run, q, k, v, beta, g, *, scale, state, delta, inplace):
-    """`native_recurrence` for one token, without gradients.
+    """`native_recurrence` for one token, without gradients; beta, g and state float32.
 
     Args: run, the operator or the kernel itself; the others as there, T = 1; k, v and beta may lack their axis of writes;
     state [B, H, K, V], overwritten if inplace (it is then float32).
     Returns: o [B, 1, G*H, V] in v's dtype, the state after the token [B, H, K, V] in float32.
     """
-    beta, g = (x if x is None or x.dtype == torch.float32 else x.float() for x in (beta, g))
     own = state
     if not inplace:
         own = state.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
