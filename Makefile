@@ -25,8 +25,8 @@ quickstart: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/tptt quickstart --out $(OUT)
 
 lint: $(STAMP)
-	$(BIN)/ruff check src tests benchmarks setup.py
-	$(BIN)/ruff format --check src tests benchmarks setup.py
+	$(BIN)/ruff check src tests benchmarks tools setup.py
+	$(BIN)/ruff format --check src tests benchmarks tools setup.py
 	$(BIN)/mypy
 
 test: lint

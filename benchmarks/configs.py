@@ -12,13 +12,13 @@ from pathlib import Path
 from transformers.utils import logging
 
 from tptt.cli.plan import as_keys, duration
-from tptt.training.budget import Survey, budget
-from tptt.training.fitting import ways_to_fit
-from tptt.training.run_file import RunOptions, load_run
+from tptt.estimate.fit import ways_to_fit
+from tptt.estimate.resources import Survey, budget
+from tptt.run.options import RunOptions, load_run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CARDS = ("t4", "rtx-4090", "80gb")
-HEAD = "# Estimates of `python -m benchmarks.configs --write` (tptt.training.budget says of what):"
+HEAD = "# Estimates of `python -m benchmarks.configs --write` (tptt.estimate.resources says of what):"
 _CACHED = 32_768
 
 

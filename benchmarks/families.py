@@ -21,8 +21,8 @@ from benchmarks.tiny import randomize, tiny_model
 from tptt import MemoryConfig, attach_memory, detach_memory, set_mag_weight
 from tptt.evaluation import markdown_table
 from tptt.evaluation.verify import CHECKS, TOLERANCE, NotApplicable, verify
-from tptt.surgery import UnsupportedAttentionError
-from tptt.surgery.hooks import carriers
+from tptt.hf import UnsupportedAttentionError
+from tptt.hf.forward import carriers
 
 FILE = Path(__file__).parents[1] / "docs" / "families.md"
 WINDOW = {"max_self_attn_length": 6, "sink_tokens": 2}

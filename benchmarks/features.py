@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tptt import MemoryConfig, attach_memory, calibrate
 from tptt.assets import BASE
-from tptt.configuration import FEATURE_MAPS
+from tptt.config import FEATURE_MAPS
 from tptt.data import IGNORE
 from tptt.evaluation import markdown_table
-from tptt.surgery import as_base, attention_outputs, memories
-from tptt.surgery.hooks import carriers
-from tptt.training import Material
+from tptt.hf import as_base, attention_outputs, memories
+from tptt.hf.forward import carriers
+from tptt.train import Material
 
 LENGTH = 512
 

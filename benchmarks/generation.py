@@ -26,9 +26,10 @@ import tptt
 from benchmarks.timing import interleaved, machine, write_section
 from tptt.evaluation import cache_bytes, kv_entries, markdown_table
 from tptt.evaluation.verify import TOLERANCE, verify
+from tptt.hf import forward as hooks
+from tptt.hf import memories
 from tptt.inference import Session
 from tptt.quickstart.plots import new_figure, save
-from tptt.surgery import hooks, memories
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS = ROOT / "benchmarks" / "RESULTS.md", ROOT / "docs"

@@ -5,7 +5,7 @@ python -m benchmarks.layers --write               # and puts table and plot wher
 python -m benchmarks.layers --seeds 1             # on another core, into the same file; the first then finds it there
 
 Arms choose the same number of layers in different ways: by the KL divergence that restoring them saves
-(`tptt.training.choose_layers`), evenly, the last ones, and, to see whether the ranking says anything, those that it ranks
+(`tptt.convert.choose_layers`), evenly, the last ones, and, to see whether the ranking says anything, those that it ranks
 last. The others have window and memory. A set of layers that several arms choose is trained once.
 """
 
@@ -25,17 +25,18 @@ from benchmarks.runs import Runs
 from benchmarks.timing import machine, write_section
 from tptt import MemoryConfig, TpttConfig, TpttModel
 from tptt.assets import BASE
+from tptt.convert import choose_layers
+from tptt.convert.lora import lora_config
+from tptt.convert.window_only import window_alone
 from tptt.evaluation import kv_bytes, mag_weight, markdown_table, perplexity, recall_accuracy, verify
 from tptt.evaluation.perplexity import evaluating
 from tptt.evaluation.verify import TOLERANCE
+from tptt.hf import find_attention
 from tptt.inference.snapshot import fingerprint
 from tptt.quickstart.plots import new_figure, save
-from tptt.surgery import find_attention
-from tptt.training import Material, TrainingSettings, choose_layers, train
-from tptt.training.auto_layers import first_rows
-from tptt.training.convert import begin_memory, load_tokenizer
-from tptt.training.lora import lora_config
-from tptt.training.window import window_alone
+from tptt.train import Material, TrainingSettings, train
+from tptt.train.auto_layers import first_rows
+from tptt.train.loop import begin_memory, load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 TITLE = "Layers that keep their whole context"

@@ -26,7 +26,7 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 from tptt.evaluation import markdown_table
 from tptt.ops import available_backends, delta_rule, delta_rule_step
 from tptt.ops.fla import no_gated_gradient
-from tptt.training import keep_freed_memory
+from tptt.train import keep_freed_memory
 
 from .memory import peak_units
 from .timing import interleaved, machine, processor, write_section

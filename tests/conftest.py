@@ -10,6 +10,11 @@ import random
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tptt import TpttConfig, TpttModel
+from tptt.data import RecallRows
+from tptt.train import MixedRows
 
 torch.set_num_threads(1)
 
@@ -33,3 +38,40 @@ def _seed():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def rows(words):
+    """make(**options) -> 16 rows of 32 tokens, half of them recall rows."""
+
+    def make(count=16, **options):
+        stream = torch.randint(64, (500,), generator=torch.Generator().manual_seed(0))
+        options = {"recall_share": 0.5, "facts": (2, 4)} | options
+        return MixedRows(stream, RecallRows(words, stream), 32, count, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory):
+    """Folder of a random Llama with 64 tokens in its vocabulary."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64, pad_token_id=0,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("tiny-llama")
+    LlamaForCausalLM(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def tiny(tiny_llama):
+    """() -> a TpttModel with LoRA on it, the same every time."""
+
+    def make(**options):
+        torch.manual_seed(0)
+        lora = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+        return TpttModel(TpttConfig(**{"base_model_name": str(tiny_llama)} | options, lora_config=lora))
+
+    return make

@@ -17,11 +17,11 @@ from benchmarks.runs import Runs
 from benchmarks.timing import interleaved, write_section
 from tptt import TpttConfig, TpttModel
 from tptt.assets import BASE
+from tptt.convert.lora import lora_config
+from tptt.estimate.expectations import MEASURES, Curves
 from tptt.evaluation import markdown_table
+from tptt.hf import memories
 from tptt.memory.features import MAPS
-from tptt.surgery import memories
-from tptt.training.lora import lora_config
-from tptt.training.planner import MEASURES, Curves
 
 ROOT = Path(__file__).parents[1]
 

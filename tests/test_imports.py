@@ -1,13 +1,27 @@
-"""Imports point one way: ops <- memory <- surgery <- checkpoint, modeling <- training, ... <- cli."""
+"""Imports point one way: ops <- memory <- hf <- convert <- train <- run <- estimate <- cli."""
 
 import ast
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "tptt"
 LEVELS = {
-    "ops": 0, "data": 0, "configuration": 1, "memory": 2, "surgery": 3, "checkpoint": 4, "modeling": 5,
-    "inference": 6, "evaluation": 6, "training": 7, "assets": 7, "quickstart": 8, "cli": 9,
-}  # fmt: skip
+    name: level
+    for level, names in enumerate(
+        (
+            "config ops data processes assets",
+            "memory",
+            "hf",
+            "inference evaluation",
+            "convert",
+            "train",
+            "run",
+            "estimate",
+            "quickstart",
+            "cli",
+        )
+    )
+    for name in names.split()
+}
 
 
 def imported(path: Path):

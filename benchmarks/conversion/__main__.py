@@ -24,7 +24,7 @@ import torch
 from benchmarks.runs import Runs
 from benchmarks.timing import machine, write_section
 from tptt.assets import BASE
-from tptt.training.planner import CURVES
+from tptt.estimate.expectations import CURVES
 
 from .arms import ARMS, REFERENCES
 from .bench import DEVICE, Bench
@@ -53,7 +53,7 @@ CURVES_OF = {"embedded": CURVES, "large": CURVES.with_stem(f"{CURVES.stem}-large
 def trained_base(name: str, folder: Path) -> None:
     """Train the base ``name`` of `SHAPES` where it is not there yet."""
     if not (folder / "training.json").exists():
-        command = [sys.executable, "-m", "tptt.assets.train_base", "--out", str(folder), *SHAPES[name]]
+        command = [sys.executable, "-m", "tools.train_base.train", "--out", str(folder), *SHAPES[name]]
         subprocess.run(command, check=True)
 
 

@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.original_operator import make_original
+from tptt.convert.window_only import window_alone
+from tptt.hf import memories
+from tptt.hf.forward import carriers
 from tptt.memory.features import MAPS, LearnedMap
-from tptt.surgery import memories
-from tptt.surgery.hooks import carriers
-from tptt.training.window import window_alone
 
 from .half_life import half_life_by_distance
 from .second_write import second_write

@@ -12,21 +12,15 @@ from transformers import AutoModelForCausalLM
 from benchmarks.runs import Runs
 from benchmarks.timing import machine
 from tptt import MemoryConfig, TpttConfig, TpttModel
+from tptt.convert.lora import lora_config
 from tptt.data import FORMATS as ALL_FORMATS
 from tptt.data import chosen_formats
-from tptt.evaluation import (
-    branch_use,
-    perplexity,
-    perplexity_by_position,
-    recall_accuracy,
-    recall_by_generation,
-)
+from tptt.evaluation import branch_use, perplexity, perplexity_by_position, recall_accuracy, recall_by_generation
+from tptt.hf import memories
 from tptt.inference.snapshot import fingerprint
 from tptt.quickstart.records import FACTS, RecordMaterial
-from tptt.surgery import memories
-from tptt.training import Material, TrainingSettings, default_rates, train
-from tptt.training.convert import begin_memory, load_tokenizer
-from tptt.training.lora import lora_config
+from tptt.train import Material, TrainingSettings, default_rates, train
+from tptt.train.loop import begin_memory, load_tokenizer
 
 from .arms import FORMATS, Arm
 

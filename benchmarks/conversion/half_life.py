@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from tptt.data import pack_rows, stdlib_text, tokenize
-from tptt.surgery import as_base, memories
-from tptt.training.convert import load_tokenizer
+from tptt.hf import as_base, memories
+from tptt.train.loop import load_tokenizer
 
 _ROWS, _LENGTH = 4, 512
 

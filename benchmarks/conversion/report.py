@@ -201,7 +201,7 @@ def _line(
 
 
 def curves(bench: Bench, cells: Cells, name: str, where: str) -> dict[str, Any]:
-    """What the planner reads (see `tptt.training.planner`), of the base ``name``, measured on the machine ``where``."""
+    """What the planner reads (see `tptt.estimate.expectations`), of the base ``name``, measured on the machine ``where``."""
     base = bench.untrained()["perplexity"]["1"]
 
     def summed(values: Sequence[float]) -> list[float | None]:

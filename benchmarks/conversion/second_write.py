@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import nn
 
+from tptt.hf import memories
 from tptt.memory import LinearMemory
-from tptt.surgery import memories
 
 _SELDOM = -3.0  # bias of the gate: .05 of a write at the start
 

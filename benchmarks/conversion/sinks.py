@@ -11,7 +11,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import rotate_half
 
-from tptt.surgery.hooks import carriers
+from tptt.hf.forward import carriers
 
 _NAME = "clamped_sinks"
 

@@ -3,12 +3,13 @@
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .configuration import MemoryConfig, TpttConfig, __version__
-from .inference import MemorySnapshot, Session, TpttPipeline, stream
-from .memory import LinearAttention
-from .modeling import TpttModel
-from .surgery import attach_memory, calibrate, detach_memory, set_mag_weight
-from .training import AdjustMaGWeightCallback, LiZACallback, parameter_groups
+from tptt.config import MemoryConfig, __version__
+from tptt.hf import attach_memory, calibrate, detach_memory, set_mag_weight
+from tptt.hf.configuration import TpttConfig
+from tptt.hf.model import TpttModel
+from tptt.inference import MemorySnapshot, Session, TpttPipeline, stream
+from tptt.memory import LinearAttention
+from tptt.train import AdjustMaGWeightCallback, LiZACallback, parameter_groups
 
 AutoConfig.register("tptt", TpttConfig, exist_ok=True)
 AutoModelForCausalLM.register(TpttConfig, TpttModel, exist_ok=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tptt.assets.train_base import build_tokenizer
+from tools.train_base.train import build_tokenizer
 
 SYLLABLES = ("ba", "ce", "di", "fo", "gu", "la", "me", "ni", "so", "tu")
 WORDS = [a + b + c for a in SYLLABLES for b in SYLLABLES for c in ("x", "z")]

@@ -13,7 +13,7 @@ from tptt.cli.main import app
 from tptt.data import FORMATS, DrillRows, RecallRows
 from tptt.quickstart import QuickstartOptions
 from tptt.quickstart.records import RecordMaterial
-from tptt.training import TrainingSettings
+from tptt.train import TrainingSettings
 
 
 @pytest.fixture(scope="module")

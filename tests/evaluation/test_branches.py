@@ -6,10 +6,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.tiny import randomized
 from tptt import MemoryConfig, attach_memory, detach_memory
+from tptt.convert.window_only import window_alone
 from tptt.data import RecallRows
 from tptt.evaluation import branch_use, layer_use, mag_weight, perplexity, recall_accuracy
-from tptt.surgery import memories, set_mag_weight
-from tptt.training.window import window_alone
+from tptt.hf import memories, set_mag_weight
 
 WINDOW = 8
 

@@ -7,7 +7,7 @@ from transformers import DynamicCache, StaticCache
 from benchmarks.tiny import tiny_model
 from tests.families.models import assert_near, randomize, tokens
 from tptt import MemoryConfig, attach_memory
-from tptt.surgery.attach import prepare_cache
+from tptt.hf.patch import prepare_cache
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from benchmarks.tiny import randomized, tiny_model
 from tests.families.models import randomize
 from tptt import MemoryConfig, attach_memory, calibrate, detach_memory, set_mag_weight
 from tptt.evaluation.verify import CHECKS, TOLERANCE, verify
-from tptt.surgery import UnsupportedAttentionError, find_attention, memories
+from tptt.hf import UnsupportedAttentionError, find_attention, memories
 
 NAMED = (
     "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "olmo", "olmo2", "olmoe", "phi",

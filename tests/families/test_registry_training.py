@@ -11,7 +11,7 @@ from benchmarks.tiny import tiny_model
 from tests.families.models import assert_near, tokens
 from tests.families.test_registry import NAMED
 from tptt import MemoryConfig, TpttConfig, TpttModel, attach_memory
-from tptt.surgery import find_attention
+from tptt.hf import find_attention
 
 LAYOUTS = ("llama", "gpt2", "gpt_neox", "falcon", "phi3", "opt", "bloom", "phi", "deepseek_v3", "qwen3_next")
 WINDOW = {"max_self_attn_length": 6, "sink_tokens": 2}

@@ -10,7 +10,7 @@ from tests.families.models import assert_near, build, randomize, tokens
 from tptt import MemoryConfig, MemorySnapshot, Session, attach_memory, stream
 from tptt.assets import BASE
 from tptt.evaluation import cache_bytes
-from tptt.inference.mark import Mark
+from tptt.inference.rollback import Mark
 
 WINDOW = {"max_self_attn_length": 6, "sink_tokens": 2}
 SETTINGS = [{}, WINDOW, {"memory_only_layers": "all"}, WINDOW | {"layers": [1], "operator": "gated_delta_product"}]

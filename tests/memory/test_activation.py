@@ -7,7 +7,7 @@ import torch
 
 from tptt import LinearAttention, MemoryConfig
 from tptt.memory import LinearMemory
-from tptt.memory.layer import LayerState
+from tptt.memory.linear_attention import LayerState
 
 
 def by_hand(q, k, v, beta, every, start=0):

@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tptt.training.budget import Budget, Survey, budget
-from tptt.training.fitting import ways_to_fit
-from tptt.training.hardware import HARDWARE
-from tptt.training.optim import peak_rates
-from tptt.training.planner import Curves, NoCurvesError, expect
-from tptt.training.run_file import RunOptions, described_keys, flat_options
+from tptt.estimate.expectations import Curves, NoCurvesError, expect
+from tptt.estimate.fit import ways_to_fit
+from tptt.estimate.hardware import HARDWARE
+from tptt.estimate.resources import Budget, Survey, budget
+from tptt.run.options import RunOptions, described_keys, flat_options
+from tptt.train.optim import peak_rates
 
 
 def show_keys(console: Console) -> None:

@@ -24,21 +24,23 @@ def train(
     console = Console(highlight=False)
     with errors_told():
         from tptt.assets import BASE
-        from tptt.training.run_file import load_run, parse_flags
+        from tptt.estimate.hardware import check_hardware
+        from tptt.run.options import load_run, parse_flags
 
         if list_keys:
             from .plan import show_keys
 
             return show_keys(console)
         options = load_run(*parse_flags(context.args), base_model_name=str(BASE))
+        check_hardware(options.hardware)
         quiet()
         if dry_run:
             from .plan import show_plan
 
             return show_plan(options, console)
-        from tptt.training.folder import check_output, how_to_go_on, where_it_begins
-        from tptt.training.processes import is_first
-        from tptt.training.run import run
+        from tptt.processes import is_first
+        from tptt.run.folder import check_output, how_to_go_on, where_it_begins
+        from tptt.run.job import run
 
         from .progress import ShowProgress
 

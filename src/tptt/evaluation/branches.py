@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from tptt.data import Draws
-from tptt.surgery import memories, memory_squares, set_mag_weight, softmax_squares
-from tptt.surgery.attach import weights_loaded
-from tptt.surgery.hooks import carriers
+from tptt.hf import memories, memory_squares, set_mag_weight, softmax_squares
+from tptt.hf.forward import carriers
+from tptt.hf.patch import weights_loaded
 
 from .perplexity import evaluating, perplexity
 from .recall import RecallScore, recall_accuracy

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tptt.surgery import softmax_as
-from tptt.surgery.hooks import carriers
+from tptt.hf import softmax_as
+from tptt.hf.forward import carriers
 
 from .perplexity import evaluating
 

@@ -6,7 +6,7 @@ import os
 
 from transformers import AutoTokenizer, TextGenerationPipeline
 
-from tptt.modeling import TpttModel
+from tptt.hf.model import TpttModel
 
 
 class TpttPipeline(TextGenerationPipeline):

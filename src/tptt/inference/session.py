@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .mark import Mark
 from .options import check_options, chosen
+from .rollback import Mark
 from .snapshot import MemorySnapshot, new_cache
 from .source import in_chunks, token_pieces
 

@@ -1,7 +1,6 @@
-"""The linear branch as modules, and its state in the cache."""
+"""The linear branch as modules of torch."""
 
-from .branch import LinearMemory
-from .cache import adopt_layer
-from .layer import LinearAttention
+from .linear_attention import LinearAttention
+from .linear_memory import LinearMemory
 
-__all__ = ["LinearAttention", "LinearMemory", "adopt_layer"]
+__all__ = ["LinearAttention", "LinearMemory"]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import fla, native
+from tptt.ops import fla, native
+
 from .chunk import chunk_recurrence
 from .naive import naive_recurrence
 from .step import step_recurrence

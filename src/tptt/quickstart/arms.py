@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 from transformers import TrainerCallback
 
-from tptt.configuration import TpttConfig
-from tptt.modeling import TpttModel
-from tptt.surgery import memories
-from tptt.training import BranchProbe, Material, TrainingSettings, train
-from tptt.training.convert import begin_memory
-from tptt.training.window import window_alone
+from tptt.convert.window_only import window_alone
+from tptt.hf import memories
+from tptt.hf.configuration import TpttConfig
+from tptt.hf.model import TpttModel
+from tptt.train import BranchProbe, Material, TrainingSettings, train
+from tptt.train.loop import begin_memory
 
 Tick = Callable[[int], None]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tptt.data import FORMATS
 from tptt.evaluation import RecallScore, perplexity, recall_accuracy
-from tptt.training import Material
+from tptt.train import Material
 
 from .arms import Tick
 

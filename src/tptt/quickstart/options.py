@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tptt.training import TrainingSettings
-from tptt.training.convert import row_length
+from tptt.train import TrainingSettings
+from tptt.train.loop import row_length
 
 from .records import FACTS
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tptt.data import FORMATS, Draws, RecallRows, RecallVocabulary, chosen_formats
-from tptt.training import Material, TrainingSettings
+from tptt.train import Material, TrainingSettings
 
 FACTS = tuple(2 * n for n in TrainingSettings.facts)
 """Facts of a training row: records are short, so that a row takes twice as many."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tptt.evaluation import Held, RecallScore
-from tptt.training.diagnostics import Look
+from tptt.train.probe import Look
 
 from .measures import Measures
 

@@ -11,15 +11,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tptt.assets import BASE
-from tptt.configuration import MemoryConfig, base_error
+from tptt.config import MemoryConfig
+from tptt.convert.lora import lora_config
 from tptt.data import FORMATS
 from tptt.evaluation import memory_held
 from tptt.evaluation.perplexity import evaluating
+from tptt.hf import attach_memory, detach_memory
+from tptt.hf.configuration import base_error
 from tptt.inference.session import position_limit
-from tptt.surgery import attach_memory, detach_memory
-from tptt.training import Material, TrainingSettings
-from tptt.training.convert import check_reach
-from tptt.training.lora import lora_config
+from tptt.train import Material, TrainingSettings
+from tptt.train.loop import check_reach
 
 from .arms import new_arm, train_arm
 from .measures import measure, measured_lengths, recall_by_format

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..tracing import plain, traced
-from . import structs
+from tptt.ops.native import structs
+from tptt.ops.tracing import plain, traced
+
 from .library import library, unavailable
 
 _UNIT = 16

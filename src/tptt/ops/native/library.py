@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from . import structs
+from tptt.ops.native import structs
 
 FILE = Path(__file__).parent / "libtptt_kernels.so"
 SET_VARIABLE = "TPTT_INSTRUCTIONS"

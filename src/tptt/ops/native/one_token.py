@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import structs
+from tptt.ops.native import structs
+
 from .library import library
 
 FEATURES = ("silu", "sign_split", "fourier")

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import increment_version
 
-from ..chunk import KEPT_BYTES
-from . import structs
+from tptt.ops.chunk import KEPT_BYTES
+from tptt.ops.native import structs
+
 from .library import library
 
 POSITIONS, POSITIONS_ALONE = 32, 16

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..tracing import plain, traced
+from tptt.ops.tracing import plain, traced
+
 from .operators import Recurrence, forward_kernel, recurrence, recurrence_step, step_kernel
 
 

@@ -1,0 +1,35 @@
+"""The softmax window without its memory: the arm that says what the memory adds."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from tptt.config import MemoryConfig
+from tptt.hf import memories
+from tptt.hf.active import memory_of
+from tptt.hf.patch import NAME
+from tptt.memory import LinearMemory
+
+
+class _NoMemory(nn.Module):
+    """In the place of a LinearMemory: the same window, nothing read, nothing written, nothing mixed in."""
+
+    def __init__(self, config: MemoryConfig) -> None:
+        super().__init__()
+        self.config = config
+
+
+def window_alone(model: nn.Module) -> nn.Module:
+    """Take the memory out of ``model`` and leave its window, in place. Computes what mu = 0 computes, without the cost.
+
+    For measuring and training, not for saving or for caches that record. Returns ``model``.
+
+    Raises:
+        ValueError: the model carries no memory.
+    """
+    if not memories(model):
+        raise ValueError(f"{type(model).__name__} carries no memory, so it has no window to leave")
+    for module in list(model.modules()):
+        if "_tptt" in module.__dict__ and isinstance(memory := memory_of(module), LinearMemory):
+            setattr(module, NAME, _NoMemory(memory.config))
+    return model

@@ -1,0 +1,1 @@
+"""What a run takes, planned from the base's configuration alone."""

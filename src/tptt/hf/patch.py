@@ -1,0 +1,261 @@
+"""Attach a linear memory to a model in place, and take it off again.
+
+Nothing is wrapped: the memory is a child called ``liza`` of each attention module, and hooks (hooks.py) do the rest.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from functools import partial
+
+from torch import nn
+
+from tptt.config import MemoryConfig, check_mag_weight, require_chosen_layers
+from tptt.memory import LinearMemory
+
+from .active import memory_of
+from .discovery import Found, UnsupportedAttentionError, choose, find_attention
+from .forward import Site, after_attention, before_attention, before_layer, cache_layer, carriers
+from .inputs import before_body, takes_keywords
+from .softmax import follow_weight, window_of, window_refusal, with_softmax, without_softmax
+
+NAME = "liza"
+
+
+def attach_memory(model: nn.Module, config: MemoryConfig | None = None) -> nn.Module:
+    """Give the attention layers of ``model`` a linear memory, in place.
+
+    Args:
+        model: a Hugging Face model (or a peft model of one), or any module with attention of a known layout; of a
+            multimodal model the language part gets the memory. Encoders need ``bidirectional=True``.
+        config: what the memory is; the default is the recommended one.
+
+    Returns:
+        ``model`` itself.
+
+    Raises:
+        UnsupportedAttentionError: a chosen attention module has none of the known layouts, or cannot do what ``config``
+            asks; the model is left untouched.
+        ValueError: the model already carries a memory; ``config`` names a layer that is not there, has another number of
+            feature widths than layers, or has ``layers="auto"``, which needs data.
+    """
+    config = config or MemoryConfig()
+    require_chosen_layers(config)
+    if memories(model):
+        raise ValueError("this model already carries a memory: detach_memory(model) takes it off")
+    body = attention_body(model, config.bidirectional)
+    found = find_attention(body, config.attention_layout)
+    if not config.bidirectional:  # a picture's encoder may lie beside the text's decoder
+        found = [x for x in found if _is_causal(x) is not False and not _of_another_kind(x.name)] or found
+    chosen = choose(found, config.layers)
+    fixed = choose(chosen, config.memory_only_layers) if config.memory_only_layers else []
+    widths = _widths(config, len(chosen))
+    for x in chosen:
+        _check(x, body, config, x in fixed)
+    plain = frozenset(_kind(x) for x in found if x not in chosen)
+    sites: list[Site] = []
+    for x, width in zip(chosen, widths, strict=True):
+        _give(x, body, replace(config, feature_width=width), x in fixed, plain, sites)
+    parameters = tuple(inspect.signature(type(body).forward).parameters)[1:]
+    if "attention_mask" in parameters:
+        hook = partial(before_body, parameters, config, sites, takes_keywords(body))
+        body._tptt_handle = body.register_forward_pre_hook(hook, with_kwargs=True)
+    generator = base_of(model)
+    if hasattr(type(generator), _PREPARE) and not config.bidirectional:
+        setattr(generator, _PREPARE, partial(_prepare_generation, generator))
+    return model
+
+
+def _widths(config: MemoryConfig, layers: int) -> tuple[int, ...]:
+    """Feature widths of ``layers`` layers."""
+    found = config.feature_width
+    if isinstance(found, int):
+        return (found,) * layers
+    if len(found) != layers:
+        raise ValueError(
+            f"feature_width gives {len(found)} widths to {layers} layers with a memory: one each, or one number for all"
+        )
+    return found
+
+
+_PREPARE = "_prepare_cache_for_generation"
+
+
+def _prepare_generation(model, generation_config, model_kwargs, *args, **kwargs):
+    """What ``generate`` calls: the cache it made is given states before anything is computed with it."""
+    result = getattr(type(model), _PREPARE)(model, generation_config, model_kwargs, *args, **kwargs)
+    prepare_generation(model, generation_config, model_kwargs)
+    return result
+
+
+def prepare_generation(model: nn.Module, generation_config, model_kwargs: dict) -> None:
+    """Give the cache in ``model_kwargs`` of ``generate`` states, and let an assistant's record what it may take back."""
+    if (cache := model_kwargs.get("past_key_values")) is not None:
+        prepare_cache(model, cache)
+        if generation_config.is_assistant:
+            cache.activate_past_recording()
+
+
+def _check(x: Found, body: nn.Module, config: MemoryConfig, alone: bool) -> None:
+    layout = x.sizes.layout  # raises where there is none
+    who = f"{x.name} ({type(x.module).__name__})"
+    if "BlockSparse" in type(x.module).__name__:
+        raise UnsupportedAttentionError(
+            f"{who} is replaced by the model as it runs: set attention_type='original_full'"
+        )
+    parameters = inspect.signature(type(x.module).forward).parameters
+    if "attention_mask" not in parameters and not config.bidirectional:
+        raise UnsupportedAttentionError(f"{who} takes no attention_mask: padding would get into its memory")
+    if config.cross_gate and layout.output is None:
+        raise UnsupportedAttentionError(f"{who} holds no output projection, which cross_gate multiplies behind")
+    if "layer_idx" in parameters:
+        raise UnsupportedAttentionError(f"{who} is shared between layers: one memory cannot follow several")
+    if "cycle_offset" in parameters:
+        raise UnsupportedAttentionError(f"{who} runs several times for each token: one memory cannot follow it")
+    causal = _is_causal(x)
+    if causal is config.bidirectional:
+        does, needs = ("causal", False) if causal else ("not causal", True)
+        raise UnsupportedAttentionError(f"{who} is {does}: its memory needs bidirectional={needs}")
+    if (
+        config.max_self_attn_length is not None
+        and not alone
+        and (reason := window_refusal(x.module, _config(x, body), config.sink_tokens))
+    ):
+        raise UnsupportedAttentionError(f"max_self_attn_length cannot bound {who}: {reason}")
+    if alone and not can_leave_softmax_out(x.module, body):
+        raise UnsupportedAttentionError(
+            f"{who} does not take its softmax from transformers' attention interface, so that it cannot be left out: mu "
+            "cannot be fixed at 1 (memory_only_layers)"
+        )
+
+
+def _of_another_kind(name: str) -> bool:
+    """Whether the module of that name reads pictures or sound."""
+    return any(word in name for word in ("vision", "visual", "image", "img_", "video", "audio", "speech"))
+
+
+def _is_causal(x: Found) -> bool | None:
+    """What the module says of itself; None: nothing."""
+    says = [v for n in ("is_causal", "is_decoder") if (v := getattr(x.module, n, None)) is not None]
+    return any(says) if says else None
+
+
+def can_leave_softmax_out(module: nn.Module, body: nn.Module) -> bool:
+    """Whether the attention ``module`` of ``body`` can do without its softmax (see ``MemoryConfig.memory_only_layers``)."""
+    return hasattr(module, "config") and getattr(body, "_can_set_attn_implementation", lambda: False)()
+
+
+def _kind(x: Found) -> str | None:
+    """Which of the model's masks the layer takes ("sliding_attention", ...); None where all take one."""
+    kinds = getattr(getattr(x.module, "config", None), "layer_types", None)
+    return kinds[x.layer] if kinds and x.layer < len(kinds) else None
+
+
+def _give(
+    x: Found, body: nn.Module, config: MemoryConfig, fixed: bool, plain: frozenset[str | None], sites: list[Site]
+) -> None:
+    module, sizes = x.module, x.sizes
+    if fixed:
+        config = replace(config, mag_weight=1.0, mix_gate="none")
+    memory = LinearMemory(config, sizes.hidden, sizes.heads, sizes.kv_heads, sizes.head_dim, sizes.value_dim)
+    module.add_module(NAME, memory.to(next(module.parameters()).device))
+    parameters = tuple(inspect.signature(type(module).forward).parameters)[1:]
+    layer, base = _layer(body, x.name), _config(x, body)
+    window = window_of(module, base, x.layer, config.max_self_attn_length)
+    follows = config.mix_gate == "none" and not fixed and can_leave_softmax_out(module, body)
+    site = Site(
+        sizes, parameters, x.layer, _kind(x), base, window, config.sink_tokens, takes_keywords(layer), sites, plain, fixed, follows
+    )  # fmt: skip
+    module._tptt = site
+    sites.append(site)
+    site.handles = [
+        layer.register_forward_pre_hook(partial(before_layer, site), with_kwargs=True),
+        module.register_forward_pre_hook(before_attention, with_kwargs=True),
+        module.register_forward_hook(after_attention),
+        module.register_load_state_dict_post_hook(_loaded),
+    ]
+    if fixed:
+        without_softmax(module)
+    follow_weight(module)
+
+
+def _loaded(module: nn.Module, incompatible_keys) -> None:
+    follow_weight(module)
+
+
+def _layer(body: nn.Module, name: str) -> nn.Module:
+    """The layer of ``body`` that holds its child ``name``: an entry of a list of modules, or the parent."""
+    parts = name.split(".")
+    above = [i for i in range(len(parts)) if isinstance(body.get_submodule(".".join(parts[:i])), nn.ModuleList)]
+    return body.get_submodule(".".join(parts[: above[-1] + 1] if above else parts[:-1]))
+
+
+def _config(x: Found, body: nn.Module):
+    return getattr(x.module, "config", None) or getattr(body, "config", None)
+
+
+def detach_memory(model: nn.Module) -> nn.Module:
+    """Take the memory off again; the model computes what it did before, bit for bit. Returns ``model``."""
+    base_of(model).__dict__.pop(_PREPARE, None)
+    for module in model.modules():
+        if (site := module.__dict__.get("_tptt")) is not None:
+            with_softmax(module)
+            del module._tptt
+            for handle in [*site.handles, *(h for _, handles in site.hooks.values() for h in handles)]:
+                handle.remove()
+            delattr(module, NAME)
+        if (handle := module.__dict__.pop("_tptt_handle", None)) is not None:
+            handle.remove()
+    return model
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """``model`` without peft's wrapping."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def attention_body(model: nn.Module, bidirectional: bool = False) -> nn.Module:
+    """The module that turns token ids into hidden states: the language part of a multimodal model, the decoder of a
+    causal one, the whole encoder of an encoder."""
+    inner = base_of(model)
+    if hasattr(inner, "get_decoder") and not bidirectional:
+        decoder = inner.get_decoder()
+        if any("ttention" in type(m).__name__ for m in decoder.modules()):  # a head may be called decoder too
+            return decoder
+    return getattr(inner, "base_model", inner)
+
+
+def memories(model: nn.Module) -> list[LinearMemory]:
+    """The memories of ``model`` in layer order; of an adapter's copy and its original the one at work."""
+    idle = {x for m in carriers(model) for x in m.liza.modules() if x is not memory_of(m)}
+    return [m for m in model.modules() if isinstance(m, LinearMemory) and m not in idle]
+
+
+def set_mag_weight(model: nn.Module, weight: float) -> None:
+    """Set the Memory-as-Gate weight of every layer that has a softmax beside its memory.
+
+    Raises:
+        ValueError: ``weight`` lies outside [0, 1], or the model carries no memory, or only such whose mu is fixed at 1.
+    """
+    value = check_mag_weight(weight)
+    if not memories(model):
+        raise ValueError(f"{type(model).__name__} carries no memory: attach_memory(model, config) gives it one")
+    mixed = [m for m in carriers(model) if not m._tptt.fixed]
+    if not mixed and value != 1.0:
+        raise ValueError(f"mu is fixed at 1 in every memory of {type(model).__name__}: there is no softmax to mix with")
+    for module in mixed:
+        memory_of(module).mag_weight.fill_(value)
+        follow_weight(module)
+
+
+def weights_loaded(model: nn.Module) -> None:
+    """To be called when weights were loaded by other ways than ``load_state_dict``."""
+    for module in carriers(model):
+        follow_weight(module)
+
+
+def prepare_cache(model: nn.Module, cache) -> None:
+    """Give every layer of ``cache`` that belongs to a memory a recurrent state."""
+    for module in carriers(model):
+        cache_layer(module, cache)

@@ -1,0 +1,92 @@
+"""LinearAttention: the memory as a layer of its own, for models written from scratch.
+
+Legend: B batch, T tokens, H heads, Hk key/value heads, D head width, K feature width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from tptt.config import MemoryConfig
+from tptt.ops.dtypes import without_autocast
+
+from .linear_memory import LinearMemory
+
+
+class LayerState(NamedTuple):
+    """What a layer carries from call to call: the state [B, H, K, V], float32, and the raw tokens before or their number,
+    where the operator looks at them."""
+
+    memory: torch.Tensor
+    taps: torch.Tensor | None
+    seen: torch.Tensor | None = None
+
+
+class LinearAttention(nn.Module):
+    """Attention whose whole past is a state of fixed size; no softmax, no positions, no key/value cache.
+
+    Projections to queries, keys and values without bias, the memory of ``config``, a projection back.
+
+    Args:
+        hidden_size: width of input and output.
+        heads: query heads, H; the head width is ``hidden_size // heads``.
+        kv_heads: key/value heads; None is ``heads``.
+        config: the recurrence, its features and gates (`MemoryConfig`; what concerns softmax attention does not apply).
+        bidirectional: the mean of a reading from the left and one from the right, for encoders.
+
+    Raises:
+        ValueError: ``hidden_size`` is no multiple of ``heads``, or ``heads`` none of ``kv_heads``, or one is below 1.
+    """
+
+    def __init__(
+        self, hidden_size: int, heads: int, kv_heads: int | None = None, config: MemoryConfig | None = None,
+        bidirectional: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        kv_heads = heads if kv_heads is None else kv_heads
+        if min(hidden_size, heads, kv_heads) < 1 or hidden_size % heads or heads % kv_heads:
+            raise ValueError(
+                "hidden_size must be a multiple of heads and heads one of kv_heads, all at least 1, "
+                f"got {hidden_size}, {heads}, {kv_heads}"
+            )
+        config = config or MemoryConfig()
+        if bidirectional:
+            config = replace(config, bidirectional=True)
+        self.head_dim = hidden_size // heads
+        self.query = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.key = nn.Linear(hidden_size, kv_heads * self.head_dim, bias=False)
+        self.value = nn.Linear(hidden_size, kv_heads * self.head_dim, bias=False)
+        self.output = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.memory = LinearMemory(config, hidden_size, heads, kv_heads, self.head_dim)
+        self.memory.mix_gate = nn.Identity()  # nothing to mix with
+
+    def forward(
+        self, hidden_states: torch.Tensor, mask: torch.Tensor | None = None, state: LayerState | None = None
+    ) -> tuple[torch.Tensor, LayerState | None]:
+        """Output [B, T, hidden_size] for an input of the same shape, and the state to go on from.
+
+        Args:
+            hidden_states: [B, T, hidden_size].
+            mask: [B, T] bool, False at padding: nothing is written or forgotten there; None is no padding.
+            state: what an earlier call returned; None is an empty memory.
+
+        Raises:
+            ValueError: a ``state`` is given to a bidirectional layer, whose reading from the right has none.
+        """
+        x, after = hidden_states, None
+        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.query, self.key, self.value))
+        with without_autocast(x.device.type):
+            if self.memory.config.bidirectional:
+                if state is not None:
+                    raise ValueError("a bidirectional layer reads whole sequences: it takes no state and returns none")
+                out = self.memory(x, q, k, v, mask)
+            else:
+                before, taps, seen = state or (None, None, None)
+                writes = self.memory.writes(x, k, v, mask, taps, seen)
+                out, memory = self.memory.read(q, writes, before)
+                after = LayerState(memory, writes.taps, writes.seen_after)
+        return self.output(out.flatten(2).to(x.dtype)), after

@@ -1,0 +1,226 @@
+"""LinearMemory: the linear-attention branch of one attention layer and its Memory as Gate.
+
+Legend: B batch, T tokens, H query heads, Hk key/value heads, Hs states (H or Hk), D width of a head's queries and keys,
+V of its values (D but for multi-head latent attention), K feature width, S state [B, Hs, K, V].
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tptt.config import MemoryConfig
+from tptt.ops.native import Parameters, memory_step, unavailable
+from tptt.ops.tracing import plain, traced
+
+from .features import MAPS, LearnedMap
+from .gates import AVERAGES, DECAY, MIX, WRITE
+from .history import AVERAGED, VIRTUAL, Recent, fade, strength
+from .update import Writes
+
+
+class Recurrence(NamedTuple):
+    """How an operator of the configuration writes."""
+
+    delta: bool = True
+    decay: str | None = None  # see gates.DECAY
+    virtual: str | None = None  # STEPS virtual tokens for each, see recent.VIRTUAL
+    write_gate: str | None = None  # instead of the configuration's
+    activation: bool = False  # of the state, see writes.activated
+
+
+def _learned(module: nn.Module | None, name: str) -> Any:
+    """``module.name`` or None, five times as fast where it is a parameter: a token's step takes as long as ten of these."""
+    if module is None:
+        return None
+    found = module._parameters.get(name)
+    return getattr(module, name) if found is None else found
+
+
+STEPS = 2
+GAIN = 2.0
+"""``output_scale`` of the delta rule at the start: half of what a token writes is read again (beta = 1/2)."""
+RECURRENCES = {
+    "delta_rule": Recurrence(),
+    "gated_delta_rule": Recurrence(decay="head"),
+    "kda": Recurrence(decay="channel"),
+    "linear_attention": Recurrence(delta=False),
+    "gated_linear_attention": Recurrence(delta=False, decay="channel"),
+    "delta_rule_v": Recurrence(write_gate="v"),
+    "delta_rule_kv": Recurrence(write_gate="kv"),
+    "delta_rule_gelu": Recurrence(activation=True),
+    "delta_product": Recurrence(virtual="derivative"),
+    "gated_delta_product": Recurrence(virtual="derivative", decay="head"),
+    "delta_product_r": Recurrence(virtual="rotary"),
+    "delta_product_c": Recurrence(virtual="both"),
+}
+
+
+class LinearMemory(nn.Module):
+    """Linear attention beside softmax attention (LiZA), mixed with it by Memory as Gate.
+
+    Reads the layer's projections before RoPE. Every query head has a state of its own, its keys and values shared within
+    a group under GQA; or every key/value head has one (``config.states``). What the delta rule reads is of the values' size
+    where a key matches and small where none does, and is scaled by ``output_scale`` [H, V]. What linear attention has summed
+    grows with the text: it is RMS-normalised per head first, and calibration sets ``output_scale`` to the root mean square
+    of the softmax branch.
+
+    Args:
+        config: what the memory is.
+        hidden: width of the layer's input.
+        heads, kv_heads, head_dim: of the attention.
+        value_dim: V; None is ``head_dim``.
+
+    Raises:
+        ValueError: the write gate is the product of keys and values, and their widths differ; ``config`` has feature widths of
+            several layers.
+    """
+
+    def __init__(
+        self, config: MemoryConfig, hidden: int, heads: int, kv_heads: int, head_dim: int, value_dim: int | None = None
+    ) -> None:
+        super().__init__()
+        value_dim = value_dim or head_dim
+        if not isinstance(config.feature_width, int):
+            raise ValueError(f"the memory of one layer has one feature_width, got {list(config.feature_width)}")
+        self.config, self.heads, self.kv_heads, self.widths = config, heads, kv_heads, (head_dim, value_dim)
+        self.states = heads if config.states == "query_head" else kv_heads
+        self.query_features = MAPS[config.feature_map](heads, head_dim, config.feature_width)
+        self.key_features = MAPS[config.feature_map](self.states, head_dim, config.feature_width)
+        self.recurrence = RECURRENCES[config.operator]
+        gate, decay = self.recurrence.write_gate or config.write_gate, self.recurrence.decay
+        self.averaged = gate if gate in AVERAGES else None
+        if gate == "kv" and head_dim != value_dim:
+            raise ValueError(f"write gate 'kv' multiplies keys and values: their widths are {head_dim} and {value_dim}")
+        self.write_gate = None if self.averaged else WRITE[gate](hidden, self.states)
+        self.taps = max(AVERAGED - 1 if self.averaged else 0, STEPS - 1 if self.recurrence.virtual else 0)
+        width = self.key_features.width
+        self.decay_gate = DECAY[decay](hidden, self.states, width, head_dim) if decay else None
+        self.mix_gate = MIX[config.mix_gate](hidden, heads)
+        self.one_call = not (self.taps or self.recurrence.activation or decay == "channel")  # what `step` can do
+        self.normalised = not self.recurrence.delta
+        start = torch.full((heads, value_dim), 1.0 if self.normalised else GAIN, dtype=torch.float32)
+        self.output_scale = nn.Parameter(start)
+        self.register_buffer("mag_weight", torch.full((), config.mag_weight, dtype=torch.float32))
+
+    def mu(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Memory-as-Gate weight [B, T, H] for the layer's input [B, T, hidden]."""
+        return torch.sigmoid(torch.logit(self.mag_weight.float()) + self.mix_gate(hidden_states))
+
+    def begin_from(self, queries: torch.Tensor, keys: torch.Tensor) -> None:
+        """Let the features begin as those of linear maps of q and k, ``queries`` [H, D, D] and ``keys`` [Hs, D, D]; features
+        without parameters, or that have been trained, stay as they are."""
+        for features, maps in ((self.query_features, queries), (self.key_features, keys)):
+            if isinstance(features, LearnedMap):
+                features.begin_from(maps)
+
+    def writes(
+        self, hidden_states: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None,
+        taps: torch.Tensor | None = None, seen: torch.Tensor | None = None,
+    ) -> Writes:  # fmt: skip
+        """What the tokens write; k [B, T, Hk, D], v [B, T, Hk, V]; where ``mask`` [B, T] is False nothing is written or forgotten.
+
+        ``taps`` [B, taps, Hk, D + V] are the raw keys and values of the tokens before, for a memory that looks at them;
+        ``seen`` [B] how many there were, for one that counts.
+        """
+        k, v = k.float(), v.float()
+        recent = None
+        if mask is not None:  # what is padded may be anything, also not finite
+            k, v = (x.masked_fill(~mask[..., None, None], 0.0) for x in (k, v))
+            hidden_states = hidden_states.masked_fill(~mask[..., None], 0.0)
+        if self.taps:
+            recent = Recent(torch.cat([k, v], -1), taps, mask, self.taps)
+        beta = self._beta(hidden_states, recent)
+        g = None if self.decay_gate is None else F.logsigmoid(self.decay_gate(hidden_states))
+        if mask is not None:
+            real = mask[..., None]
+            beta = beta * real
+            g = None if g is None else g * (real if g.dim() == 3 else real[..., None])
+        if self.recurrence.virtual and recent is not None:
+            make, apart = VIRTUAL[self.recurrence.virtual], self.widths
+            made = recent.each(lambda x: torch.cat([make(part, self.taps, STEPS) for part in x.split(apart, -1)], -1))
+            k, v = made.split(apart, -1)
+            beta = beta.unsqueeze(2).expand(-1, -1, STEPS, -1)
+        k, v = (x.repeat_interleave(self.states // self.kv_heads, -2) for x in (k, v))
+        keys = self.key_features(k.flatten(1, -3)).view(*k.shape[:-1], self.key_features.width)
+        if self.recurrence.virtual:
+            keys = keys * fade(k)
+        raw, after = (None, None) if recent is None else (recent.raw, recent.taps)
+        every = self.config.state_activation_every if self.recurrence.activation else 0
+        if every and seen is None:
+            seen = torch.zeros(len(k), dtype=torch.long, device=k.device)
+        return Writes(keys, v, beta, g, self.recurrence.delta, raw, mask, after, every, seen)
+
+    def _beta(self, hidden_states: torch.Tensor, recent: Recent | None) -> torch.Tensor:
+        """Write strength [B, T, Hs]."""
+        if self.averaged is None or recent is None:
+            return torch.sigmoid(self.write_gate(hidden_states))  # type: ignore[misc]
+        source = self.averaged
+        beta = recent.each(lambda x: strength(x.split(self.widths, -1), self.taps, source))
+        return beta.repeat_interleave(self.states // self.kv_heads, -1)
+
+    def read(self, q: torch.Tensor, writes: Writes, state: torch.Tensor | None, output_final_state: bool = True):
+        """Memory output [B, T, H, V] for q [B, T, H, D], and the state after the last token (perhaps None where nobody asks)."""
+        o, state = writes.run(self.query_features(q), state, output_final_state)
+        if self.normalised:
+            o = o * torch.rsqrt(o.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return o * self.output_scale.float(), state
+
+    def forward(self, hidden_states, q, k, v, mask: torch.Tensor | None) -> torch.Tensor:
+        """Memory output [B, T, H, V] of whole sequences, from an empty memory; in both directions where ``config`` says so."""
+        o, _ = self.read(q, self.writes(hidden_states, k, v, mask), None, False)
+        if not self.config.bidirectional:
+            return o
+        hidden_states, q, k, v = (x.flip(1) for x in (hidden_states, q, k, v))
+        writes = self.writes(hidden_states, k, v, None if mask is None else mask.flip(1))
+        back, _ = self.read(q, writes, None, False)
+        return (o + back.flip(1)) / 2
+
+    def step(
+        self, softmax: torch.Tensor, hidden_states: torch.Tensor, q, k, v, state: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """One real token of every row through the whole branch in one native call: what `writes`, `read` and `mix` give,
+        [B, 1, H * V], and the state, which is overwritten. None: not here (see the conditions), take those.
+        """
+        dtype = softmax.dtype
+        if (
+            not self.one_call or q.shape[1] != 1 or torch.is_grad_enabled() or traced() or not q.is_cpu or not plain(q)
+            or unavailable() or (dtype != torch.float32 and dtype != torch.bfloat16)
+            or not q.dtype == k.dtype == v.dtype == hidden_states.dtype == dtype
+        ):  # fmt: skip
+            return None
+        part = self._modules.get
+        write, decay, mix = part("write_gate"), part("decay_gate"), part("mix_gate")
+        learned = Parameters(
+            _learned(part("query_features"), "weight"), _learned(part("key_features"), "weight"),
+            _learned(write, "weight"), _learned(write, "bias"), _learned(decay, "weight"), _learned(decay, "bias"),
+            _learned(mix, "weight"), _learned(mix, "bias"), _learned(mix, "down"), part("query_features")._buffers.get("frequencies"), _learned(self, "output_scale"),
+            self.mag_weight,
+        )  # fmt: skip
+        if learned.output_scale.dtype != torch.float32 or learned.mag_weight.dtype != torch.float32:
+            return None
+        shape = (len(q), self.states, self.key_features.width, v.shape[-1])
+        if state is None:
+            state = torch.zeros(shape, dtype=torch.float32, device=q.device)
+        elif state.shape != shape:  # the kernel would take it as it is
+            raise ValueError(
+                f"a state of this memory has shape {list(shape)}, got {list(state.shape)}: start from an empty cache"
+            )
+        state = state.contiguous()
+        out = memory_step(
+            q, k, v, hidden_states, softmax, state, learned, self.recurrence.delta, self.config.feature_map
+        )
+        return out, state
+
+    def softmax_share(self, softmax: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(1 - mu) softmax, [B, T, H * V]."""
+        soft = softmax.float().unflatten(-1, (self.heads, -1))
+        return (soft * (1 - self.mu(hidden_states)[..., None])).flatten(-2).to(softmax.dtype)
+
+    def mix(self, softmax: torch.Tensor, memory: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(1 - mu) softmax + mu memory; softmax [B, T, H * V] in any precision, memory [B, T, H, V]. mu = 0 is exact."""
+        soft = softmax.float().unflatten(-1, (self.heads, -1))
+        return torch.lerp(soft, memory, self.mu(hidden_states)[..., None]).flatten(-2).to(softmax.dtype)

@@ -1,0 +1,99 @@
+"""The folder of a run: whether it may be written or resumed, and the run.yaml in it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from tptt.processes import is_first
+from tptt.train.checkpoints import broken_checkpoints, last_checkpoint
+
+from .options import RunOptions, flat_options, load_run
+
+RUN_FILE = "run.yaml"
+_TRAINER = "trainer"
+_MADE_OF = (
+    "lora_rank", "lora_targets", "operator", "feature_map", "feature_width", "write_gate", "states", "mix_gate", "cross_gate",
+    "layers", "memory_only_layers", "bidirectional", "kv_budget", "kv_length",
+)  # fmt: skip
+"""Keys that say which weights a model has."""
+
+
+def check_output(options: RunOptions) -> None:
+    """Raises ValueError where ``out`` holds something that is not to be resumed, or is to be and cannot. The first of
+    several processes looks, before it writes there."""
+    out = Path(options.out)
+    if not is_first():
+        return
+    if out.is_file():
+        raise ValueError(f"out: {out} is a file, it must be a folder")
+    if not out.is_dir() or _holds_nothing(out):
+        return
+    if not options.resume:
+        raise ValueError(f"out: {out} is not empty; name another folder, or resume what is in it (resume: true)")
+    if last_checkpoint(out / _TRAINER) is None:
+        raise ValueError(f"resume: {out} holds no checkpoint to go on from (save_every says how often one is saved)")
+    _check_same_model(options, out / RUN_FILE)
+
+
+def _holds_nothing(out: Path) -> bool:
+    """Whether all that lies there is what a run leaves that ended before its first checkpoint."""
+    names = {x.name for x in out.iterdir()}
+    if not names:
+        return True
+    if _TRAINER not in names or names - {_TRAINER, RUN_FILE} or not (out / _TRAINER).is_dir():
+        return False  # a run.yaml alone may be somebody's own
+    broken = set(broken_checkpoints(out / _TRAINER))
+    return {x.name for x in (out / _TRAINER).iterdir()} <= broken
+
+
+def _check_same_model(options: RunOptions, file: Path) -> None:
+    if not file.is_file():
+        return
+    before, now = (flat_options(x) for x in (load_run(file), options))
+    changed = [f"{k} {before[k]!r}, not {now[k]!r}" for k in _MADE_OF if before[k] != now[k]]
+    if changed:
+        raise ValueError(
+            f"resume: {file} made the model with {', '.join(changed)}; keep these keys, or name another folder (out) for "
+            "a new run"
+        )
+
+
+def where_it_begins(options: RunOptions) -> str:
+    """What a run with ``resume`` goes on from, in a line."""
+    folder = Path(options.out) / _TRAINER
+    last, broken = last_checkpoint(folder), broken_checkpoints(folder)
+    passed = f"; passed over as half written: {', '.join(broken)}" if broken else ""
+    if last is None:
+        return f"no checkpoint in {options.out}: the run starts from the beginning{passed}"
+    return f"going on from {last}{passed}"
+
+
+def how_to_go_on(options: RunOptions) -> str:
+    """What a run that was interrupted has saved, and how to resume it, in a line."""
+    last = last_checkpoint(Path(options.out) / _TRAINER)
+    if last is None:
+        return "no checkpoint was saved: the run can be started again as it was"
+    return f"saved: {last}; go on with: tptt train {shlex.quote(str(Path(options.out) / RUN_FILE))} --resume"
+
+
+class WriteRunFile(TrainerCallback):
+    """Writes ``out``/run.yaml when training begins: before, a run may fail or be refused, and what lies there stays."""
+
+    def __init__(self, options: RunOptions) -> None:
+        self.options = options
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        if is_first():
+            out = Path(self.options.out)
+            out.mkdir(parents=True, exist_ok=True)
+            (out / RUN_FILE).write_text(_from_anywhere(self.options).to_yaml(), encoding="utf-8")
+
+
+def _from_anywhere(options: RunOptions) -> RunOptions:
+    """``options`` for a run file that can be resumed from another folder: what is a path here is absolute."""
+    here = {name: value for name in ("base_model_name", "data") if (value := getattr(options, name)) is not None}
+    found = {name: str(path.absolute()) for name, value in here.items() if (path := Path(value).expanduser()).exists()}
+    return options.changed(resume=False, out=str(Path(options.out).absolute()), **found)
