@@ -24,7 +24,7 @@ def test_processes_that_measure_differently_train_one_model(tmp_path):
 def test_the_command_in_two_processes(tmp_path):
     (tmp_path / "run.yaml").write_text(
         yaml.safe_dump(
-            {"base_model_name": str(BASE), "max_self_attn_length": 8, "length": 64, "tokens": 1024, "probe_every": 0}
+            {"base_model_name": str(BASE), "max_self_attn_length": 8, "seq_len": 64, "tokens": 1024, "probe_steps": 0}
         )
     )
     out = tmp_path / "out"

@@ -78,7 +78,7 @@ class MemoryConfig:
             a Gaussian kernel of it; ``sign_split`` SiLU([Px, -Px]) / ||.|| with P [D, D] learned, 2 D, for a smaller
             state that follows a softmax head less closely (`benchmarks/features.py`); ``silu`` SiLU(x) / ||.|| without parameters.
         feature_width: of ``fourier``, K, even: how many keys are kept apart. A state is K x V numbers in float32. One number
-            for all layers with a memory, or one for each of them in their order (`tptt.convert.spread_width`).
+            for all layers with a memory, or one for each of them in their order (`tptt.convert.allocate_widths`).
         write_gate: beta: ``learned`` sigmoid of a linear map of the layer's input, ``constant`` 1/2, or without parameters
             the sigmoid of the keys (``k``), values (``v``) or their product (``kv``), averaged over three tokens and the
             head's channels.

@@ -15,9 +15,9 @@ def run_file(small_base, tmp_path):
     """A run of four steps, as a file."""
     path = tmp_path / "run.yaml"
     keys = {
-        "base_model_name": str(small_base), "data": str(small_base / "text.txt"), "out": str(tmp_path / "out"), "length": 128,
-        "rows": 1, "tokens": 4 * 128, "max_self_attn_length": 16, "lora_rank": 2, "recall_formats": ["records"],
-        "probe_every": 2, "save_every": 2, "feature_width": 16,
+        "base_model_name": str(small_base), "data": str(small_base / "text.txt"), "out": str(tmp_path / "out"), "seq_len": 128,
+        "per_device_train_batch_size": 1, "tokens": 4 * 128, "max_self_attn_length": 16, "lora_rank": 2, "recall_formats": ["records"],
+        "probe_steps": 2, "save_every": 2, "feature_width": 16,
     }  # fmt: skip
     path.write_text(yaml.safe_dump(keys))
     return path
@@ -61,7 +61,7 @@ def test_a_refused_resume_leaves_the_run_as_it_was(run_file, tmp_path):
     before = (out / "run.yaml").read_text()
     code, output = invoke(out / "run.yaml", "--resume", "--lora-rank", 4)
     assert code == 1 and "made the model with lora_rank 2, not 4; keep these keys" in output
-    code, output = invoke(out / "run.yaml", "--resume", "--max-self-attn-length", "null", "--far-weight", 1)
+    code, output = invoke(out / "run.yaml", "--resume", "--max-self-attn-length", "null", "--long-context-weight", 1)
     assert code == 1 and "set max_self_attn_length" in output
     assert (out / "run.yaml").read_text() == before
     assert invoke(out / "run.yaml", "--resume", "--tokens", 512)[0] == 0

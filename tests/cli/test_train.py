@@ -20,8 +20,8 @@ def run_file(base, tmp_path):
     """A small run, as a file."""
     path = tmp_path / "run.yaml"
     keys = {
-        "base_model_name": str(base), "data": str(base / "text.txt"), "out": str(tmp_path / "out"), "length": 128, "rows": 2,
-        "tokens": 6 * 2 * 128, "max_self_attn_length": 16, "lora_rank": 2, "recall_formats": ["records"], "probe_every": 3,
+        "base_model_name": str(base), "data": str(base / "text.txt"), "out": str(tmp_path / "out"), "seq_len": 128, "per_device_train_batch_size": 2,
+        "tokens": 6 * 2 * 128, "max_self_attn_length": 16, "lora_rank": 2, "recall_formats": ["records"], "probe_steps": 3,
         "save_every": 2,
     }  # fmt: skip
     path.write_text(yaml.safe_dump(keys))
@@ -34,11 +34,11 @@ def invoke(*arguments):
 
 
 def test_a_run_from_its_file_to_its_folder_and_on(run_file, tmp_path):
-    code, output = invoke(run_file, "--lora-rank", 3, "--memory_lr=2e-2")
+    code, output = invoke(run_file, "--lora-rank", 3, "--memory_learning_rate=2e-2")
     assert code == 0, output
     out = tmp_path / "out"
     resolved = yaml.safe_load((out / "run.yaml").read_text())
-    assert (resolved["lora_rank"], resolved["memory_lr"], resolved["operator"]) == (3, 0.02, "delta_rule")
+    assert (resolved["lora_rank"], resolved["memory_learning_rate"], resolved["operator"]) == (3, 0.02, "delta_rule")
     report = (out / "report.md").read_text()
     for part in (
         "| lora_rank | `3` |",
@@ -76,7 +76,9 @@ def test_the_column_of_a_table(run_file, base):
 
 
 def test_a_run_that_diverges_fails(run_file):
-    code, output = invoke(run_file, "--lr", 1e30, "--memory-lr", 1e30, "--tokens", 512, "--save-every", 0)
+    code, output = invoke(
+        run_file, "--learning-rate", 1e30, "--memory-learning-rate", 1e30, "--tokens", 512, "--save-every", 0
+    )
     assert code == 1 and "warning: the training diverged" in output and "bypassed" not in output
 
 
@@ -92,8 +94,8 @@ def test_a_folder_s_table_without_the_column_is_named(run_file, base, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--rws", 3), "error: flag --rws: unknown key 'rws'; did you mean 'rows'?"),
-        (("--rows", "x"), "error: flag --rows: rows must be a whole number, got 'x'"),
+        (("--sqlen", 3), "error: flag --sqlen: unknown key 'sqlen'; did you mean 'seq_len'?"),
+        (("--seq-len", "x"), "error: flag --seq-len: seq_len must be a whole number, got 'x'"),
         (("--data", "no-such-file.txt"), "no-such-file.txt"),
         (("no-such-run.yaml",), "one run file at most"),
         (("--base-model-name", "no/such-base"), "base model 'no/such-base' was not found"),
@@ -128,7 +130,7 @@ def test_4_bits_without_bitsandbytes(run_file, monkeypatch):
 
 
 def test_a_dry_run_trains_nothing(run_file, tmp_path):
-    code, output = invoke(run_file, "--dry-run", "--distill", 0.1)
+    code, output = invoke(run_file, "--dry-run", "--kl-weight", 0.1)
     assert code == 0, output
     for part in (
         "1,536 in 6 steps of 256",
@@ -150,7 +152,7 @@ def test_a_dry_run_of_a_base_that_is_not_here():
     assert "the run is not computed there as it is; with dtype: float16 it takes" in output
     code, output = invoke(CONFIGS / "qwen3-8b.yaml", "--dry-run", "--hardware", "t4", "--dtype", "float16")
     assert code == 0 and "does not fit: it takes" in output
-    assert "with quantization: 4bit, length: 1024, accumulate: 16 it takes" in output
+    assert "with quantization: 4bit, seq_len: 1024, gradient_accumulation_steps: 16 it takes" in output
     code, output = invoke(CONFIGS / "qwen3-8b.yaml", "--dry-run", "--hardware", "t4", "--lora-rank", 0)
     assert code == 0 and "no change of keys that is known here makes it fit: take a smaller base" in output
 

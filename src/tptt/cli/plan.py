@@ -34,7 +34,13 @@ def show_plan(options: RunOptions, console: Console) -> None:
     names = [options.hardware] if options.hardware else list(HARDWARE)
     plans = {name: budget(options, name, survey) for name in names}
     first = next(iter(plans.values()))
-    console.print(_run_table(options, first, peak_rates(survey.model, options.training.lr, options.training.memory_lr)))
+    console.print(
+        _run_table(
+            options,
+            first,
+            peak_rates(survey.model, options.training.learning_rate, options.training.memory_learning_rate),
+        )
+    )
     if survey.choice is not None:
         whole, memory = len(survey.choice.whole), len(survey.choice.memory)
         console.print(
@@ -150,9 +156,9 @@ _MEASURES = {
 
 
 _NOT_OF_THE_RECIPE = {
-    "tokens", "length", "max_self_attn_length",  # told in words of their own
+    "tokens", "seq_len", "max_self_attn_length",  # told in words of their own
     "base_model_name", "base_model_revision", "base_config", "data", "column", "out", "resume", "save_every", "hardware",
-    "dtype", "attn_implementation", "rows", "accumulate", "probe_every", "stop_at_recall", "kv_length", "bf16",
+    "dtype", "attn_implementation", "per_device_train_batch_size", "gradient_accumulation_steps", "probe_steps", "stop_at_recall", "kv_length", "bf16",
     "gradient_checkpointing", "seed",
 }  # fmt: skip
 

@@ -12,26 +12,26 @@ from tptt.evaluation import markdown_table
 from tptt.hf import memories
 from tptt.train.loop import Converted
 from tptt.train.optim import peak_rates
-from tptt.train.probe import Look
+from tptt.train.probe import ProbeResult
 
 from .options import RunOptions, flat_options
 
 
-def looks_table(looks: list[Look]) -> str:
+def probe_table(results: list[ProbeResult]) -> str:
     """By step: recall beyond the window and perplexity with both branches, the window alone and the memory alone."""
-    arms = list(looks[0].use.recall)
+    arms = list(results[0].use.recall)
     heads = [f"{what}: {arm}" for what in ("recall beyond W", "perplexity") for arm in arms]
     rows = []
-    for look in looks:
-        recall = [look.use.recall[arm].beyond for arm in arms]
-        text = [look.use.perplexity[arm] for arm in arms]
-        rows.append([look.step, *(_cell(x, ".2f") for x in (*recall, *text))])
+    for result in results:
+        recall = [result.use.recall[arm].beyond for arm in arms]
+        text = [result.use.perplexity[arm] for arm in arms]
+        rows.append([result.step, *(_cell(x, ".2f") for x in (*recall, *text))])
     return markdown_table(["step", *heads], rows)
 
 
-def layers_table(look: Look, widths: Sequence[int]) -> str:
+def layers_table(result: ProbeResult, widths: Sequence[int]) -> str:
     """Feature width, mean mu and size of the memory's output over the softmax's, by layer."""
-    layers = enumerate(zip(look.use.layers, widths, strict=True))
+    layers = enumerate(zip(result.use.layers, widths, strict=True))
     rows = [[i, width, f"{x.mu:.3f}", _cell(x.scale, ".2f")] for i, (x, width) in layers]
     return markdown_table(["layer with a memory", "width", "mu", "scale"], rows)
 
@@ -44,7 +44,7 @@ def write_summary(out: Path, options: RunOptions, converted: Converted) -> Path:
     """Write ``out``/report.md and return its path."""
     model = converted.model
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    lr, memory_lr = peak_rates(model, options.training.lr, options.training.memory_lr)
+    lr, memory_learning_rate = peak_rates(model, options.training.learning_rate, options.training.memory_learning_rate)
     losses = [(x["step"], x["loss"]) for x in converted.history if "loss" in x]
     changed = {k: v for k, v in flat_options(options).items() if v != flat_options(RunOptions())[k]}
     settings = markdown_table(["key", "value"], [[k, f"`{v}`"] for k, v in changed.items()])
@@ -53,7 +53,7 @@ def write_summary(out: Path, options: RunOptions, converted: Converted) -> Path:
     parts = [
         "# Training report",
         f"Base: `{options.base_model_name}`. {seen} {trained:,} parameters trained, {converted.seconds:.0f} s, "
-        f"peak learning rates {lr:.3g} of LoRA and {memory_lr:.3g} of the memory, "
+        f"peak learning rates {lr:.3g} of LoRA and {memory_learning_rate:.3g} of the memory, "
         f"tptt {__version__}, torch {torch.__version__}. All settings: [run.yaml](run.yaml); other than by default:",
         settings,
         "## Warnings",
@@ -65,11 +65,11 @@ def write_summary(out: Path, options: RunOptions, converted: Converted) -> Path:
     if losses:
         (first, start), (last, end) = losses[0], losses[-1]
         parts += ["## Training", f"Loss in nats: {start:.3f} at step {first}, {end:.3f} at step {last}."]
-    if converted.looks:
+    if converted.probe_results:
         parts += [
             "## Who does the work", "Held-out text and recall rows of the training length; \"window only\" is mu = 0, \"memory only\" "
-            "mu = 1 in the same model.", looks_table(converted.looks), f"After step {converted.looks[-1].step}:",
-            layers_table(converted.looks[-1], [m.key_features.width for m in memories(model)]),
+            "mu = 1 in the same model.", probe_table(converted.probe_results), f"After step {converted.probe_results[-1].step}:",
+            layers_table(converted.probe_results[-1], [m.key_features.width for m in memories(model)]),
         ]  # fmt: skip
     path = out / "report.md"
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
