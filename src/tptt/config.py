@@ -90,7 +90,8 @@ class MemoryConfig:
         cross_gate: beside (1 - mu) softmax + mu memory also the product of the two, taken behind the output projection, which
             is then computed twice (TPTT).
         mag_weight: mu in [0, 1] where the gate is 0: 0 is the base model, 1 the memory alone.
-        max_self_attn_length: window W of the softmax branch in tokens, the token itself included; None is all.
+        max_self_attn_length: window W of the softmax branch in tokens, the token itself included; None is all. "auto" leaves
+            it to `tptt.train.convert_and_train`, which takes a quarter of a training row, at most 512 tokens.
         sink_tokens: first tokens of a sequence that stay visible beyond the window, at the distances that the base's
             positions give them. For texts no longer than a training row: beyond it they cost recall and perplexity
             (``benchmarks.conversion``, "sinks").
@@ -117,7 +118,7 @@ class MemoryConfig:
     mix_gate: str = "mlp"
     cross_gate: bool = False
     mag_weight: float = 0.5
-    max_self_attn_length: int | None = None
+    max_self_attn_length: int | str | None = None
     sink_tokens: int = 0
     layers: str | int | tuple[int, ...] = "all"
     memory_only_layers: str | tuple[int, ...] = ()
@@ -131,8 +132,7 @@ class MemoryConfig:
         one_of("states", self.states, STATES)
         one_of("mix_gate", self.mix_gate, MIX_GATES)
         check_mag_weight(self.mag_weight)
-        if self.max_self_attn_length is not None:
-            _check_count("max_self_attn_length", self.max_self_attn_length, 1)
+        _check_window(self.max_self_attn_length)
         object.__setattr__(self, "feature_width", _widths(self.feature_width))
         _check_count("state_activation_every", self.state_activation_every, 1)
         _check_count("sink_tokens", self.sink_tokens, 0)
@@ -147,12 +147,35 @@ class MemoryConfig:
         object.__setattr__(self, "memory_only_layers", _numbers("memory_only_layers", self.memory_only_layers))
 
 
-def require_chosen_layers(config: MemoryConfig) -> None:
-    """Refuse a configuration whose layers are still to be chosen.
+    @property
+    def window(self) -> int | None:
+        """``max_self_attn_length``, once it is decided.
+
+        Raises:
+            ValueError: it is "auto".
+        """
+        if isinstance(self.max_self_attn_length, str):
+            raise ValueError(
+                "max_self_attn_length='auto' is decided by the length of training rows: "
+                "tptt.train.convert_and_train(config, data) chooses it; elsewhere give a number of tokens, or None"
+            )
+        return self.max_self_attn_length
+
+
+def _check_window(value: object) -> None:
+    if value is None or value == "auto":
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"max_self_attn_length must be an integer of 1 or more, 'auto' or None, got {value!r}")
+
+
+def require_decided(config: MemoryConfig) -> None:
+    """Refuse a configuration that leaves its layers or its window to data.
 
     Raises:
-        ValueError: ``layers`` is "auto".
+        ValueError: ``layers`` or ``max_self_attn_length`` is "auto".
     """
+    _ = config.window
     if config.layers == "auto":
         raise ValueError(
             "layers='auto' is decided by data: tptt.train.convert_and_train(config, data, "

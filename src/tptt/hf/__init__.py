@@ -4,18 +4,29 @@ from .calibrate import calibrate
 from .compat import is_lora_parameter
 from .discovery import UnsupportedAttentionError, find_attention
 from .layouts import LAYOUTS, Layout
-from .patch import attach_memory, detach_memory, set_mag_weight
+from .no_memory import NoMemory
+from .patch import attach_memory, attach_window, detach_memory, set_mag_weight
 from .slots import Branches, MemoryLayer, is_memory_parameter, memories, memory_layers
-from .teacher import as_base, attention_outputs, memory_squares, softmax_as, softmax_squares, write_gates
+from .teacher import (
+    as_base,
+    attention_outputs,
+    memory_squares,
+    softmax_as,
+    softmax_squares,
+    window_changes,
+    write_gates,
+)
 
 __all__ = [
     "LAYOUTS",
     "Branches",
     "Layout",
     "MemoryLayer",
+    "NoMemory",
     "UnsupportedAttentionError",
     "as_base",
     "attach_memory",
+    "attach_window",
     "attention_outputs",
     "calibrate",
     "detach_memory",
@@ -28,5 +39,6 @@ __all__ = [
     "set_mag_weight",
     "softmax_as",
     "softmax_squares",
+    "window_changes",
     "write_gates",
 ]

@@ -48,7 +48,7 @@ def write_summary(out: Path, options: RunOptions, converted: Converted) -> Path:
     losses = [(x["step"], x["loss"]) for x in converted.history if "loss" in x]
     changed = {k: v for k, v in flat_options(options).items() if v != flat_options(RunOptions())[k]}
     settings = markdown_table(["key", "value"], [[k, f"`{v}`"] for k, v in changed.items()])
-    window = options.memory.max_self_attn_length
+    window = model.config.max_self_attn_length
     seen = f"Softmax window W = {window} tokens." if window else "No softmax window."
     parts = [
         "# Training report",
