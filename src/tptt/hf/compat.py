@@ -77,8 +77,21 @@ _WITHOUT_CACHE = frozenset(
 
 def cache_argument(module: nn.Module) -> str | None:
     """Under which name the forward of ``module`` takes its cache; None: it takes none under a known name."""
-    parameters = inspect.signature(type(module).forward).parameters
+    parameters = inspect.signature(type(_unwrapped(module)).forward).parameters
     return next((name for name in CACHE_ARGUMENTS if name in parameters), None)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The base inside a converted model, a peft model or a wrapper of several devices: they hand the cache on."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(model, PeftModel):
+            model = model.get_base_model()
+        elif isinstance(model, ConvertedModelBase):
+            model = model.inner
+        else:
+            return model
 
 
 def unknown_arguments(module: nn.Module) -> list[str]:
@@ -217,6 +230,8 @@ class ConvertedModelBase(PreTrainedModel, GenerationMixin):
 
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     _keep_in_fp32_modules_strict = {"liza"}
+
+    inner: PreTrainedModel
 
     def cache_prepared(self, generation_config: Any, model_kwargs: dict) -> None:
         """``generate`` has put its cache into ``model_kwargs``."""

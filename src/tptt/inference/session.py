@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tptt.hf.compat import cache_keyword
+
 from .options import check_options, chosen
 from .rollback import Mark
 from .snapshot import MemorySnapshot, new_cache
@@ -71,7 +73,9 @@ class Session:
                 self._check_room(ids.shape[1])
                 with self._whole_or_not_at_all():
                     if ids.shape[1]:
-                        self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+                        self.model(
+                            input_ids=ids, use_cache=True, logits_to_keep=1, **cache_keyword(self.model, self.cache)
+                        )
                     self._pending = (said[-1],)
                 done += len(chunk)
                 report(done, time.perf_counter() - start)
@@ -153,7 +157,7 @@ class Session:
         mask = torch.ones(1, past + ids.shape[1], dtype=torch.long, device=ids.device)
         if chosen(self.model, options, "pad_token_id") is None:
             options["pad_token_id"] = 0
-        return self.model.generate(ids, attention_mask=mask, past_key_values=cache, **options)
+        return self.model.generate(ids, attention_mask=mask, **cache_keyword(self.model, cache), **options)
 
     def _check_room(self, more: int) -> None:
         read = int(self.cache.get_seq_length())
