@@ -9,11 +9,12 @@ from contextlib import contextmanager
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tptt.config import require_chosen_layers
 from tptt.hf import attach_memory
 
-from .calibrate import calibrate
+from .calibration import calibrate
 from .checkpoint import CheckpointMixin
 from .configuration import TpttConfig, base_error
 from .patch import NAME, base_of, prepare_generation, weights_loaded
@@ -247,3 +248,8 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
             self.post_init()
         self.config.weights_format = "full"
         return self
+
+
+AutoModelForCausalLM.register(TpttConfig, TpttModel, exist_ok=True)
+# Trainer's label smoother shifts the labels of the classes that this table names, and of no others
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[TpttConfig.model_type] = TpttModel.__name__

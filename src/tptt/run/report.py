@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from tptt.config import __version__
 from tptt.evaluation import markdown_table
 from tptt.hf import memories
 from tptt.train.loop import Converted
 from tptt.train.optim import peak_rates
 from tptt.train.probe import ProbeResult
+from tptt.version import __version__
 
 from .options import RunOptions, flat_options
 
