@@ -8,7 +8,8 @@ LEVELS = {
     name: level
     for level, names in enumerate(
         (
-            "config ops data processes assets version lazy",
+            "version lazy progress",
+            "config ops data processes assets",
             "memory",
             "hf",
             "inference evaluation",
