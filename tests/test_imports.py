@@ -8,7 +8,7 @@ LEVELS = {
     name: level
     for level, names in enumerate(
         (
-            "version lazy progress",
+            "version lazy progress fields",
             "config ops data processes assets",
             "memory",
             "hf",
