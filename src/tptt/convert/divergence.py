@@ -18,7 +18,10 @@ Change = tuple[Collection[int], Collection[int]]
 
 
 def divergences(
-    model: nn.Module, batches: Sequence[Batch], changes: Sequence[Change], advance: Callable[[float], None] | None = None
+    model: nn.Module,
+    batches: Sequence[Batch],
+    changes: Sequence[Change],
+    advance: Callable[[float], None] | None = None,
 ) -> list[float]:
     """KL(base || model) in nats per token with each of the ``changes``.
 

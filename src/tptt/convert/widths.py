@@ -20,9 +20,7 @@ MOST = 3
 _UNIT = 64  # features are given out in as many, or in sixteenths of a mean that is small
 
 
-def allocate_widths(
-    base: nn.Module, config: MemoryConfig, batches: Sequence[Batch]
-) -> dict[int, int] | None:
+def allocate_widths(base: nn.Module, config: MemoryConfig, batches: Sequence[Batch]) -> dict[int, int] | None:
     """The feature width of each memory that ``config`` will give ``base``, {layer number: width}.
 
     Widths are in proportion to `dependence`, and their mean is ``config.feature_width``, so that all states together stay

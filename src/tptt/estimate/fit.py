@@ -33,7 +33,7 @@ def ways_to_fit(options: RunOptions, hardware: str, survey: Survey | None = None
                 * settings.per_device_train_batch_size,
             }
         )
-    if options.quantization == "none" and options.lora_rank and hardware != "cpu":
+    if options.quantization == "none" and options.lora_r and hardware != "cpu":
         ladder.append({"quantization": "4bit"})
     length = row_length(settings, survey.base)
     shorter = length // 2

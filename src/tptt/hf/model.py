@@ -13,13 +13,14 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from tptt.config import require_decided
 
-from .calibrate import calibrate
+from .calibration import calibrate
 from .checkpoint import CheckpointMixin
 from .compat import (
     ConvertedModelBase,
     cache_in,
     cache_keyword,
     chosen_attention_implementation,
+    register_causal_lm,
     set_attention_implementation,
     set_tied_names,
 )
@@ -285,3 +286,7 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
             self.post_init()
         self.config.weights_format = "full"
         return self
+
+
+AutoModelForCausalLM.register(TpttConfig, TpttModel, exist_ok=True)
+register_causal_lm(TpttConfig.model_type, TpttModel.__name__)

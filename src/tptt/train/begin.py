@@ -107,9 +107,7 @@ def _decide_layers(
     return choice
 
 
-def _decide_widths(
-    base: Any, config: TpttConfig, corpus: Corpus, settings: TrainingSettings, seq_len: int
-) -> None:
+def _decide_widths(base: Any, config: TpttConfig, corpus: Corpus, settings: TrainingSettings, seq_len: int) -> None:
     """Let ``config`` name the width of each memory, where it leaves widths open and the run is long enough to measure them."""
     if not can_allocate_widths(config.memory_config()):
         return

@@ -56,7 +56,9 @@ class ConversionTrainer(Trainer):
     def _check(self, has_memory: bool) -> None:
         settings = self.settings
         if settings.needs_teacher and not has_memory:
-            raise ValueError("kl_weight and attention_transfer_weight need a model with a memory: its base is the teacher")
+            raise ValueError(
+                "kl_weight and attention_transfer_weight need a model with a memory: its base is the teacher"
+            )
         if settings.tbptt_chunks > 1 and self.args.gradient_checkpointing:
             raise ValueError("tbptt_chunks needs the cache that gradient_checkpointing takes away: use one of them")
         if settings.long_context_weight and not self.window:
@@ -144,7 +146,13 @@ class ConversionTrainer(Trainer):
         return logits, attention
 
     def _teacher_loss(
-        self, logits: torch.Tensor, attention: list[torch.Tensor], teacher, labels: torch.Tensor, inputs: Inputs, seen: int
+        self,
+        logits: torch.Tensor,
+        attention: list[torch.Tensor],
+        teacher,
+        labels: torch.Tensor,
+        inputs: Inputs,
+        seen: int,
     ) -> torch.Tensor:
         """The teacher's terms, summed over targets; ``seen`` tokens of each row came before."""
         base_logits, base_attention = teacher
