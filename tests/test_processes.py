@@ -11,7 +11,7 @@ from tptt.assets import BASE
 
 
 def test_processes_that_measure_differently_train_one_model(tmp_path):
-    torchrun(2, Path(__file__).with_name("conversion_worker.py"), tmp_path)
+    torchrun(2, Path(__file__).parent / "train" / "conversion_worker.py", tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first["widths"] == second["widths"] and len(set(first["widths"])) > 1
     assert first["trained"] == second["trained"]

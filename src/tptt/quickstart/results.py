@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tptt.evaluation import Held, RecallScore
-from tptt.train.probe import ProbeResult
+from tptt.train.probe_result import ProbeResult
 
 from .measures import Measures
 

@@ -20,7 +20,7 @@ from tptt.train.auto_layers import check_auto, measured_config
 from tptt.train.base import row_length
 from tptt.train.loop import Converted, convert_and_train
 
-from .base import base_config, base_name, conversion_config
+from .base import base_config, base_name, conversion_config, decided
 from .folder import WriteRunFile, check_output
 from .interrupt import SaveOnSignal
 from .options import RunOptions
@@ -91,7 +91,9 @@ def run(options: RunOptions, callbacks: Sequence[TrainerCallback] = ()) -> Conve
     """
     check_output(options)
     loading = model_options(options)
-    options = options.changed(base_config=None)  # that stands for the base in a dry run; here the base itself is read
+    options = decided(
+        options.changed(base_config=None)
+    )  # that stands for the base in a dry run; here the base itself is read
     config = checked_config(options)
     data: TextSplit | None = None if options.data is None else load_text(options.data, options.column)
     if not torch.cuda.is_available():

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import Strict, TypeAdapter, ValidationError
 
-from .options import PARTS, RunOptions
+from .options import PARTS, RUN_DEFAULTS, RunOptions
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ def keys() -> dict[str, Key]:
         hints = get_type_hints(kind)
         for f in fields(kind):
             if f.name not in PARTS:
-                found[f.name] = Key(f.name, part, hints[f.name], f.default, f.metadata["help"])
+                found[f.name] = Key(
+                    f.name, part, hints[f.name], RUN_DEFAULTS.get(f.name, f.default), f.metadata["help"]
+                )
     return found
 
 

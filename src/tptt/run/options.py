@@ -15,6 +15,8 @@ from tptt.train.settings import TrainingSettings
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "4bit")
+RUN_DEFAULTS: dict[str, Any] = {"max_self_attn_length": "auto"}
+"""Defaults of keys that are others than those of the class that holds them."""
 
 
 @documented
@@ -67,7 +69,7 @@ class RunOptions:
     hardware: str | None = described(
         None, "Device that a dry run is made for, a name in tptt.estimate.hardware.HARDWARE. Null is all of them."
     )
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    memory: MemoryConfig = field(default_factory=lambda: MemoryConfig(**RUN_DEFAULTS))
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
     def __post_init__(self) -> None:
@@ -90,6 +92,7 @@ class RunOptions:
         Raises:
             ValueError: a value is not valid.
         """
+        values = {**RUN_DEFAULTS, **values}
         own, *parts = (
             {f.name: values[f.name] for f in fields(kind) if f.name in values} for kind in (cls, *PARTS.values())
         )
