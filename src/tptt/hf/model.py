@@ -12,13 +12,14 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from tptt.config import require_chosen_layers
 
-from .calibrate import calibrate
+from .calibration import calibrate
 from .checkpoint import CheckpointMixin
 from .compat import (
     ConvertedModelBase,
     cache_in,
     cache_keyword,
     chosen_attention_implementation,
+    register_causal_lm,
     set_attention_implementation,
     set_tied_names,
 )
@@ -258,3 +259,8 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
             self.post_init()
         self.config.weights_format = "full"
         return self
+
+
+AutoModelForCausalLM.register(TpttConfig, TpttModel, exist_ok=True)
+# Trainer's label smoother shifts the labels of the classes that this table names, and of no others
+register_causal_lm(TpttConfig.model_type, TpttModel.__name__)

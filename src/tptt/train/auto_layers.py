@@ -17,7 +17,7 @@ from tptt.hf.configuration import TpttConfig
 from tptt.hf.model import TpttModel
 from tptt.processes import agreed
 
-from .corpus import Material
+from .corpus import Corpus
 from .settings import TrainingSettings
 
 _ROWS = 16  # that are measured on
@@ -70,16 +70,19 @@ def measured_config(config: TpttConfig, length: int) -> TpttConfig:
     return config
 
 
-def first_rows(material: Material, settings: TrainingSettings, length: int) -> list[dict[str, torch.Tensor]]:
+def first_rows(corpus: Corpus, settings: TrainingSettings, length: int) -> list[dict[str, torch.Tensor]]:
     """Batches of the first rows of ``length`` tokens that a training with ``settings`` sees, for `choose_layers`."""
-    rows = material.rows(settings, length, _ROWS)
+    rows = corpus.rows(settings, length, _ROWS)
     items = [rows[i] for i in range(_ROWS)]
-    parts = (items[i : i + settings.rows] for i in range(0, _ROWS, settings.rows))
+    parts = (
+        items[i : i + settings.per_device_train_batch_size]
+        for i in range(0, _ROWS, settings.per_device_train_batch_size)
+    )
     return [{k: torch.stack([x[k] for x in part]) for k in ("input_ids", "loss_weights")} for part in parts]
 
 
 def settle_layers(
-    model: TpttModel, config: TpttConfig, material: Material, settings: TrainingSettings, length: int
+    model: TpttModel, config: TpttConfig, corpus: Corpus, settings: TrainingSettings, length: int
 ) -> LayerChoice:
     """Choose the layers of ``model``, made of `measured_config`, and attach its memories anew: to those that ``config``, the
     budget and the measurement leave them. ``model.config`` then names them.
@@ -87,7 +90,7 @@ def settle_layers(
     Measured at mu = 0 on the first rows that it will be trained on, which it has not seen yet, weighted as the training
     weighs them: the held-out part stays unseen for what comes after.
     """
-    batches = first_rows(material, settings, length)
+    batches = first_rows(corpus, settings, length)
     with untrained(model), mag_weight(model, 0.0):
         assert settings.kv_budget is not None
         choice = agreed(

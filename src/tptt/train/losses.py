@@ -20,12 +20,12 @@ def attention_distance(ours: Sequence[torch.Tensor], base: Sequence[torch.Tensor
     return torch.stack(shares).mean()
 
 
-def write_loss(gates: Sequence[tuple[int, torch.Tensor]], stated: torch.Tensor, stated_weight: float) -> torch.Tensor:
+def write_loss(gates: Sequence[tuple[int, torch.Tensor]], stated: torch.Tensor, fact_weight: float) -> torch.Tensor:
     """Cross entropy of write gates, mean over the rows: tokens where ``stated`` [B, T] is 1 are to be written, those where it
     is 0 not, others do not count.
 
     ``gates`` are the feature widths of memories and the logits [B, T, S] of their gates: a memory counts by its width, since
-    the wide ones are where the base looks far back. The few of the one kind weigh in a row ``stated_weight`` times what the
+    the wide ones are where the base looks far back. The few of the one kind weigh in a row ``fact_weight`` times what the
     many of the other do, 2 together; a row without both adds 0.
     """
     wanted, rest = (stated == 1).float(), (stated == 0).float()
@@ -33,9 +33,9 @@ def write_loss(gates: Sequence[tuple[int, torch.Tensor]], stated: torch.Tensor, 
     wanted, rest = (both[:, None] * x / x.sum(1, keepdim=True).clamp_min(1) for x in (wanted, rest))
     total = torch.zeros((), device=stated.device)
     for width, x in gates:
-        each = stated_weight * wanted * F.softplus(-x).mean(-1) + rest * F.softplus(x).mean(-1)
+        each = fact_weight * wanted * F.softplus(-x).mean(-1) + rest * F.softplus(x).mean(-1)
         total = total + width * each.sum(1).mean()
-    return total * 2 / (1 + stated_weight) / sum(width for width, _ in gates)
+    return total * 2 / (1 + fact_weight) / sum(width for width, _ in gates)
 
 
 def told_from_far(window: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:

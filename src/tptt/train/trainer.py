@@ -23,18 +23,18 @@ class ConversionTrainer(Trainer):
     """Trainer whose rows may carry ``loss_weights`` and ``stated`` [B, T] (`MixedRows`); set ``remove_unused_columns=False``.
 
     The loss is the weighted cross entropy per target in nats; without weights it is Trainer's own. The teacher of
-    ``distill``, ``align`` and ``far_weight`` is the base inside the model: memory off, LoRA off, whole context.
+    ``kl_weight``, ``attention_transfer_weight`` and ``long_context_weight`` is the base inside the model: memory off, LoRA off, whole context.
 
     Args:
-        write_weight: weight of the learned write gates' cross entropy (`write_loss`) where rows say what they state.
-        stated_weight: in that, weight of what they state over that of the rest.
-        write_steps: optimizer steps after which ``write_weight`` falls, by all of it in as many again; None: it stays.
-        write_floor: part of ``write_weight`` below which it does not fall.
-        distill: weight of KL(base || model) in nats per token.
-        align: weight of the distance between the layers' attention outputs and the base's, beyond the window.
-        far_weight: what a nat adds to the weight of a token of text by which the base predicts it better from its whole context
+        write_gate_weight: weight of the learned write gates' cross entropy (`write_loss`) where rows say what they state.
+        fact_weight: in that, weight of what they state over that of the rest.
+        write_gate_steps: optimizer steps after which ``write_gate_weight`` falls, by all of it in as many again; None: it stays.
+        write_gate_floor: part of ``write_gate_weight`` below which it does not fall.
+        kl_weight: weight of KL(base || model) in nats per token.
+        attention_transfer_weight: weight of the distance between the layers' attention outputs and the base's, beyond the window.
+        long_context_weight: what a nat adds to the weight of a token of text by which the base predicts it better from its whole context
             than from the window (`told_from_far`). Rows that state something keep their weights.
-        carry: pieces a row is cut into. The cache, its state included, goes on from piece to piece; gradients end there
+        tbptt_chunks: pieces a row is cut into. The cache, its state included, goes on from piece to piece; gradients end there
             (truncated backpropagation), so that a row needs the memory of one piece. The first token of a piece is
             predicted by none. The teacher reads the pieces with a cache of its own, which holds the whole row.
         rates: learning rates of LoRA and of the memory, for AdamW, as `parameter_groups` takes them; None leaves the optimizer
@@ -42,27 +42,37 @@ class ConversionTrainer(Trainer):
         The other arguments are Trainer's.
 
     Raises:
-        ValueError: ``distill`` or ``align`` with a model without a memory, ``far_weight`` with one that has no window;
-            ``carry`` with gradient checkpointing, which takes the cache away; a row that cannot be cut into pieces of one
-            length, or that ``align`` finds no longer than the window.
+        ValueError: ``kl_weight`` or ``attention_transfer_weight`` with a model without a memory, ``long_context_weight`` with one that has no window;
+            ``tbptt_chunks`` with gradient checkpointing, which takes the cache away; a row that cannot be cut into pieces of one
+            length, or that ``attention_transfer_weight`` finds no longer than the window.
     """
 
     def __init__(
-        self, *args, write_weight: float = 0.0, stated_weight: float = 1.0, write_steps: int | None = None, write_floor: float = 0.0, distill: float = 0.0, align: float = 0.0, far_weight: float = 0.0, carry: int = 1, rates: tuple[float | None, float | None] | None = None,
+        self, *args, write_gate_weight: float = 0.0, fact_weight: float = 1.0, write_gate_steps: int | None = None, write_gate_floor: float = 0.0, kl_weight: float = 0.0, attention_transfer_weight: float = 0.0, long_context_weight: float = 0.0, tbptt_chunks: int = 1, rates: tuple[float | None, float | None] | None = None,
         **kwargs,
     ) -> None:  # fmt: skip
         super().__init__(*args, **kwargs)
-        self.write_weight, self.stated_weight = write_weight, stated_weight
-        self.write_steps, self.write_floor = write_steps, write_floor
-        self.distill, self.align, self.far_weight, self.carry, self.rates = distill, align, far_weight, carry, rates
+        self.write_gate_weight, self.fact_weight = write_gate_weight, fact_weight
+        self.write_gate_steps, self.write_gate_floor = write_gate_steps, write_gate_floor
+        self.kl_weight, self.attention_transfer_weight, self.long_context_weight, self.tbptt_chunks, self.rates = (
+            kl_weight,
+            attention_transfer_weight,
+            long_context_weight,
+            tbptt_chunks,
+            rates,
+        )
         found = memories(self.model)
-        if (distill or align) and not found:
-            raise ValueError("distill and align need a model with a memory: its base is the teacher")
-        if carry > 1 and self.args.gradient_checkpointing:
-            raise ValueError("carry needs the cache that gradient_checkpointing takes away: use one of them")
+        if (kl_weight or attention_transfer_weight) and not found:
+            raise ValueError(
+                "kl_weight and attention_transfer_weight need a model with a memory: its base is the teacher"
+            )
+        if tbptt_chunks > 1 and self.args.gradient_checkpointing:
+            raise ValueError("tbptt_chunks needs the cache that gradient_checkpointing takes away: use one of them")
         self.window = (found[0].config.max_self_attn_length if found else None) or 0
-        if far_weight and not self.window:
-            raise ValueError("far_weight compares the base's whole context with the window: set max_self_attn_length")
+        if long_context_weight and not self.window:
+            raise ValueError(
+                "long_context_weight compares the base's whole context with the window: set max_self_attn_length"
+            )
 
     def create_optimizer(self, model=None):
         if self.optimizer is None and self.rates is not None:
@@ -70,15 +80,19 @@ class ConversionTrainer(Trainer):
         return super().create_optimizer(model)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        if self.far_weight:
+        if self.long_context_weight:
             inputs = self._far_weighted(model, self._prepare_inputs(inputs))
-        if self.carry == 1:
+        if self.tbptt_chunks == 1:
             return super().training_step(model, inputs, num_items_in_batch)
-        cut = [_cut(x, self.carry) for x in inputs.values()]
+        cut = [_cut(x, self.tbptt_chunks) for x in inputs.values()]
         pieces = [dict(zip(inputs, part, strict=True)) for part in zip(*cut, strict=True)]
         if num_items_in_batch is None:
             num_items_in_batch = _targets(inputs["labels"])
-        names = ["past_key_values", "base_cache"] if self.distill or self.align else ["past_key_values"]
+        names = (
+            ["past_key_values", "base_cache"]
+            if self.kl_weight or self.attention_transfer_weight
+            else ["past_key_values"]
+        )
         config = self.model.config.get_text_config(decoder=True)
         caches = {name: DynamicCache(config=config) for name in names}
         total = 0.0
@@ -90,29 +104,37 @@ class ConversionTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
         stated = inputs.pop("stated", None)
-        if "loss_weights" not in inputs and not (self.distill or self.align or self.carry > 1):
+        if "loss_weights" not in inputs and not (
+            self.kl_weight or self.attention_transfer_weight or self.tbptt_chunks > 1
+        ):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
         labels, weights = inputs.pop("labels"), inputs.pop("loss_weights", None)
         weights = torch.ones_like(labels) if weights is None else weights
         cache, base_cache = inputs.pop("past_key_values", None), inputs.pop("base_cache", None)
         # as Trainer counts: over all accumulated batches where it says so, else over this one
         count = _targets(labels) if num_items_in_batch is None else num_items_in_batch
-        teaches = model.training and (self.distill or self.align)
+        teaches = model.training and (self.kl_weight or self.attention_transfer_weight)
         seen = 0 if cache is None else int(cache.get_seq_length())
         base, base_attention = self._taught(model, inputs, base_cache) if teaches else (None, [])
-        watched = attention_outputs(model) if teaches and self.align else nullcontext([])
+        watched = attention_outputs(model) if teaches and self.attention_transfer_weight else nullcontext([])
         told = self._write_weight() if model.training and stated is not None else 0.0
         gated = write_gates(model) if told else nullcontext([])
         with watched as attention, gated as gates:
             outputs = model(**inputs, past_key_values=cache, use_cache=cache is not None)
         loss = (next_token_losses(outputs.logits, labels) * weights[:, 1:]).sum() / count
-        if base is not None and self.distill:
-            loss = loss + self.distill * kl_from_base(outputs.logits, base) / count
+        if base is not None and self.kl_weight:
+            loss = loss + self.kl_weight * kl_from_base(outputs.logits, base) / count
         if gates:
-            gate_loss = write_loss(gates, stated, self.stated_weight)
+            gate_loss = write_loss(gates, stated, self.fact_weight)
             loss = loss + told * gate_loss * labels[:, 1:].numel() / count
-        if teaches and self.align:
-            loss = loss + self.align * self._apart(attention, base_attention, seen) * labels[:, 1:].numel() / count
+        if teaches and self.attention_transfer_weight:
+            loss = (
+                loss
+                + self.attention_transfer_weight
+                * self._apart(attention, base_attention, seen)
+                * labels[:, 1:].numel()
+                / count
+            )
         if (
             num_items_in_batch is not None
             and self.args.average_tokens_across_devices
@@ -122,13 +144,15 @@ class ConversionTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _write_weight(self) -> float:
-        """What ``write_weight`` has come to at this step."""
-        if self.write_steps is None:
-            return self.write_weight
-        return self.write_weight * min(1.0, max(self.write_floor, 2 - self.state.global_step / self.write_steps))
+        """What ``write_gate_weight`` has come to at this step."""
+        if self.write_gate_steps is None:
+            return self.write_gate_weight
+        return self.write_gate_weight * min(
+            1.0, max(self.write_gate_floor, 2 - self.state.global_step / self.write_gate_steps)
+        )
 
     def _far_weighted(self, model, inputs):
-        """``inputs`` with the weights of ``far_weight``."""
+        """``inputs`` with the weights of ``long_context_weight``."""
         labels = inputs["labels"]
         weights = inputs.get("loss_weights", torch.ones_like(labels, dtype=torch.float32)).clone()
         text = inputs.get("stated", torch.full_like(labels, -1)).eq(-1).all(1).nonzero()[:, 0]
@@ -138,7 +162,7 @@ class ConversionTrainer(Trainer):
         told = {k: x[rows] for k, x in inputs.items() if k not in ("labels", "loss_weights", "stated")}
         whole, near = (self._base_losses(model, told, labels[rows], window) for window in (False, True))
         if len(text):
-            weights[text, 1:] *= 1 + self.far_weight * told_from_far(near, whole)
+            weights[text, 1:] *= 1 + self.long_context_weight * told_from_far(near, whole)
         return {**inputs, "loss_weights": weights}
 
     def _base_losses(self, model, inputs, labels: torch.Tensor, window: bool) -> torch.Tensor:
@@ -157,9 +181,9 @@ class ConversionTrainer(Trainer):
         near, tokens = max(0, self.window - seen), ours[0].shape[1]
         if near < tokens:
             return attention_distance(ours, base, near)
-        if self.carry == 1:
+        if self.tbptt_chunks == 1:
             raise ValueError(
-                f"align compares beyond the window of {self.window}: rows of {tokens} tokens are too short"
+                f"attention_transfer_weight compares beyond the window of {self.window}: rows of {tokens} tokens are too short"
             )
         return 0.0
 

@@ -18,7 +18,7 @@ MOST = 3
 _UNIT = 64  # features are given out in as many, or in sixteenths of a mean that is small
 
 
-def spread_width(model: TpttModel, batches: Sequence[Batch]) -> tuple[int, ...]:
+def allocate_widths(model: TpttModel, batches: Sequence[Batch]) -> tuple[int, ...]:
     """Give the memories of ``model`` new widths, in proportion to KL(base || base with a window in that layer alone).
 
     Their mean stays ``model.config.feature_width``, and with it the size of all states together. The memories are attached
@@ -35,7 +35,7 @@ def spread_width(model: TpttModel, batches: Sequence[Batch]) -> tuple[int, ...]:
     """
     carrying = memory_layers(model)
     now = tuple(x.memory.key_features.width for x in carrying)
-    if not can_spread(model.config):
+    if not can_allocate_widths(model.config):
         return now
     layers = [x.layer for x in carrying]
     others = [([x for x in layers if x != n], ()) for n in layers]
@@ -50,7 +50,7 @@ def spread_width(model: TpttModel, batches: Sequence[Batch]) -> tuple[int, ...]:
     return widths
 
 
-def can_spread(config: MemoryConfig | TpttConfig) -> bool:
+def can_allocate_widths(config: MemoryConfig | TpttConfig) -> bool:
     """Whether ``config`` has widths, leaves them open, and bounds what is seen without a memory."""
     return (
         config.feature_map == "fourier"
