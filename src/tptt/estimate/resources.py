@@ -21,7 +21,7 @@ from tptt.hf.meta_model import skeleton
 from tptt.run.base import base_config, conversion_config
 from tptt.run.options import RunOptions
 from tptt.train.auto_layers import check_auto, measured_config
-from tptt.train.loop import row_length
+from tptt.train.base import row_length
 
 from .cache import cache_bytes
 from .hardware import HARDWARE, Hardware

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from .discovery import find_attention as find_attention
     from .layouts import LAYOUTS as LAYOUTS
     from .layouts import Layout as Layout
+    from .no_memory import NoMemory as NoMemory
     from .patch import attach_memory as attach_memory
+    from .patch import attach_window as attach_window
     from .patch import detach_memory as detach_memory
     from .patch import set_mag_weight as set_mag_weight
     from .slots import Branches as Branches
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from .teacher import memory_squares as memory_squares
     from .teacher import softmax_as as softmax_as
     from .teacher import softmax_squares as softmax_squares
+    from .teacher import window_changes as window_changes
     from .teacher import write_gates as write_gates
 
 _HOMES = {
@@ -31,9 +34,11 @@ _HOMES = {
     "Branches": "slots",
     "Layout": "layouts",
     "MemoryLayer": "slots",
+    "NoMemory": "no_memory",
     "UnsupportedAttentionError": "discovery",
     "as_base": "teacher",
     "attach_memory": "patch",
+    "attach_window": "patch",
     "attention_outputs": "teacher",
     "calibrate": "calibration",
     "detach_memory": "patch",
@@ -46,6 +51,7 @@ _HOMES = {
     "set_mag_weight": "patch",
     "softmax_as": "teacher",
     "softmax_squares": "teacher",
+    "window_changes": "teacher",
     "write_gates": "teacher",
 }
 __all__ = [*_HOMES]

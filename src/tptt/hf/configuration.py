@@ -81,7 +81,7 @@ class TpttConfig(PreTrainedConfig):
     mix_gate: str = MemoryConfig.mix_gate
     cross_gate: bool = MemoryConfig.cross_gate
     mag_weight: float = MemoryConfig.mag_weight
-    max_self_attn_length: int | None = None
+    max_self_attn_length: int | str | None = None
     sink_tokens: int = 0
     layers: str | int | list | tuple = "all"
     memory_only_layers: str | list | tuple = ()
