@@ -36,7 +36,7 @@ class Arm:
         change: what happens to the new model before it is trained.
         without: a format of recall that training leaves out.
         rank: of LoRA; alpha is twice that.
-        targets: of LoRA, as `tptt.training.lora_config` takes them.
+        targets: of LoRA, as `tptt.convert.lora.lora_config` takes them.
         records: trained and measured on dense key-value records of single-token words, as `tptt quickstart` is.
         cached: a cache carries what ``change`` made, so that answers can be generated.
     """
@@ -110,8 +110,8 @@ def window_dropout(model: nn.Module) -> None:
     model.register_forward_pre_hook(draw)
 
 
-_AS_BEFORE = {"spread_width": False, "write_weight": 0.0}
-_RAMP = {"mag_start": 0.01, "mag_steps": 100}  # the workflow of TPTT
+_AS_BEFORE = {"allocate_widths": False, "write_gate_weight": 0.0}
+_RAMP = {"mag_weight_start": 0.01, "mag_weight_steps": 100}  # the workflow of TPTT
 
 REFERENCES = {
     "window alone": Arm("LoRA and the window, no memory", change=window_alone, cached=False),
@@ -131,14 +131,15 @@ RECORDS = {
     "plain, records": Arm(
         "what the plain Trainer does: one rate of 5e-3, no weights",
         records=True,
-        settings={"lr": 5e-3, "memory_lr": 5e-3, "answer_weight": 1.0, "filler_weight": 1.0} | _AS_BEFORE,
+        settings={"learning_rate": 5e-3, "memory_learning_rate": 5e-3, "answer_weight": 1.0, "filler_weight": 1.0}
+        | _AS_BEFORE,
     ),
 }
-_FADED = {"write_floor": 0.0}
-_FAR = {"far_weight": 1.0}
-_TOLD = {"write_steps": None}
-_EQUAL = _TOLD | {"stated_weight": 1.0}
-_HALF = _EQUAL | {"lr": 2.5e-3, "memory_lr": 1e-2}
+_FADED = {"write_gate_floor": 0.0}
+_FAR = {"long_context_weight": 1.0}
+_TOLD = {"write_gate_steps": None}
+_EQUAL = _TOLD | {"fact_weight": 1.0}
+_HALF = _EQUAL | {"learning_rate": 2.5e-3, "memory_learning_rate": 1e-2}
 _NARROW = {"feature_width": 1024, "mix_gate": "token"}
 HELD_OUT = {f"no {name}": Arm(f"default, {name} held out of training", without=name) for name in FORMATS}
 
@@ -167,35 +168,41 @@ INGREDIENTS = {
     "told evenly": Arm("and facts weigh as much as the rest in that; all below begin from it", settings=_EQUAL),
     **_held_out("told evenly", _EQUAL),
     "half the rates": Arm("2.5e-3 for LoRA, 1e-2 for the memory", settings=_HALF),
-    "twice the rates": Arm("1e-2 for LoRA, 4e-2 for the memory", settings=_EQUAL | {"lr": 1e-2, "memory_lr": 4e-2}),
-    "LoRA at half": Arm("2.5e-3 for LoRA", settings=_EQUAL | {"lr": 2.5e-3}),
-    "memory at half": Arm("1e-2 for the memory", settings=_EQUAL | {"memory_lr": 1e-2}),
-    "one row": Arm("twice as many steps, of one row", settings=_EQUAL | {"rows": 1}),
-    "one row, half": Arm("the same at half the rates", settings=_HALF | {"rows": 1}),
+    "twice the rates": Arm(
+        "1e-2 for LoRA, 4e-2 for the memory", settings=_EQUAL | {"learning_rate": 1e-2, "memory_learning_rate": 4e-2}
+    ),
+    "LoRA at half": Arm("2.5e-3 for LoRA", settings=_EQUAL | {"learning_rate": 2.5e-3}),
+    "memory at half": Arm("1e-2 for the memory", settings=_EQUAL | {"memory_learning_rate": 1e-2}),
+    "one row": Arm("twice as many steps, of one row", settings=_EQUAL | {"per_device_train_batch_size": 1}),
+    "one row, half": Arm("the same at half the rates", settings=_HALF | {"per_device_train_batch_size": 1}),
     "linear mu": Arm("mu from one linear map of the layer's input, half the rates", {"mix_gate": "token"}, _HALF),
     "LoRA everywhere": Arm("on the feed-forward layers too, half the rates", settings=_HALF, targets="all-linear"),
     "1024 features": Arm("half the state, half the rates", {"feature_width": 1024}, _HALF),
     "narrow": _narrow("all three; all below begin from it"),
     "random maps": _narrow("features that do not begin at the base's scores", change=random_maps),
-    "equal widths": _narrow("as many features in every layer", settings={"spread_width": False}),
-    "gates on their own": _narrow("write gates learn from predictions alone", settings={"write_weight": 0.0}),
+    "equal widths": _narrow("as many features in every layer", settings={"allocate_widths": False}),
+    "gates on their own": _narrow("write gates learn from predictions alone", settings={"write_gate_weight": 0.0}),
     "neither": _narrow("equal widths, gates on their own", settings=_AS_BEFORE),
     "512 features": _narrow("half of its state", {"feature_width": 512}),
     "sign-split": _narrow("features SiLU([Px, -Px]), which begin there too", {"feature_map": "sign_split"}),
-    "4 rows": _narrow("half as many steps, of twice as many rows", settings={"rows": 4}),
-    "mix .375": _narrow("fewer recall rows", settings={"recall_mix": 0.375}),
-    "text by default": Arm("no recall rows", settings={"recall_mix": 0.0}),
+    "4 rows": _narrow("half as many steps, of twice as many rows", settings={"per_device_train_batch_size": 4}),
+    "mix .375": _narrow("fewer recall rows", settings={"recall_share": 0.375}),
+    "text by default": Arm("no recall rows", settings={"recall_share": 0.0}),
     "text, far weighted": Arm(
-        "and tokens weigh by what the base's whole context tells of them", settings={"recall_mix": 0.0} | _FAR
+        "and tokens weigh by what the base's whole context tells of them", settings={"recall_share": 0.0} | _FAR
     ),
-    "text, far weighted more": Arm("three times as much", settings={"recall_mix": 0.0, "far_weight": 3.0}),
+    "text, far weighted more": Arm("three times as much", settings={"recall_share": 0.0, "long_context_weight": 3.0}),
     "far weighted": Arm("recall rows and far weighted text", settings=_FAR),
     **_held_out("far weighted", _FAR),
-    "text alone": _narrow("no recall rows", settings={"recall_mix": 0.0}),
+    "text alone": _narrow("no recall rows", settings={"recall_share": 0.0}),
     "equal weights": _narrow("recall rows weigh as text does", settings={"answer_weight": 1.0, "filler_weight": 1.0}),
-    "one rate": _narrow("5e-3 for LoRA and memory", settings={"memory_lr": 5e-3, "lr": 5e-3}),
-    "slower": _narrow("1.25e-3 for LoRA, 5e-3 for the memory", settings={"lr": 1.25e-3, "memory_lr": 5e-3}),
-    "faster": _narrow("5e-3 for LoRA, 2e-2 for the memory", settings={"lr": 5e-3, "memory_lr": 2e-2}),
+    "one rate": _narrow("5e-3 for LoRA and memory", settings={"memory_learning_rate": 5e-3, "learning_rate": 5e-3}),
+    "slower": _narrow(
+        "1.25e-3 for LoRA, 5e-3 for the memory", settings={"learning_rate": 1.25e-3, "memory_learning_rate": 5e-3}
+    ),
+    "faster": _narrow(
+        "5e-3 for LoRA, 2e-2 for the memory", settings={"learning_rate": 5e-3, "memory_learning_rate": 2e-2}
+    ),
     "mu ramp": _narrow("mag_weight rises from 0.01 over 100 steps", settings=_RAMP),
     "mu per head": _narrow("mu does not depend on the token", {"mix_gate": "head"}),
     "beta of keys": _narrow("write gate without parameters", {"write_gate": "k"}),
@@ -216,17 +223,20 @@ INGREDIENTS = {
         "of the memory's queries and keys, four tokens wide", change=short_convolution, cached=False
     ),
     "LoRA rank 32": _narrow("four times the rank", rank=32),
-    "full rank": _narrow("q, k, v and o train themselves as well, at 1e-3", settings={"lr": 1e-3}, change=full_rank),
+    "full rank": _narrow(
+        "q, k, v and o train themselves as well, at 1e-3", settings={"learning_rate": 1e-3}, change=full_rank
+    ),
     "sinks": _narrow("the first four tokens stay in the window", {"sink_tokens": 4}),
     "clamped sinks": _narrow(
         "and are never further away than it is wide", {"sink_tokens": 4}, change=clamped_sinks, cached=False
     ),
     "window dropout": _narrow("the window is narrower in two of three training steps", change=window_dropout),
     "carried": _narrow(
-        "rows of two pieces, each a row long, gradients end between them", settings={"carry": 2, "rows": 1}
+        "rows of two pieces, each a row long, gradients end between them",
+        settings={"tbptt_chunks": 2, "per_device_train_batch_size": 1},
     ),
-    "align": _narrow("distance to the base's attention outputs, weight 1", settings={"align": 1.0}),
-    "KL": _narrow("KL to the base, weight .5", settings={"distill": 0.5}),
+    "align": _narrow("distance to the base's attention outputs, weight 1", settings={"attention_transfer_weight": 1.0}),
+    "KL": _narrow("KL to the base, weight .5", settings={"kl_weight": 0.5}),
 }
 """Each ingredient of the default taken away, or another one put in, one at a time, beside "narrow"."""
 

@@ -11,16 +11,17 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.runs import Runs
 from benchmarks.timing import machine
-from tptt import MemoryConfig, TpttConfig, TpttModel
+from tptt import MemoryConfig, TpttConfig
 from tptt.convert.lora import lora_config
 from tptt.data import FORMATS as ALL_FORMATS
 from tptt.data import chosen_formats
 from tptt.evaluation import branch_use, perplexity, perplexity_by_position, recall_accuracy, recall_by_generation
 from tptt.hf import memories
 from tptt.inference.snapshot import fingerprint
-from tptt.quickstart.records import FACTS, RecordMaterial
-from tptt.train import Material, TrainingSettings, default_rates, train
-from tptt.train.loop import begin_memory, load_tokenizer
+from tptt.quickstart.records import FACTS, RecordCorpus
+from tptt.train import Corpus, TrainingSettings, default_rates, train
+from tptt.train.base import load_tokenizer
+from tptt.train.begin import begin_conversion
 
 from .arms import FORMATS, Arm
 
@@ -45,7 +46,7 @@ class Bench:
 
     def __init__(self, base: str | Path, length: int, window: int, hidden: int, runs: Runs) -> None:
         self.base, self.length, self.window, self.hidden, self.runs = str(base), length, window, hidden, runs
-        self.materials: dict[int, Material] = {}
+        self.corpora: dict[int, Corpus] = {}
 
     @property
     def here(self) -> bool:
@@ -65,21 +66,21 @@ class Bench:
         found = [x["key"] for x in self.runs.all() if x["key"].get("change") == "base"]
         return next(k["weights"] for k in found if (k["length"], k["window"]) == (self.length, self.window))
 
-    def material(self, seed: int, records: bool = False) -> Material:
-        if seed not in self.materials:
+    def corpus(self, seed: int, records: bool = False) -> Corpus:
+        if seed not in self.corpora:
             tokenizer = load_tokenizer(TpttConfig(base_model_name=self.base))
-            self.materials[seed] = Material.of(tokenizer, None, _CORPUS, LENGTHS[-1] * self.length, seed)
-        found = self.materials[seed]
-        return RecordMaterial(**vars(found)) if records else found
+            self.corpora[seed] = Corpus.of(tokenizer, None, _CORPUS, LENGTHS[-1] * self.length, seed)
+        found = self.corpora[seed]
+        return RecordCorpus(**vars(found)) if records else found
 
     def settings(self, arm: Arm, tokens: int, seed: int) -> TrainingSettings:
         formats = chosen_formats(without=(arm.without,)) if arm.without else "all"
         more = {"facts": FACTS} if arm.records else {}
         rates = dict(
-            zip(("lr", "memory_lr"), default_rates(self.hidden), strict=True)
+            zip(("learning_rate", "memory_learning_rate"), default_rates(self.hidden), strict=True)
         )  # a result depends on the numbers
         return TrainingSettings(
-            tokens=tokens, length=self.length, seed=seed, probe_every=0, recall_formats=formats,
+            tokens=tokens, seq_len=self.length, seed=seed, probe_steps=0, recall_formats=formats,
             **more | rates | arm.settings,
         )  # fmt: skip
 
@@ -104,52 +105,50 @@ class Bench:
 
     def _as_it_is(self) -> dict[str, Any]:
         about = {"parameters": self.plain.num_parameters(), "machine": machine(DEVICE)}
-        return about | self._measured(self.plain, self.material(0), LENGTHS[:1], False)
+        return about | self._measured(self.plain, self.corpus(0), LENGTHS[:1], False)
 
     def _train(self, arm: Arm, tokens: int, seed: int) -> dict[str, Any]:
-        settings, material = self.settings(arm, tokens, seed), self.material(seed, arm.records)
-        torch.manual_seed(seed)
-        lora = lora_config(self.plain, arm.rank, 2 * arm.rank, targets=arm.targets)
+        settings, corpus = self.settings(arm, tokens, seed), self.corpus(seed, arm.records)
+        lora = lora_config(self.plain, arm.rank, 2 * arm.rank, target_modules=arm.targets)
         config = TpttConfig(base_model_name=self.base, lora_config=lora, max_self_attn_length=self.window, **arm.config)
-        model = TpttModel(config, dtype=torch.float32).to(DEVICE)
-        begin_memory(model, material, settings, self.length)
+        model = begin_conversion(config, corpus, settings, self.length, dtype=torch.float32).model.to(DEVICE)
         if arm.change is not None:
             arm.change(model)
-        history = train(model, material, settings, self.length)
-        found = self._measured(model, material, LENGTHS, arm.cached)
+        history = train(model, corpus, settings, self.length)
+        found = self._measured(model, corpus, LENGTHS, arm.cached)
         found["train_seconds"] = next(x["train_runtime"] for x in reversed(history) if "train_runtime" in x)
         found["threads"] = torch.get_num_threads()
         found["loss"] = [(x["step"], round(x["loss"], 4)) for x in history if "loss" in x]
         if arm.change is None:
-            use = branch_use(model, material.recall(), self.length, self.window, 2 * _ROWS, seed)
+            use = branch_use(model, corpus.recall(), self.length, self.window, 2 * _ROWS, seed)
             found["branches"] = {name: score.beyond for name, score in use.recall.items()}
             found["widths"] = [m.key_features.width for m in memories(model)]
             found["mu"] = [round(x.mu, 3) for x in use.layers]
         return found
 
-    def _measured(self, model, material: Material, lengths: tuple[int, ...], generates: bool) -> dict[str, Any]:
+    def _measured(self, model, corpus: Corpus, lengths: tuple[int, ...], generates: bool) -> dict[str, Any]:
         """All by length, as a multiple of the training length, and by format; records have no other."""
-        n, records = self.length, isinstance(material, RecordMaterial)
+        n, records = self.length, isinstance(corpus, RecordCorpus)
         measured = ("all",) if records else FORMATS
         found: dict[str, Any] = {"perplexity": {}, "beyond": {}, "inside": {}, "by_distance": {}, "generated": {}}
         for times in lengths:
-            found["perplexity"][times] = perplexity(model, material.text(times * n, _TEXT))
+            found["perplexity"][times] = perplexity(model, corpus.text(times * n, _TEXT))
             names = ALL_FORMATS if times == 1 and not records else measured
-            scores = {f: self._recall(model, material, f, times * n) for f in names}
+            scores = {f: self._recall(model, corpus, f, times * n) for f in names}
             found["beyond"][times] = {f: s.beyond for f, s in scores.items()}
             found["inside"][times] = {f: s.inside for f, s in scores.items()}
             found["by_distance"][times] = {f: scores[f].by_distance for f in measured}
         longest = lengths[-1] * n
         bounds = [n // 8 * 2**i for i in range(20) if n // 8 * 2**i <= longest]
-        same = material.text(LENGTHS[-1] * n, _TEXT)[:, :longest]  # of the base as well, which reads no further
+        same = corpus.text(LENGTHS[-1] * n, _TEXT)[:, :longest]  # of the base as well, which reads no further
         found["by_position"] = perplexity_by_position(model, same, bounds)
         if generates:
             for f in measured:
                 found["generated"][f] = recall_by_generation(
-                    model, material.recall(f, _FACTS), n, self.window, 4 * _ROWS, 1
+                    model, corpus.recall(f, _FACTS), n, self.window, 4 * _ROWS, 1
                 )
         return found
 
-    def _recall(self, model, material: Material, name: str, length: int):
+    def _recall(self, model, corpus: Corpus, name: str, length: int):
         rows = max(_ROWS, _TOKENS // length)
-        return recall_accuracy(model, material.recall(name, _FACTS), length, self.window, rows, 1)
+        return recall_accuracy(model, corpus.recall(name, _FACTS), length, self.window, rows, 1)
