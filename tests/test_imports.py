@@ -8,6 +8,7 @@ LEVELS = {
     name: level
     for level, names in enumerate(
         (
+            "progress",
             "config ops data processes assets",
             "memory",
             "hf",

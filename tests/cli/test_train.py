@@ -95,7 +95,7 @@ def test_a_folder_s_table_without_the_column_is_named(run_file, base, tmp_path):
     ("arguments", "message"),
     [
         (("--sqlen", 3), "error: flag --sqlen: unknown key 'sqlen'; did you mean 'seq_len'?"),
-        (("--seq-len", "x"), "error: flag --seq-len: seq_len must be a whole number, got 'x'"),
+        (("--seq-len", "x"), "error: flag --seq-len: seq_len must be a whole number or null, got 'x'"),
         (("--data", "no-such-file.txt"), "no-such-file.txt"),
         (("no-such-run.yaml",), "one run file at most"),
         (("--base-model-name", "no/such-base"), "base model 'no/such-base' was not found"),

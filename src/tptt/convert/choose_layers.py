@@ -16,7 +16,7 @@ from torch import nn
 
 from tptt.config import MemoryConfig
 from tptt.evaluation import LayerKV, held_kv, layer_kv, markdown_table
-from tptt.hf.forward import carriers
+from tptt.hf import memory_layers
 from tptt.hf.patch import attention_body, can_leave_softmax_out
 
 from .divergence import Batch, Change, divergences
@@ -126,7 +126,7 @@ def choose_layers(
     search = _Search(
         model, partial(divergences, model, batches), layer_kv(model, length), kv_budget, length, memory_only
     )
-    windows = [m._tptt.own_window for m in carriers(model) if m._tptt.layer in search.able]
+    windows = [x.window for x in memory_layers(model) if x.layer in search.able and x.window is not None]
     if (longest := max(x["input_ids"].shape[1] for x in batches)) <= min(windows):
         raise ValueError(f"rows of {longest} tokens show nothing of what lies beyond a window of {min(windows)}")
     return search.run()
@@ -195,7 +195,7 @@ class _Search:
 
     def _restore(self) -> None:
         """Give layers their whole context while the budget lasts; one at least keeps its memory."""
-        while len(self.whole) + 1 < len(carriers(self.model)):
+        while len(self.whole) + 1 < len(memory_layers(self.model)):
             fitting = [n for n in self.able if n not in self.whole and self._bytes(n) <= self._most]
             if not fitting:
                 return
@@ -211,7 +211,7 @@ class _Search:
     def _mute(self) -> None:
         """Take the softmax of layers away until the rest fits the budget."""
         body = attention_body(self.model)
-        able = [m._tptt.layer for m in carriers(self.model) if can_leave_softmax_out(m, body)]
+        able = [x.layer for x in memory_layers(self.model) if can_leave_softmax_out(x.attention, body)]
         while self._bytes() > self._most:
             left = [n for n in able if n not in (*self.muted, *self.only)]
             if not left:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from tptt.config import MemoryConfig
 from tptt.evaluation import mag_weight
-from tptt.hf import attach_memory, detach_memory
+from tptt.hf import attach_memory, detach_memory, memory_layers
 from tptt.hf.configuration import TpttConfig
-from tptt.hf.forward import carriers
 from tptt.hf.model import TpttModel
 from tptt.processes import agreed
 
@@ -34,13 +33,13 @@ def allocate_widths(model: TpttModel, batches: Sequence[Batch]) -> tuple[int, ..
     Returns:
         the width of each memory, in layer order.
     """
-    modules = carriers(model)
-    now = tuple(m.liza.key_features.width for m in modules)
+    carrying = memory_layers(model)
+    now = tuple(x.memory.key_features.width for x in carrying)
     if not can_allocate_widths(model.config):
         return now
-    layers = [m._tptt.layer for m in modules]
+    layers = [x.layer for x in carrying]
     others = [([x for x in layers if x != n], ()) for n in layers]
-    mixed = any(not m._tptt.fixed for m in modules)
+    mixed = any(not x.mu_fixed for x in carrying)
     with untrained(model), mag_weight(model, 0.0 if mixed else None):
         lost = divergences(model, batches, others)
     widths = agreed(shares(lost, model.config.feature_width))

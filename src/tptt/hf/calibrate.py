@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .active import memory_of
 from .far_rotary import far_maps, rotary_turns
-from .forward import carriers
-from .softmax import with_softmax, without_softmax
-from .teacher import projections, softmax_squares
+from .slots import memory_of, patched_attention
+from .teacher import both_branches, projections, softmax_squares
 
 _WINDOWS = 8  # of a sequence whose length nobody says
 
@@ -33,10 +31,7 @@ def calibrate(
     Returns:
         ``model``.
     """
-    modules = carriers(model)
-    alone = [m for m in modules if m._tptt.alone]
-    for module in alone:
-        with_softmax(module)
+    modules = patched_attention(model)
     if input_ids is not None:
         inputs["input_ids"] = input_ids
     memories = [memory_of(m) for m in modules]
@@ -47,14 +42,17 @@ def calibrate(
     try:
         for memory in memories:  # what reaches a layer must not depend on how the memories below it have begun
             memory.mag_weight.zero_()
-        with softmax_squares(model) as squares, projections(model) as projected, rotary_turns(model) as turns:
+        with (
+            both_branches(model),
+            softmax_squares(model) as squares,
+            projections(model) as projected,
+            rotary_turns(model) as turns,
+        ):
             model(**inputs)
     finally:
         model.train(training)
         for memory, weight in zip(memories, weights, strict=True):
             memory.mag_weight.copy_(weight)
-        for module in alone:
-            without_softmax(module)
     for module, memory, square, (q, k) in zip(modules, memories, squares, projected, strict=True):
         if memory.normalised:
             scale = memory.output_scale

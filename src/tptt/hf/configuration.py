@@ -7,9 +7,10 @@ from enum import Enum
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 from tptt.config import MemoryConfig, __version__, one_of
+
+from .compat import SubConfigSpec
 
 
 def jsonable(value: Any) -> Any:

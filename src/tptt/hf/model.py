@@ -8,15 +8,22 @@ from contextlib import contextmanager
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from tptt.config import require_chosen_layers
-from tptt.hf import attach_memory
 
 from .calibrate import calibrate
 from .checkpoint import CheckpointMixin
+from .compat import (
+    ConvertedModelBase,
+    cache_in,
+    cache_keyword,
+    chosen_attention_implementation,
+    set_attention_implementation,
+    set_tied_names,
+)
 from .configuration import TpttConfig, base_error
-from .patch import NAME, base_of, prepare_generation, weights_loaded
+from .patch import attach_memory, base_of, prepare_generation, weights_loaded
 
 _without_weights: contextvars.ContextVar[bool] = contextvars.ContextVar("tptt_without_weights", default=False)
 _adapter_follows: contextvars.ContextVar[bool] = contextvars.ContextVar("tptt_adapter_follows", default=False)
@@ -34,13 +41,10 @@ def _set(variable: contextvars.ContextVar[bool]):
 
 def _load_base(config: TpttConfig, options: dict) -> PreTrainedModel:
     if _without_weights.get():
-        attention = getattr(config.text_config, "_attn_implementation", None)
-        return AutoModelForCausalLM.from_config(
-            config.text_config,
-            trust_remote_code=getattr(config.text_config, "model_type", None)
-            not in CONFIG_MAPPING,  # as its class was, to be here
-            **({"attn_implementation": attention} if attention else {}),
-        )
+        own_code = getattr(config.text_config, "model_type", None) not in CONFIG_MAPPING  # it runs already, to be here
+        attention = chosen_attention_implementation(config.text_config)
+        chosen = {} if attention is None else {"attn_implementation": attention}
+        return AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=own_code, **chosen)
     if config.base_model_name is None:
         raise ValueError("TpttConfig.base_model_name is missing: give the path or hub id of a causal language model")
     options = {k: v for k, v in options.items() if v is not None}
@@ -62,8 +66,7 @@ def _with_lora(base: PreTrainedModel, lora: dict) -> PeftModel:
         for name, source in base.all_tied_weights_keys.items():
             _put(base, name, base.get_parameter(source))
     model = get_peft_model(base, PeftConfig.from_peft_type(**lora))
-    # PeftModel.__getattr__ would return the base's, whose names lack the prefix and what peft has put in between
-    object.__setattr__(model, "all_tied_weights_keys", _ties(model))
+    set_tied_names(model, _ties(model))
     return model
 
 
@@ -78,7 +81,7 @@ def _ties(model: torch.nn.Module) -> dict[str, str]:
     return {n: f for n, p in model.named_parameters(remove_duplicate=False) if (f := first.setdefault(p, n)) != n}
 
 
-class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
+class TpttModel(CheckpointMixin, ConvertedModelBase):
     """A causal language model with a linear memory beside its softmax attention.
 
     Args:
@@ -99,8 +102,6 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = {NAME}
 
     def __init__(self, config: TpttConfig, **options) -> None:
         if (dtype := options.pop("torch_dtype", None)) is not None:
@@ -108,7 +109,7 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
         if options.get("revision") is not None:
             config.base_model_revision = options["revision"]
         if options.get("attn_implementation") is not None:
-            config._attn_implementation = options["attn_implementation"]
+            set_attention_implementation(config, options["attn_implementation"])
         require_chosen_layers(config.memory_config())  # before a base is loaded
         super().__init__(config)
         self.loss_type = "ForCausalLM"
@@ -183,16 +184,27 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
         labels=None,
         use_cache=None,
         logits_to_keep=0,
+        cache=None,
         **kwargs,
     ):
-        """As the base's forward: input_ids, attention_mask, labels [B, T] -> logits [B, T, vocabulary], loss in nats."""
+        """As the base's forward: input_ids, attention_mask, labels [B, T] -> logits [B, T, vocabulary], loss in nats.
+
+        The cache is taken as ``past_key_values`` (transformers 5.23) and as ``cache`` (5.24) alike.
+        """
+        cache = cache_in({"past_key_values": past_key_values, "cache": cache}, type(self).__name__)
         if use_cache is None:  # Trainer switches it off on this config only, and training has no use for a cache
             use_cache = bool(getattr(self.config, "use_cache", True)) and not self.training and labels is None
         return self.backbone(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-            past_key_values=past_key_values, inputs_embeds=inputs_embeds, labels=labels, use_cache=use_cache,
-            logits_to_keep=logits_to_keep, **kwargs,
-        )  # fmt: skip
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **cache_keyword(self.inner, cache),
+            **kwargs,
+        )
 
     def prepare_inputs_for_generation(self, input_ids, attention_mask=None, inputs_embeds=None, **kwargs):
         """As transformers', and the 2-D mask goes along: a static cache gets a 4-D one, which hides padding's place."""
@@ -205,10 +217,9 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
             inputs["memory_mask"] = attention_mask[:, -tokens:].bool()
         return inputs
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        result = super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+    def cache_prepared(self, generation_config, model_kwargs) -> None:
+        """``generate`` has put its cache into ``model_kwargs``: it gets the memories' states."""
         prepare_generation(self.backbone, generation_config, model_kwargs)
-        return result
 
     def init_continuous_batching(self, *args, **kwargs):
         """Refused: requests that share a paged cache cannot each carry a memory.
@@ -219,9 +230,9 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
         raise ValueError("continuous batching keeps a paged cache, which cannot carry a memory: use generate()")
 
     @classmethod
-    def _from_config(cls, config, **kwargs):
-        with _set(_without_weights):
-            return super()._from_config(config, **kwargs)
+    def without_weights(cls):
+        """A context within which a model is built whose weights come later."""
+        return _set(_without_weights)
 
     @classmethod
     def _load_full(cls, path, *args, **kwargs):
