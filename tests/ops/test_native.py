@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tptt.ops import available_backends, delta_rule, delta_rule_step
-from tptt.ops.native import fourier, fourier_backward, library, operators
+from tptt.ops.native import fourier, fourier_backward, library, operators, sizes
 
 from .cases import KINDS, assert_close, make_case, reference, results
 
@@ -71,7 +71,7 @@ def test_what_the_forward_keeps_changes_nothing(kind, dtype, monkeypatch):
     """A long call computes its chunks again, a short one keeps what it has."""
     case = make_case(130, groups=3, batch=2, key_width=40, value_width=20, **SCALAR[kind]).to(dtype)
     kept = results(case, lambda c: c.run("native"))
-    monkeypatch.setattr(operators, "KEPT_BYTES", 0)
+    monkeypatch.setattr(sizes, "KEPT_BYTES", 0)
     for name, x in results(case, lambda c: c.run("native")).items():
         assert torch.equal(x, kept[name]), name
 
@@ -80,9 +80,10 @@ def test_what_the_forward_keeps_changes_nothing(kind, dtype, monkeypatch):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("kind", SCALAR)
 def test_a_state_that_is_not_there_is_zero(kind, dtype, keep, monkeypatch):
-    """Neither read nor made where none is given or asked for: the same numbers as with zeros, and a state nobody uses."""
+    """Neither read nor made where none is given or asked for: the same numbers as with zeros, and a state nobody
+    uses."""
     if not keep:
-        monkeypatch.setattr(operators, "KEPT_BYTES", 0)
+        monkeypatch.setattr(sizes, "KEPT_BYTES", 0)
     for tokens in (1, 32, 33, 300):
         case = make_case(tokens, groups=3, batch=2, key_width=40, value_width=20, state=False, **SCALAR[kind]).to(dtype)
         zeros = replace(case, initial_state=torch.zeros(2, 2, 40, 20))
@@ -182,8 +183,8 @@ def test_no_second_derivative():
 
 
 @pytest.mark.parametrize("key_width, value_width", ((32, 32), (256, 256), (1024, 16), (16, 512)))
-def test_memory_grows_by_segments_not_tokens(key_width, value_width, monkeypatch):
-    monkeypatch.setattr(operators, "KEPT_BYTES", 1 << 20)
+def test_memory_grows_by_chunk_groups_not_tokens(key_width, value_width, monkeypatch):
+    monkeypatch.setattr(sizes, "KEPT_BYTES", 1 << 20)
     case = make_case(4608, heads=1, key_width=key_width, value_width=value_width, state=False).to(torch.float32)
     k, v, beta = (x[:, :, None] for x in (case.k, case.v, case.beta))
     saved = operators.recurrence(case.q, k, v, beta, case.g, None, 1.0, True, True, True)[2]
@@ -230,7 +231,7 @@ def test_large_outputs(dtype):
 
 @pytest.mark.parametrize("heads", (2, 5, 9))
 def test_heads_that_are_worked_on_together(heads):
-    """Over several segments, each as if it were the only one."""
+    """Over several chunk groups, each as if it were the only one."""
     case = make_case(1100, heads=heads, batch=2, decay=0.01).to(torch.float32)
 
     def alone(c):
@@ -284,29 +285,6 @@ def test_every_instruction_set(instructions):
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_an_instruction_set_that_is_not_there(monkeypatch):
-    with pytest.raises(OSError, match="TPTT_INSTRUCTIONS=mmx is not available on this processor; valid: portable"):
-        library.Library(library.FILE, "mmx")
-
-
-def test_without_kernels(monkeypatch, tmp_path):
-    monkeypatch.setattr(library, "FILE", tmp_path / "none.so")
-    library._attempt.cache_clear()
-    try:
-        assert "it was not built" in available_backends()["native"]
-        case = make_case(40).to(torch.float32)
-        with pytest.raises(ValueError, match="'native' cannot serve this call: it was not built"):
-            case.run("native")
-        torch.testing.assert_close(case.run("auto"), case.run("chunk"), rtol=0, atol=0)
-        with pytest.raises(RuntimeError, match="tptt's native kernels: it was not built"):
-            library.library()
-        (tmp_path / "none.so").write_text("no library")
-        library._attempt.cache_clear()
-        assert "it could not be loaded" in available_backends()["native"]
-    finally:
-        library._attempt.cache_clear()
 
 
 def test_what_it_does_not_serve():
