@@ -196,6 +196,25 @@ def test_step_in_place(backend, decay):
         torch.testing.assert_close(got, naive, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("strided", (False, True))
+@pytest.mark.parametrize("decay", (0, 0.1))
+@pytest.mark.parametrize("backend", ("auto", "native", "step", "naive"))
+def test_step_with_a_new_state(backend, decay, strided):
+    case, _ = serve(backend, make_case(1, groups=2, decay=decay).to(torch.float32))
+    arguments, state = (case.q, case.k, case.v, case.beta, case.g), case.initial_state
+    if strided:
+        state = state.mT.contiguous().mT
+    o, returned = delta_rule_step(*arguments, state=state, scale=0.7, backend=backend)
+    assert returned is not state and torch.equal(state, case.initial_state)
+    for got, naive in zip((o, returned), case.run("naive"), strict=True):
+        torch.testing.assert_close(got, naive, atol=1e-5, rtol=1e-4)
+    case.q.requires_grad_()
+    o, returned = delta_rule_step(*arguments, state=state, scale=0.7)
+    torch.testing.assert_close(
+        torch.autograd.grad(o.sum(), case.q)[0], 0.7 * returned.sum(-1).repeat_interleave(2, 1)[:, None]
+    )
+
+
 def test_step_errors():
     case = make_case(1)
     one = (case.q, case.k, case.v, case.beta)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tptt.ops import available_backends, delta_rule, delta_rule_step
-from tptt.ops.native import fourier, fourier_backward, library, operators, sizes
+from tptt.ops.native import Parameters, fourier, fourier_backward, library, memory_step, operators, sizes
 
 from .cases import KINDS, assert_close, make_case, reference, results
 
@@ -191,14 +191,56 @@ def test_memory_grows_by_chunk_groups_not_tokens(key_width, value_width, monkeyp
     assert 0 < saved.numel() <= max(k.numel(), v.numel()) / 3
 
 
-def test_threads_change_nothing():
-    case = make_case(70, batch=3).to(torch.float32)
-    before, want = torch.get_num_threads(), results(case, lambda c: c.run("native"))
-    try:
-        torch.set_num_threads(2)
-        assert_close(results(case, lambda c: c.run("native")), want, 0, 0)
-    finally:
-        torch.set_num_threads(before)
+@pytest.fixture
+def in_threads():
+    """`function()` on three threads; they share no working space."""
+    before = torch.get_num_threads()
+
+    def run(function):
+        torch.set_num_threads(3)
+        try:
+            return function()
+        finally:
+            torch.set_num_threads(before)
+
+    return run
+
+
+@pytest.mark.parametrize("tokens", (1, 70, 600))
+def test_threads_change_nothing(in_threads, tokens):
+    case = make_case(tokens, batch=3, heads=5).to(torch.float32)
+    want = results(case, lambda c: c.run("native"))
+    assert_close(in_threads(lambda: results(case, lambda c: c.run("native"))), want, 0, 0)
+    alone = case.run("native")
+    assert all(torch.equal(x, y) for x, y in zip(in_threads(lambda: case.run("native")), alone, strict=True))
+
+
+def test_threads_change_no_features(in_threads):
+    z, frequencies = torch.nn.functional.normalize(torch.randn(300, 16), dim=-1), torch.randn(50, 16)
+    out, weights = fourier(z, frequencies), torch.randn(300, 100)
+    assert torch.equal(in_threads(lambda: fourier(z, frequencies)), out)
+    gradient = fourier_backward(out, weights, frequencies)
+    assert torch.equal(in_threads(lambda: fourier_backward(out, weights, frequencies)), gradient)
+
+
+@pytest.mark.parametrize("mixing_width", (None, 7))
+def test_threads_change_no_memory_step(in_threads, mixing_width):
+    heads, width, hidden_width = 6, 8, 20
+    q, k, v = (torch.randn(3, 1, heads, width) for _ in range(3))
+    hidden, softmax = torch.randn(3, 1, hidden_width), torch.randn(3, 1, heads * width)
+    down = None if mixing_width is None else torch.randn(mixing_width, hidden_width)
+    gates = torch.randn(heads, hidden_width), torch.randn(heads), torch.randn(heads, hidden_width), torch.randn(heads)
+    mixing = torch.randn(heads, mixing_width or hidden_width), torch.randn(heads), down
+    learned = Parameters(None, None, *gates, *mixing, None, torch.randn(heads, width), torch.tensor(0.4))
+    first = torch.randn(3, heads, width, width)
+
+    def step():
+        state = first.clone()
+        return memory_step(q, k, v, hidden, softmax, state, learned, True, "silu"), state
+
+    want = step()
+    assert want[0].isfinite().all() and not torch.equal(want[1], first)
+    assert all(torch.equal(x, y) for x, y in zip(in_threads(step), want, strict=True))
 
 
 def test_subnormal_numbers_are_zero_inside_and_remain_outside():

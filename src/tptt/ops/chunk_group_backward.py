@@ -1,4 +1,4 @@
-"""Backward of one chunk group: the adjoint of `chunk_group.scan` and `chunk_group.read`, from the last chunk to the first.
+"""Backward of one chunk group, from its last chunk to its first: the adjoint of `chunk_group.scan` and `read`.
 
 With do' = scale do, per chunk (derivation in README.md):
     dw = P^T do' + b^ dS'      E = (I + A)^-T dw = dv      dA = -D . (E w^T)      dP = D . (do' w^T)
