@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tptt.config import MemoryConfig
 from tptt.ops.native import Parameters, memory_step, unavailable
-from tptt.ops.tracing import plain, traced
+from tptt.ops.tracing import are_ordinary, traced
 
 from .features import MAPS, LearnedMap
 from .gates import AVERAGES, DECAY, MIX, WRITE
@@ -199,8 +199,8 @@ class LinearMemory(nn.Module):
         """
         dtype = softmax.dtype
         if (
-            not self.one_call or q.shape[1] != 1 or torch.is_grad_enabled() or traced() or not q.is_cpu or not plain(q)
-            or unavailable() or (dtype != torch.float32 and dtype != torch.bfloat16)
+            not self.one_call or q.shape[1] != 1 or torch.is_grad_enabled() or traced() or not q.is_cpu
+            or not are_ordinary(q) or unavailable() or (dtype != torch.float32 and dtype != torch.bfloat16)
             or not q.dtype == k.dtype == v.dtype == hidden_states.dtype == dtype
         ):  # fmt: skip
             return None
