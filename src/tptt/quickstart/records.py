@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tptt.data import FORMATS, Draws, RecallRows, RecallVocabulary, chosen_formats
+from tptt.data import FORMATS, KeyValueRecall, RecallSampler, RecallVocabulary, chosen_formats
 from tptt.train import Material, TrainingSettings
 
 FACTS = tuple(2 * n for n in TrainingSettings.facts)
@@ -19,15 +19,15 @@ FACTS = tuple(2 * n for n in TrainingSettings.facts)
 class RecordMaterial(Material):
     """A `Material` whose recall rows of all formats are records; a format asked for by name stays what it is."""
 
-    def taught(self, formats: str | Sequence[str]) -> Draws:
-        """Draws recall rows to train on."""
-        return RecallRows(RecallVocabulary(self.tokenizer), self.stream) if _all(formats) else super().taught(formats)
+    def taught(self, formats: str | Sequence[str]) -> RecallSampler:
+        """RecallSampler recall rows to train on."""
+        return KeyValueRecall(RecallVocabulary(self.tokenizer), self.stream) if _all(formats) else super().taught(formats)
 
-    def recall(self, formats: str | Sequence[str] = "all", facts: int = 8) -> Draws:
-        """Draws held-out recall rows."""
+    def recall(self, formats: str | Sequence[str] = "all", facts: int = 8) -> RecallSampler:
+        """RecallSampler held-out recall rows."""
         if not _all(formats):
             return super().recall(formats, facts)
-        return RecallRows(RecallVocabulary(self.tokenizer), self.held_out, 2 * facts)
+        return KeyValueRecall(RecallVocabulary(self.tokenizer), self.held_out, 2 * facts)
 
 
 def _all(formats: str | Sequence[str]) -> bool:
