@@ -19,9 +19,8 @@ from tptt.assets import BASE
 from tptt.config import FEATURE_MAPS
 from tptt.data import IGNORE, pack_rows
 from tptt.evaluation import markdown_table
-from tptt.hf import as_base, attention_outputs, memories
-from tptt.hf.forward import carriers
-from tptt.train import Material
+from tptt.hf import as_base, attention_outputs, memories, memory_layers
+from tptt.train import Corpus
 
 LENGTH = 512
 
@@ -30,8 +29,8 @@ def captured(model, ids: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
     """Of each layer its input, q, k, v [N, T, heads, D] and the base's attention output [N, T, H * D]."""
     inputs, projections = [], []
     handles = []
-    for module in carriers(model):
-        split, parts = module._tptt.geometry.split, module._tptt.geometry.layout.projections
+    for layer in memory_layers(model):
+        module, split, parts = layer.attention, layer.geometry.split, layer.geometry.layout.projections
         kept: dict[str, torch.Tensor] = {}
         for name in parts:
             child = getattr(module, name)
@@ -55,10 +54,10 @@ def left_over(base: str, feature_map: str, steps: int, seed: int) -> list[float]
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base).eval().requires_grad_(False)
     attach_memory(model, MemoryConfig(feature_map=feature_map, max_self_attn_length=LENGTH // 8))
-    material = Material.of(AutoTokenizer.from_pretrained(base), None, 200_000, LENGTH, seed)
-    calibrate(model, pack_rows(material.stream[: 4 * LENGTH], LENGTH), LENGTH)
+    corpus = Corpus.of(AutoTokenizer.from_pretrained(base), None, 200_000, LENGTH, seed)
+    calibrate(model, pack_rows(corpus.stream[: 4 * LENGTH], LENGTH), LENGTH)
     generator = torch.Generator().manual_seed(seed)
-    drawn = material.recall().draw(40, LENGTH, generator)
+    drawn = corpus.recall().draw(40, LENGTH, generator)
     layers = captured(model, drawn.input_ids)
     asked = F.pad(drawn.answers[:, 1:] != IGNORE, (0, 1))
     found = []

@@ -15,8 +15,7 @@ from tptt.convert import LayerChoice, choose_layers
 from tptt.data import TextSplit
 from tptt.evaluation import kv_bytes, layer_kv
 from tptt.evaluation.kl import kl_from_base
-from tptt.hf import as_base, memories, softmax_as
-from tptt.hf.forward import carriers
+from tptt.hf import as_base, memories, memory_layers, softmax_as
 from tptt.train import TrainingSettings, convert_and_train
 
 LENGTH, WINDOW = 40, 8
@@ -116,7 +115,7 @@ def test_softmax_as_in_a_layer_of_memory_alone():
         with softmax_as(model, whole=range(4)):
             assert torch.equal(model(input_ids=ids, use_cache=False).logits, want)
         with softmax_as(model, none=[0, 1]):
-            assert [m._tptt.alone for m in carriers(model)] == [True, True, False, False]
+            assert [x.has_softmax for x in memory_layers(model)] == [False, False, True, True]
         assert torch.equal(model(input_ids=ids).logits, before)
 
 
@@ -295,7 +294,14 @@ def text():
 
 
 LORA = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
-SETTINGS = {"tokens": 256, "length": 64, "rows": 2, "warmup": 0, "recall_mix": 0.0, "probe_every": 0}
+SETTINGS = {
+    "tokens": 256,
+    "seq_len": 64,
+    "per_device_train_batch_size": 2,
+    "warmup_steps": 0,
+    "recall_share": 0.0,
+    "probe_steps": 0,
+}
 
 
 def convert(place, text, out=None, lora=LORA, settings=SETTINGS, **options):
@@ -329,7 +335,7 @@ def test_chosen_trained_saved_and_loaded(place, text, tmp_path, lora):
     again = TpttModel.from_pretrained(tmp_path / "out").eval()
     assert tuple(again.config.layers) == choice.memory and tuple(again.config.memory_only_layers) == ()
     assert again.config.max_self_attn_length == WINDOW
-    assert [m._tptt.layer for m in carriers(again)] == list(choice.memory)
+    assert [x.layer for x in memory_layers(again)] == list(choice.memory)
     assert again.config.memory_config() == made.model.config.memory_config()
     ids = tokens(1, 30)
     with torch.no_grad():
@@ -338,13 +344,13 @@ def test_chosen_trained_saved_and_loaded(place, text, tmp_path, lora):
 
 
 def test_windows_are_measured_without_their_untrained_memory_at_the_length_asked_for(place, text):
-    still = SETTINGS | {"lr": 0.0, "memory_lr": 0.0, "kv_budget": 0.51, "kv_length": 4096}
+    still = SETTINGS | {"learning_rate": 0.0, "memory_learning_rate": 0.0, "kv_budget": 0.51, "kv_length": 4096}
     low, high = (convert(place, text, settings=still, layers="auto", mag_weight=w).choice for w in (0.1, 0.9))
     assert low == high and low.length == 4096 and len(low.whole) == 2
 
 
 def test_it_starts_where_naming_the_layers_starts(place, text):
-    still = SETTINGS | {"lr": 0.0, "memory_lr": 0.0}
+    still = SETTINGS | {"learning_rate": 0.0, "memory_learning_rate": 0.0}
     auto = convert(place, text, settings=still | {"kv_budget": 0.65}, layers="auto")
     named = convert(place, text, settings=still, layers=list(auto.choice.memory))
     assert named.choice is None

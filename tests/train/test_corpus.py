@@ -10,7 +10,7 @@ from tests.data.files import jsonl, write
 from tptt import TpttConfig
 from tptt.assets import BASE
 from tptt.data import FORMATS, TextSplit, formats
-from tptt.train import Material, TrainingSettings
+from tptt.train import Corpus, TrainingSettings
 from tptt.train.loop import load_tokenizer
 
 LENGTH = 200
@@ -38,8 +38,8 @@ def split():
 
 
 @pytest.fixture(scope="module")
-def material(tokenizer, split):
-    return Material.of(tokenizer, split, tokens=3000, longest=LENGTH)
+def corpus(tokenizer, split):
+    return Corpus.of(tokenizer, split, tokens=3000, longest=LENGTH)
 
 
 def of_side(side, text):
@@ -47,50 +47,50 @@ def of_side(side, text):
     return re.findall(rf"(?<![a-z]){side}[aeiou][a-z][aeiou][a-z]", re.sub(r"([A-Z])", r" \1", text).lower())
 
 
-def shown(material, rows):
-    return [material.tokenizer.decode(row) for row in rows]
+def shown(corpus, rows):
+    return [corpus.tokenizer.decode(row) for row in rows]
 
 
-def test_the_parts_share_no_word(material):
+def test_the_parts_share_no_word(corpus):
     for side, other, lexicon, stream in (
-        ("x", "y", material.lexicon, material.stream),
-        ("y", "x", material.held_lexicon, material.held_out),
+        ("x", "y", corpus.lexicon, corpus.stream),
+        ("y", "x", corpus.held_lexicon, corpus.held_out),
     ):
         assert set(lexicon.words) <= set(WORDS[side])
-        for text in (material.tokenizer.decode(stream), lexicon.text):
+        for text in (corpus.tokenizer.decode(stream), lexicon.text):
             assert len(of_side(side, text)) > 1000 and not of_side(other, text)
 
 
 @pytest.mark.parametrize("name", [*FORMATS, "all"])
 @pytest.mark.parametrize("facts", [1, 6])
-def test_measured_recall_rows_hold_no_word_of_the_training_part(material, name, facts):
+def test_measured_recall_rows_hold_no_word_of_the_training_part(corpus, name, facts):
     """Neither in their facts (words and passages) nor in the filler between them."""
-    drawn = material.recall(name, facts).draw(8, LENGTH, torch.Generator().manual_seed(facts))
-    for text in shown(material, drawn.input_ids):
+    drawn = corpus.recall(name, facts).draw(8, LENGTH, torch.Generator().manual_seed(facts))
+    for text in shown(corpus, drawn.input_ids):
         assert len(of_side("y", text)) > 1 and not of_side("x", text)
 
 
 @pytest.mark.parametrize("name", [*FORMATS, "all"])
-def test_recall_rows_to_train_on_hold_no_word_of_the_held_out_part(material, name):
-    drawn = material.taught(name).draw(8, LENGTH, torch.Generator().manual_seed(0), 4)
-    for text in shown(material, drawn.input_ids):
+def test_recall_rows_to_train_on_hold_no_word_of_the_held_out_part(corpus, name):
+    drawn = corpus.taught(name).draw(8, LENGTH, torch.Generator().manual_seed(0), 4)
+    for text in shown(corpus, drawn.input_ids):
         assert len(of_side("x", text)) > 1 and not of_side("y", text)
 
 
 @pytest.mark.parametrize("length", [10, LENGTH])
-def test_measured_text_is_held_out(material, length):
-    rows = material.text(length, 2000)
+def test_measured_text_is_held_out(corpus, length):
+    rows = corpus.text(length, 2000)
     assert rows.shape == (2000 // length, length) and rows.dtype == torch.long
-    assert torch.equal(rows.flatten(), material.held_out[:2000])
-    text = " ".join(shown(material, rows))
+    assert torch.equal(rows.flatten(), corpus.held_out[:2000])
+    text = " ".join(shown(corpus, rows))
     assert len(of_side("y", text)) > 300 and not of_side("x", text)
 
 
-@pytest.mark.parametrize("recall_mix", [0.0, 0.5, 1.0])
-def test_training_rows_hold_no_word_of_the_held_out_part(material, recall_mix):
-    rows = material.rows(TrainingSettings(recall_mix=recall_mix), LENGTH, 20)
-    assert sum(rows.is_recall(i) for i in range(20)) == 20 * recall_mix
-    for text in shown(material, [rows[i]["input_ids"] for i in range(20)]):
+@pytest.mark.parametrize("recall_share", [0.0, 0.5, 1.0])
+def test_training_rows_hold_no_word_of_the_held_out_part(corpus, recall_share):
+    rows = corpus.rows(TrainingSettings(recall_share=recall_share), LENGTH, 20)
+    assert sum(rows.is_recall(i) for i in range(20)) == 20 * recall_share
+    for text in shown(corpus, [rows[i]["input_ids"] for i in range(20)]):
         assert len(of_side("x", text)) > 1 and not of_side("y", text)
 
 
@@ -100,17 +100,17 @@ def test_the_formats_own_words_are_of_neither_part():
     assert not of_side("x", own) and not of_side("y", own)
 
 
-def test_measured_rows_are_the_same_ones_for_every_seed_of_the_order(tokenizer, split, material):
-    other = Material.of(tokenizer, split, tokens=3000, longest=LENGTH, seed=7)
-    assert torch.equal(other.held_out, material.held_out) and other.held_lexicon == material.held_lexicon
-    assert not torch.equal(other.stream, material.stream)
+def test_measured_rows_are_the_same_ones_for_every_seed_of_the_order(tokenizer, split, corpus):
+    other = Corpus.of(tokenizer, split, tokens=3000, longest=LENGTH, seed=7)
+    assert torch.equal(other.held_out, corpus.held_out) and other.held_lexicon == corpus.held_lexicon
+    assert not torch.equal(other.stream, corpus.stream)
 
 
 def test_as_much_is_read_as_the_run_needs(tokenizer, split):
-    found = Material.of(tokenizer, split, tokens=700, longest=32)
+    found = Corpus.of(tokenizer, split, tokens=700, longest=32)
     assert len(found.stream) == 1400 and found.stream.dtype == torch.int32
-    assert len(Material.of(tokenizer, split, tokens=8, longest=50).stream) == 400
-    assert "".join(found.lexicon.text.split()) == "".join(Material.of(tokenizer, split, 9000, 32).lexicon.text.split())
+    assert len(Corpus.of(tokenizer, split, tokens=8, longest=50).stream) == 400
+    assert "".join(found.lexicon.text.split()) == "".join(Corpus.of(tokenizer, split, 9000, 32).lexicon.text.split())
 
 
 def test_a_held_out_part_without_words_of_its_own_is_refused(tokenizer, split):
@@ -118,21 +118,21 @@ def test_a_held_out_part_without_words_of_its_own_is_refused(tokenizer, split):
     short = TextSplit(split.train, [" ".join(WORDS["y"][:20] * 60)])
     message = "held-out part is too short: recall facts need a text of 64 different words or more; this one has 20"
     with pytest.raises(ValueError, match=message):
-        Material.of(tokenizer, short, 3000, LENGTH)
+        Corpus.of(tokenizer, short, 3000, LENGTH)
 
 
 @pytest.mark.parametrize("part", ["training", "held-out"])
 def test_a_part_shorter_than_a_row_is_refused(tokenizer, split, part):
     parts = (["some words"], split.held_out) if part == "training" else (split.train, ["some words"])
     with pytest.raises(ValueError, match=f"the text's {part} part has . tokens, rows of {LENGTH} need a longer one"):
-        Material.of(tokenizer, TextSplit(*parts), 3000, LENGTH)
+        Corpus.of(tokenizer, TextSplit(*parts), 3000, LENGTH)
 
 
 def test_a_file_s_column_is_read(tokenizer, split, tmp_path):
     path = write(tmp_path / "a.jsonl", jsonl([*split.train, *split.held_out], "words"))
-    found = Material.of(tokenizer, str(path), 3000, LENGTH, column="words")
+    found = Corpus.of(tokenizer, str(path), 3000, LENGTH, column="words")
     assert len(found.stream) == 6000 and len(found.held_out) > 1000
     with pytest.raises(ValueError, match="has no split 'test'; it has train"):
-        Material.of(tokenizer, str(path), 3000, LENGTH, column="words", split="test")
+        Corpus.of(tokenizer, str(path), 3000, LENGTH, column="words", split="test")
     with pytest.raises(ValueError, match="has no configuration 'raw'"):
-        Material.of(tokenizer, str(path), 3000, LENGTH, column="words", config_name="raw")
+        Corpus.of(tokenizer, str(path), 3000, LENGTH, column="words", config_name="raw")

@@ -37,7 +37,7 @@ class RecallBatch:
 
 
 class RecallSampler(Protocol):
-    """RecallSampler recall rows: `KeyValueRecall`, `RecallTask`."""
+    """Draws recall rows: `KeyValueRecall`, `RecallTask`."""
 
     def draw(self, batch: int, length: int, generator: torch.Generator, facts: int | None = None) -> RecallBatch:
         """``batch`` rows of ``length`` tokens, which ``generator`` alone decides, of ``facts`` facts each."""

@@ -7,11 +7,14 @@ transformers keeps the states of linear attention there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
-from transformers.cache_utils import (
-    Cache,
+from transformers import Cache, DynamicCache
+
+from tptt.memory.update import Writes
+
+from .compat import (
     DynamicIndexedLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -19,10 +22,8 @@ from transformers.cache_utils import (
     LinearAttentionAndSlidingWindowAttentionLayer,
     StaticLayer,
     StaticSlidingWindowLayer,
+    lazy_layers,
 )
-
-from tptt.memory.update import Writes
-
 from .keyless_cache import KeylessLayer
 from .window_cache import WindowLayer
 
@@ -173,7 +174,7 @@ def adopt_layer(
         ValueError: the layer holds tokens that no memory has read, or that were read under another window; or a static
             cache meets a window; or the layer's kind cannot carry a state.
     """
-    lazy = getattr(cache, "layer_class_to_replicate", None)
+    lazy = lazy_layers(cache)
     while lazy is not None and len(cache.layers) <= index:
         cache.layers.append(lazy())
     if index >= len(cache.layers):
@@ -217,6 +218,14 @@ _COUNTERPARTS: dict[type, type[MemoryState]] = {
     StaticSlidingWindowLayer: MemoryStaticSliding,
 }
 _BOUNDABLE = (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+def unknown_cache_layers(config, layers: Iterable[int]) -> list[str]:
+    """Kinds of cache layers that ``generate`` makes for the numbered ``layers`` of a model of ``config`` and that cannot
+    carry a memory: classes of a version that is not known here."""
+    made = DynamicCache(config=config).layers
+    kinds = {type(made[n]) for n in layers if n < len(made)}
+    return sorted(kind.__name__ for kind in kinds if kind not in _COUNTERPARTS)
 
 
 def _counterpart(layer, window: int | None, sinks: int, alone: bool, shares_mask: bool) -> MemoryState:

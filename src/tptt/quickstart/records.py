@@ -9,22 +9,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tptt.data import FORMATS, KeyValueRecall, RecallSampler, RecallVocabulary, chosen_formats
-from tptt.train import Material, TrainingSettings
+from tptt.train import Corpus, TrainingSettings
 
 FACTS = tuple(2 * n for n in TrainingSettings.facts)
 """Facts of a training row: records are short, so that a row takes twice as many."""
 
 
 @dataclass(frozen=True)
-class RecordMaterial(Material):
-    """A `Material` whose recall rows of all formats are records; a format asked for by name stays what it is."""
+class RecordCorpus(Corpus):
+    """A `Corpus` whose recall rows of all formats are records; a format asked for by name stays what it is."""
 
     def taught(self, formats: str | Sequence[str]) -> RecallSampler:
-        """RecallSampler recall rows to train on."""
+        """Draws recall rows to train on."""
         return KeyValueRecall(RecallVocabulary(self.tokenizer), self.stream) if _all(formats) else super().taught(formats)
 
     def recall(self, formats: str | Sequence[str] = "all", facts: int = 8) -> RecallSampler:
-        """RecallSampler held-out recall rows."""
+        """Draws held-out recall rows."""
         if not _all(formats):
             return super().recall(formats, facts)
         return KeyValueRecall(RecallVocabulary(self.tokenizer), self.held_out, 2 * facts)

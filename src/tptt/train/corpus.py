@@ -28,7 +28,7 @@ _HELD_OUT = 200_000  # tokens that are measured at most
 
 
 @dataclass(frozen=True)
-class Material:
+class Corpus:
     """A text in two parts that share no document: one to train on and one held out.
 
     All that is measured comes from the held-out part: rows of text, and the filler, words and passages of recall rows.
@@ -51,7 +51,7 @@ class Material:
     def of(
         cls, tokenizer, data: str | TextSplit | None, tokens: int, longest: int, seed: int = 0,
         column: str = "text", config_name: str | None = None, split: str | None = None,
-    ) -> Material:  # fmt: skip
+    ) -> Corpus:  # fmt: skip
         """Read a text as far as a run needs it, and tokenize what was not tokenized before (`tptt.data.tokenize_once`).
 
         Args:
@@ -77,18 +77,18 @@ class Material:
 
     def rows(self, settings: TrainingSettings, length: int, count: int) -> MixedRows:
         """``count`` training rows of ``length`` tokens."""
-        recall = self.taught(settings.recall_formats) if settings.recall_mix else None
+        recall = self.taught(settings.recall_formats) if settings.recall_share else None
         return MixedRows(
-            self.stream, recall, length, count, settings.seed, settings.recall_mix, settings.facts,
+            self.stream, recall, length, count, settings.seed, settings.recall_share, settings.facts,
             settings.answer_weight, settings.filler_weight,
         )  # fmt: skip
 
     def taught(self, formats: str | Sequence[str]) -> RecallSampler:
-        """RecallSampler recall rows to train on."""
+        """Draws recall rows to train on."""
         return RecallTask(self.tokenizer, self.lexicon, self.stream, formats)
 
     def recall(self, formats: str | Sequence[str] = "all", facts: int = 8) -> RecallSampler:
-        """RecallSampler held-out recall rows."""
+        """Draws held-out recall rows."""
         return RecallTask(self.tokenizer, self.held_lexicon, self.held_out, formats, facts)
 
     def text(self, length: int, tokens: int) -> torch.Tensor:
