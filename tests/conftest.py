@@ -1,5 +1,8 @@
 import os
+import tempfile
 
+_cache = tempfile.TemporaryDirectory(prefix="tptt-tests-")  # of the texts that tests tokenize; it goes when they end
+os.environ.setdefault("HF_DATASETS_CACHE", _cache.name)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -13,7 +16,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tptt import TpttConfig, TpttModel
-from tptt.data import RecallRows
+from tptt.data import KeyValueRecall
 from tptt.train import MixedRows
 
 torch.set_num_threads(1)
@@ -47,7 +50,7 @@ def rows(words):
     def make(count=16, **options):
         stream = torch.randint(64, (500,), generator=torch.Generator().manual_seed(0))
         options = {"recall_share": 0.5, "facts": (2, 4)} | options
-        return MixedRows(stream, RecallRows(words, stream), 32, count, **options)
+        return MixedRows(stream, KeyValueRecall(words, stream), 32, count, **options)
 
     return make
 
