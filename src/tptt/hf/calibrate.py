@@ -60,5 +60,5 @@ def calibrate(
         window = memory.config.max_self_attn_length
         far = length or (_WINDOWS * window if window else q.shape[1])
         near = window or max(1, far // _WINDOWS)
-        memory.begin_from(*far_maps(turns.get(module), q, k, near, max(near + 1, far), memory.states))
+        memory.begin_from(*far_maps(turns.get(module), q, k, near, max(near + 1, far), memory.num_states))
     return model

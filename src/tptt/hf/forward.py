@@ -80,7 +80,7 @@ def _memory_branch(call: Call, q, k, v) -> torch.Tensor:
         return unpacked.back(memory(hidden, q, k, v, unpacked.mask))
     if layer is None:
         return memory(call.hidden, q, k, v, call.mask)
-    update = memory.writes(call.hidden, k, v, call.mask, layer.taps, layer.seen)
+    update = memory.update(call.hidden, k, v, call.mask, layer.history, layer.seen)
     read, state = memory.read(q, update, layer.state)
     layer.write(state, update)
     return read

@@ -154,7 +154,7 @@ def apply_window(slot: MemorySlot, hidden: torch.Tensor, kwargs: dict, mask, seq
     assert window is not None
     if isinstance(layer, WindowLayer):
         has_alibi = kwargs.get("alibi") is not None
-        band = layer.expect(mask, batch, tokens, hidden.device, ordered=has_alibi)
+        band = layer.prepare(mask, batch, tokens, hidden.device, ordered=has_alibi)
         if has_alibi:
             kwargs["alibi"] = _biases_of_keys(kwargs["alibi"], layer.slots)
     elif tokens <= window and sequences is None:
