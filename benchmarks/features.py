@@ -20,7 +20,7 @@ from tptt.config import FEATURE_MAPS
 from tptt.data import IGNORE
 from tptt.evaluation import markdown_table
 from tptt.hf import as_base, attention_outputs, memories, memory_layers
-from tptt.train import Material
+from tptt.train import Corpus
 
 LENGTH = 512
 
@@ -54,10 +54,10 @@ def left_over(base: str, feature_map: str, steps: int, seed: int) -> list[float]
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base).eval().requires_grad_(False)
     attach_memory(model, MemoryConfig(feature_map=feature_map, max_self_attn_length=LENGTH // 8))
-    material = Material.of(AutoTokenizer.from_pretrained(base), None, 200_000, LENGTH, seed)
-    calibrate(model, material.stream[: 4 * LENGTH].view(4, LENGTH), LENGTH)
+    corpus = Corpus.of(AutoTokenizer.from_pretrained(base), None, 200_000, LENGTH, seed)
+    calibrate(model, corpus.stream[: 4 * LENGTH].view(4, LENGTH), LENGTH)
     generator = torch.Generator().manual_seed(seed)
-    drawn = material.recall().draw(40, LENGTH, generator)
+    drawn = corpus.recall().draw(40, LENGTH, generator)
     layers = captured(model, drawn.input_ids)
     asked = F.pad(drawn.answers[:, 1:] != IGNORE, (0, 1))
     found = []

@@ -34,9 +34,10 @@ from tptt.evaluation.verify import TOLERANCE
 from tptt.hf import find_attention
 from tptt.inference.snapshot import fingerprint
 from tptt.quickstart.plots import new_figure, save
-from tptt.train import Material, TrainingSettings, train
+from tptt.train import Corpus, TrainingSettings, train
 from tptt.train.auto_layers import first_rows
-from tptt.train.loop import begin_memory, load_tokenizer
+from tptt.train.base import load_tokenizer
+from tptt.train.begin import begin_conversion
 
 ROOT = Path(__file__).parents[1]
 TITLE = "Layers that keep their whole context"
@@ -72,7 +73,7 @@ class Bench:
 
     def __init__(self, base: str, tokens: int, length: int, window: int, runs: Runs) -> None:
         self.base, self.tokens, self.length, self.window, self.runs = base, tokens, length, window, runs
-        self.materials: dict[int, Material] = {}
+        self.corpora: dict[int, Corpus] = {}
         inner = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         self.layers = tuple(x.layer for x in find_attention(inner))
         self.name = Path(base).name if Path(base).is_dir() else base
@@ -86,33 +87,32 @@ class Bench:
         return {"kind": kind, "settings": vars(self.settings(0))} | fixed | more
 
     def settings(self, seed: int) -> TrainingSettings:
-        return TrainingSettings(tokens=self.tokens, length=self.length, seed=seed, probe_every=0)
+        return TrainingSettings(tokens=self.tokens, seq_len=self.length, seed=seed, probe_steps=0)
 
-    def material(self, seed: int) -> Material:
-        if seed not in self.materials:
+    def corpus(self, seed: int) -> Corpus:
+        if seed not in self.corpora:
             tokenizer = load_tokenizer(self.config())
-            self.materials[seed] = Material.of(tokenizer, None, self.tokens, LENGTHS[-1] * self.length, seed)
-        return self.materials[seed]
+            self.corpora[seed] = Corpus.of(tokenizer, None, self.tokens, LENGTHS[-1] * self.length, seed)
+        return self.corpora[seed]
 
     def config(self, **options) -> TpttConfig:
         return TpttConfig(base_model_name=self.base, lora_config=self.lora, **options)
 
     def model(self, seed: int, whole: Iterable[int]) -> TpttModel:
         """Untrained: the layers ``whole`` as in the base, the others with window and memory; no memory where all are."""
-        torch.manual_seed(seed)
         memory = [n for n in self.layers if n not in tuple(whole)]
         if not memory:
+            torch.manual_seed(seed)
             return window_alone(TpttModel(self.config(mag_weight=0.0), dtype=torch.float32))
-        model = TpttModel(self.config(layers=memory, max_self_attn_length=self.window), dtype=torch.float32)
-        begin_memory(model, self.material(seed), self.settings(seed), self.length)
-        return model
+        config, settings = self.config(layers=memory, max_self_attn_length=self.window), self.settings(seed)
+        return begin_conversion(config, self.corpus(seed), settings, self.length, dtype=torch.float32).model
 
     def ranking(self, seed: int) -> dict[str, Any]:
         """All layers in the order in which they would be restored."""
 
         def make() -> dict[str, Any]:
             model = self.model(seed, ())
-            rows = first_rows(self.material(seed), self.settings(seed), self.length)
+            rows = first_rows(self.corpus(seed), self.settings(seed), self.length)
             with mag_weight(model, 0.0):
                 choice = choose_layers(model, rows, 1 - 1e-6, _FAR)
             return {"order": [*choice.whole, *choice.memory], "kl": [choice.start, *(x.kl[x.taken] for x in choice.rounds)],
@@ -125,7 +125,7 @@ class Bench:
 
         def make() -> dict[str, Any]:
             model = self.model(seed, whole)
-            train(model, self.material(seed), self.settings(seed), self.length)
+            train(model, self.corpus(seed), self.settings(seed), self.length)
             return self.measured(model, seed)
 
         return self.runs.once(self.key("run", seed=seed, whole=sorted(whole)), make)
@@ -146,13 +146,13 @@ class Bench:
         for check, found in verify(model, ("no future", "pieces")).items():
             if not isinstance(found, float) or found > TOLERANCE:
                 raise RuntimeError(f"{check}: {found!r}")
-        material, out = self.material(seed), {"perplexity": {}, "inside": {}, "beyond": {}}
+        corpus, out = self.corpus(seed), {"perplexity": {}, "inside": {}, "beyond": {}}
         for times in LENGTHS:
             n = times * self.length
-            score = recall_accuracy(model, material.recall(), n, self.window, _ROWS // times)
-            out["perplexity"][str(times)] = perplexity(model, material.text(n, _TEXT))
+            score = recall_accuracy(model, corpus.recall(), n, self.window, _ROWS // times)
+            out["perplexity"][str(times)] = perplexity(model, corpus.text(n, _TEXT))
             out["inside"][str(times)], out["beyond"][str(times)] = score.inside, score.beyond
-        out["kv_bytes"] = self.held(model, material.held_out)
+        out["kv_bytes"] = self.held(model, corpus.held_out)
         return out
 
     def held(self, model, ids: torch.Tensor) -> int:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from tptt.cli.main import app
 from tptt.data import FORMATS, DrillRows, RecallRows
 from tptt.quickstart import QuickstartOptions
-from tptt.quickstart.records import RecordMaterial
+from tptt.quickstart.records import RecordCorpus
 from tptt.train import TrainingSettings
 
 
@@ -56,7 +56,7 @@ def test_training_follows_the_default_recipe(tmp_path):
     options, recipe = QuickstartOptions(tmp_path, steps=7, seed=3), TrainingSettings()
     settings = options.settings(64)
     facts = tuple(2 * n for n in recipe.facts)
-    assert settings == replace(recipe, tokens=settings.tokens, length=64, seed=3, facts=facts, mag_start=0.01)
+    assert settings == replace(recipe, tokens=settings.tokens, seq_len=64, seed=3, facts=facts, mag_weight_start=0.01)
     assert settings.steps(64) == 7
 
 
@@ -65,7 +65,7 @@ def test_training_follows_the_default_recipe(tmp_path):
     [
         (("--steps", 0), "--steps must be 1 or more"),
         (("--length", 32, "--window", 32), "--window must be less than"),
-        (("--length", 8), "length must be a whole number of 16 or more"),
+        (("--length", 8), "seq_len must be a whole number of 16 or more"),
         (("--data", "no-such-file.txt"), "no-such-file.txt"),
     ],
 )
@@ -94,9 +94,9 @@ def test_help_names_the_options():
 
 def test_rows_of_all_formats_are_records_and_those_of_one_are_its_own(base):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
-    material = RecordMaterial.of(tokenizer, str(base / "text.txt"), 4096, 64)
-    rows = material.rows(TrainingSettings(recall_mix=0.5), 64, 8)
+    corpus = RecordCorpus.of(tokenizer, str(base / "text.txt"), 4096, 64)
+    rows = corpus.rows(TrainingSettings(recall_share=0.5), 64, 8)
     asked = [i for i in range(8) if len(rows[i]["loss_weights"].unique()) == 2]
     assert asked == [i for i in range(8) if rows.is_recall(i)] and len(asked) == 4
     assert "\n@" in tokenizer.decode(rows[asked[0]]["input_ids"])
-    assert isinstance(material.recall(), RecallRows) and isinstance(material.recall("passkey"), DrillRows)
+    assert isinstance(corpus.recall(), RecallRows) and isinstance(corpus.recall("passkey"), DrillRows)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from benchmarks.tiny import randomize, tiny_model
 from tests.families.models import tokens
 from tptt import MemoryConfig, TpttConfig, TpttModel, attach_memory
-from tptt.convert import spread_width
-from tptt.convert.allocate_widths import MOST, shares
+from tptt.convert import allocate_widths
+from tptt.convert.widths import MOST, shares
 from tptt.evaluation import mag_weight
 from tptt.evaluation.kl import kl_from_base
 from tptt.hf import as_base, memories, softmax_as
@@ -54,7 +54,7 @@ def test_widths_follow_what_a_window_in_each_layer_costs(base):
             for i in range(4):
                 with softmax_as(model, [j for j in range(4) if j != i]):
                     lost[i] += float(kl_from_base(model(**batch, use_cache=False).logits, want))
-    found = spread_width(model, batches())
+    found = allocate_widths(model, batches())
     assert found == widths_of(model) == tuple(model.config.feature_width) and sum(found) == 4 * 512
     assert found[0] == 32 and max(found) == found[2]
     for width, part in zip(found, lost, strict=True):
@@ -63,7 +63,7 @@ def test_widths_follow_what_a_window_in_each_layer_costs(base):
 
 def test_what_was_spread_is_saved_and_read_again(base, tmp_path):
     model = converted(base)
-    spread_width(model, batches())
+    allocate_widths(model, batches())
     randomize(model).save_pretrained(tmp_path)
     again = TpttModel.from_pretrained(tmp_path)
     assert widths_of(again) == widths_of(model) and len(set(widths_of(again))) > 1
@@ -79,20 +79,20 @@ def test_what_was_spread_is_saved_and_read_again(base, tmp_path):
 def test_nothing_is_spread_where_widths_are_named_or_mean_nothing(base, options):
     model = converted(base, **options)
     before = memories(model)
-    assert spread_width(model, batches()) == widths_of(model)
+    assert allocate_widths(model, batches()) == widths_of(model)
     assert all(a is b for a, b in zip(before, memories(model), strict=True))
 
 
 def test_rows_within_the_window_give_equal_widths(base):
     model = converted(base)
-    assert spread_width(model, batches(WINDOW)) == (512,) * 4 == widths_of(model)
+    assert allocate_widths(model, batches(WINDOW)) == (512,) * 4 == widths_of(model)
 
 
 @pytest.mark.parametrize("options", [{"lora_config": None}, {"memory_only_layers": [1]}, {"memory_only_layers": "all"}, {"layers": [1, 2]}], ids=str)  # fmt: skip
 def test_every_kind_of_model_is_spread(base, options):
     model = converted(base, **options)
     trains = [n for n, p in model.named_parameters() if p.requires_grad]
-    found = spread_width(model, batches())
+    found = allocate_widths(model, batches())
     assert found == widths_of(model) and sum(found) <= 512 * len(found) and len(set(found)) > 1
     assert trains == [n for n, p in model.named_parameters() if p.requires_grad]
 

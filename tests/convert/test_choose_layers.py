@@ -294,7 +294,14 @@ def text():
 
 
 LORA = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
-SETTINGS = {"tokens": 256, "length": 64, "rows": 2, "warmup": 0, "recall_mix": 0.0, "probe_every": 0}
+SETTINGS = {
+    "tokens": 256,
+    "seq_len": 64,
+    "per_device_train_batch_size": 2,
+    "warmup_steps": 0,
+    "recall_share": 0.0,
+    "probe_steps": 0,
+}
 
 
 def convert(place, text, out=None, lora=LORA, settings=SETTINGS, **options):
@@ -337,13 +344,13 @@ def test_chosen_trained_saved_and_loaded(place, text, tmp_path, lora):
 
 
 def test_windows_are_measured_without_their_untrained_memory_at_the_length_asked_for(place, text):
-    still = SETTINGS | {"lr": 0.0, "memory_lr": 0.0, "kv_budget": 0.51, "kv_length": 4096}
+    still = SETTINGS | {"learning_rate": 0.0, "memory_learning_rate": 0.0, "kv_budget": 0.51, "kv_length": 4096}
     low, high = (convert(place, text, settings=still, layers="auto", mag_weight=w).choice for w in (0.1, 0.9))
     assert low == high and low.length == 4096 and len(low.whole) == 2
 
 
 def test_it_starts_where_naming_the_layers_starts(place, text):
-    still = SETTINGS | {"lr": 0.0, "memory_lr": 0.0}
+    still = SETTINGS | {"learning_rate": 0.0, "memory_learning_rate": 0.0}
     auto = convert(place, text, settings=still | {"kv_budget": 0.65}, layers="auto")
     named = convert(place, text, settings=still, layers=list(auto.choice.memory))
     assert named.choice is None

@@ -15,7 +15,8 @@ from tptt.estimate.hardware import GIB, HARDWARE, Hardware
 from tptt.estimate.resources import Survey, budget
 from tptt.evaluation.perplexity import next_token_losses
 from tptt.run.base import config_from_file
-from tptt.run.options import RunOptions, load_run
+from tptt.run.options import RunOptions
+from tptt.run.run_file import load_run
 
 FAMILIES = ("llama", "gemma3_text", "olmoe")
 RUNS = sorted(CONFIGS.glob("*.yaml"))
@@ -36,18 +37,18 @@ def tiny(request, tmp_path):
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
     return RunOptions(str(tmp_path / "base"), base_config=str(describe(config, tmp_path))).changed(
         max_self_attn_length=8,
-        length=64,
-        rows=3,
+        seq_len=64,
+        per_device_train_batch_size=3,
         tokens=3 * 64 * 10,
-        lora_rank=2,
-        spread_width=False,
+        lora_r=2,
+        allocate_widths=False,
     )
 
 
 def built(options: RunOptions) -> TpttModel:
     """The model that a run would train, with weights."""
     config = Survey(options.changed(base_config=None)).model.config
-    config.base_model_name, config.text_config = options.base_model_name, None
+    config.base_model_name, config.text_config = options.base_model, None
     return TpttModel(config, dtype=torch.float32).train()
 
 
@@ -58,7 +59,7 @@ def test_parameters_are_those_of_the_model(tiny):
     assert found.trained == sum(p.numel() for p in names.values() if p.requires_grad)
     assert found.lora == sum(p.numel() for n, p in names.items() if "lora_" in n)
     assert found.memory == sum(p.numel() for n, p in names.items() if ".liza." in n)
-    whole = Survey(tiny.changed(lora_rank=0)).parameters
+    whole = Survey(tiny.changed(lora_r=0)).parameters
     assert whole.lora == 0 and whole.trained == whole.total
 
 
@@ -102,11 +103,11 @@ def test_recomputing_needs_room_for_the_widest_memory(tiny):
     def activations(**options):
         return budget(tiny.changed(**options), "cpu").parts["activations"]
 
-    assert activations(spread_width=True) == activations()
+    assert activations(allocate_widths=True) == activations()
     less = {"gradient_checkpointing": True}
-    assert activations(**less, spread_width=True) > activations(**less)
+    assert activations(**less, allocate_widths=True) > activations(**less)
     for nothing in ({"max_self_attn_length": None}, {"feature_map": "silu"}, {"feature_width": [512, 1536]}):
-        assert activations(**less, **nothing, spread_width=True) == activations(**less, **nothing)
+        assert activations(**less, **nothing, allocate_widths=True) == activations(**less, **nothing)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -120,13 +121,15 @@ def test_logits_and_loss_are_what_the_loss_takes_at_its_peak(dtype, tmp_path):
         next_token_losses(logits, labels).sum().backward()
     peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]  # without what was there before
     options = RunOptions(base_config=str(describe(tiny_config("llama", vocab_size=words), tmp_path)))
-    options = options.changed(length=length, rows=rows, bf16=False, dtype=str(dtype).removeprefix("torch."))
+    options = options.changed(
+        seq_len=length, per_device_train_batch_size=rows, bf16=False, dtype=str(dtype).removeprefix("torch.")
+    )
     assert budget(options, "80gb").parts["logits and loss"] == pytest.approx(peak, rel=0.15)
 
 
 def test_a_teacher_takes_memory_and_time(tiny):
-    plain, distilled = budget(tiny, "80gb"), budget(tiny.changed(distill=0.1), "80gb")
-    aligned = budget(tiny.changed(distill=0.1, align=0.1), "80gb")
+    plain, distilled = budget(tiny, "80gb"), budget(tiny.changed(kl_weight=0.1), "80gb")
+    aligned = budget(tiny.changed(kl_weight=0.1, attention_transfer_weight=0.1), "80gb")
     assert "teacher" not in plain.parts
     assert 0 < distilled.parts["teacher"] < aligned.parts["teacher"]
     assert sum(plain.operations) < sum(distilled.operations)
@@ -135,7 +138,7 @@ def test_a_teacher_takes_memory_and_time(tiny):
 def test_far_weights_take_two_passes_over_text(tiny):
     plain, text, mixed = (
         budget(tiny.changed(max_self_attn_length=8, **x), "80gb")
-        for x in ({}, {"far_weight": 1.0, "recall_mix": 0.0}, {"far_weight": 1.0})
+        for x in ({}, {"long_context_weight": 1.0, "recall_share": 0.0}, {"long_context_weight": 1.0})
     )
     assert text.parts == plain.parts, "they are done with before the step's own logits are there"
     more = [sum(x.operations) - sum(plain.operations) for x in (text, mixed)]
@@ -146,7 +149,7 @@ def test_far_weights_take_two_passes_over_text(tiny):
 def test_the_cache_is_that_of_the_model(tiny, changes):
     options = tiny.changed(**changes)
     model, tokens = built(options).eval(), 24
-    base = AutoModelForCausalLM.from_pretrained(options.base_model_name, dtype=torch.float32).eval()
+    base = AutoModelForCausalLM.from_pretrained(options.base_model, dtype=torch.float32).eval()
     held = []
     for one in (base, model):
         cache = DynamicCache(config=base.config)
@@ -167,22 +170,28 @@ def test_what_does_not_fit_names_the_keys_to_change(tiny, monkeypatch):
     assert ways_to_fit(tiny, "cpu", survey) == {}
     card(budget(tiny.changed(gradient_checkpointing=True), "cpu", survey).peak)
     assert ways_to_fit(tiny, "cpu", survey) == {"gradient_checkpointing": True}
-    card(budget(tiny.changed(gradient_checkpointing=True, rows=1), "cpu", survey).peak)
-    assert ways_to_fit(tiny, "cpu", survey) == {"gradient_checkpointing": True, "rows": 1, "accumulate": 3}
+    card(budget(tiny.changed(gradient_checkpointing=True, per_device_train_batch_size=1), "cpu", survey).peak)
+    assert ways_to_fit(tiny, "cpu", survey) == {
+        "gradient_checkpointing": True,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 3,
+    }
     card(1000)
     assert ways_to_fit(tiny, "cpu", survey) is None
 
 
 def test_shorter_rows_are_the_last_way(tiny, monkeypatch):
-    options = tiny.changed(length=2048, rows=1, accumulate=3, gradient_checkpointing=True)
+    options = tiny.changed(
+        seq_len=2048, per_device_train_batch_size=1, gradient_accumulation_steps=3, gradient_checkpointing=True
+    )
     survey = Survey(options)
-    peak = budget(options.changed(length=1024), "cpu", survey).peak
+    peak = budget(options.changed(seq_len=1024), "cpu", survey).peak
     monkeypatch.setitem(HARDWARE, "cpu", Hardware("a small one", peak * 12 // 11 + 12, {"float32": 1.0}, 0.5))
     changes = ways_to_fit(options, "cpu", survey)
-    assert changes == {"length": 1024, "accumulate": 6}
+    assert changes == {"seq_len": 1024, "gradient_accumulation_steps": 6}
     plan = budget(options.changed(**changes), "cpu", survey)
     assert plan.narrow and plan.fits and plan.tokens // plan.steps == 3 * 2048
-    assert not budget(options.changed(length=512), "cpu", survey).narrow
+    assert not budget(options.changed(seq_len=512), "cpu", survey).narrow
 
 
 def test_a_card_without_bfloat16_asks_for_float16(tiny):
@@ -196,7 +205,7 @@ def test_a_card_without_bfloat16_asks_for_float16(tiny):
 
 
 def test_4_bits_reach_linear_layers_only():
-    dense, experts = (load_run(CONFIGS / f"{n}.yaml", [("quantization", "4bit")]) for n in ("olmo-2-1b", "olmoe-1b-7b"))
+    dense, experts = (load_run(CONFIGS / f"{n}.yaml", {"quantization": "4bit"}) for n in ("olmo-2-1b", "olmoe-1b-7b"))
     survey = Survey(dense)
     embeddings = 2 * 100352 * 2048
     assert survey.parameters.base - survey.parameters.linear == pytest.approx(embeddings, rel=0.01)
@@ -223,7 +232,7 @@ def test_every_run_has_the_base_that_it_names(path):
     if active is not None:
         assert found.active == pytest.approx(active, rel=0.05)
     remarks = json.loads(Path(options.base_config).read_text())
-    assert remarks["_base"] == options.base_model_name and remarks["_source"]
+    assert remarks["_base"] == options.base_model and remarks["_source"]
     assert f"base {found.base:,}, LoRA {found.lora:,}, memory {found.memory:,}" in text
     assert (
         "# Not trained here: no hub and no GPU; the figures are computed from the model's config by `tptt train "

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tptt.evaluation import perplexity, perplexity_by_position
-from tptt.evaluation.perplexity import token_losses
+from tptt.evaluation.perplexity import evaluating, in_eval_mode, token_losses
 
 VOCABULARY = 64
 
@@ -58,3 +58,51 @@ def test_bounds_must_rise_within_the_rows(llama, bounds):
     with pytest.raises(ValueError, match="from 2 or more to 16 at most") as error:
         perplexity_by_position(llama, torch.randint(VOCABULARY, (2, 16)), bounds)
     assert str(bounds) in str(error.value)
+
+
+class Certain(torch.nn.Module):
+    """Gives every token but one the whole probability: the right one has a loss of ``nats``."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, nats: float) -> None:
+        super().__init__()
+        self.nats = nats
+
+    def forward(self, input_ids, use_cache):
+        logits = torch.zeros(*input_ids.shape, VOCABULARY)
+        logits[..., 0] = self.nats
+        return type("Output", (), {"logits": logits})
+
+
+@pytest.mark.parametrize(("nats", "expected"), [(700.0, math.exp(700.0)), (710.0, math.inf), (1e30, math.inf)])
+def test_a_loss_beyond_the_largest_number_is_infinite(nats, expected):
+    """exp(709.78) is the largest float64; a model that diverges goes beyond it."""
+    rows = torch.full((2, 8), 1)
+    assert perplexity(Certain(nats), rows) == pytest.approx(expected, rel=1e-4)
+    assert perplexity_by_position(Certain(nats), rows, [4, 8]) == pytest.approx({4: expected, 8: expected}, rel=1e-4)
+
+
+def test_not_a_number_stays_so():
+    rows = torch.full((2, 8), 1)
+    assert math.isnan(perplexity(Certain(math.nan), rows))
+    assert all(math.isnan(x) for x in perplexity_by_position(Certain(math.nan), rows, [4, 8]).values())
+
+
+@pytest.mark.parametrize("context", [evaluating, in_eval_mode])
+def test_each_submodule_comes_back_to_its_own_mode(llama, context):
+    llama.train()
+    frozen = llama.model.layers[0]
+    frozen.eval()
+    before = {name: module.training for name, module in llama.named_modules()}
+    with pytest.raises(RuntimeError, match="on purpose"), context(llama):
+        assert not any(module.training for module in llama.modules())
+        raise RuntimeError("on purpose")
+    assert {name: module.training for name, module in llama.named_modules()} == before
+    assert llama.training and not frozen.self_attn.training
+
+
+def test_what_is_computed_in_eval_mode_alone_may_take_part_in_training(llama):
+    with in_eval_mode(llama):
+        llama(input_ids=torch.zeros(1, 4, dtype=torch.long)).logits.sum().backward()
+    assert llama.lm_head.weight.grad is not None

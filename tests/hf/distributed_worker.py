@@ -57,7 +57,13 @@ def with_trainer(model, out: str, conversion: bool) -> tuple[str, list[dict]]:
         rows = [row | {"loss_weights": 0.5 + (row["labels"] % 3)} for row in rows]
         kind, options = (
             OrderedConversion,
-            {"distill": 0.5, "align": 0.5, "far_weight": 2.0, "carry": 2, "rates": (1e-2, 3e-2)},
+            {
+                "kl_weight": 0.5,
+                "attention_transfer_weight": 0.5,
+                "long_context_weight": 2.0,
+                "tbptt_chunks": 2,
+                "rates": (1e-2, 3e-2),
+            },
         )
     trainer = kind(model=model, args=arguments, train_dataset=rows, callbacks=[callback], **options)
     trainer.train()

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from tptt import TpttConfig
 from tptt.assets import BASE
-from tptt.convert import allocate_widths as widths
+from tptt.convert import widths
 from tptt.convert.lora import lora_config
 from tptt.hf import memories
 from tptt.train import TrainingSettings, convert_and_train
@@ -34,7 +34,7 @@ def main(out: str) -> None:
     lora = lora_config(AutoModelForCausalLM.from_pretrained(BASE))
     config = TpttConfig(base_model_name=str(BASE), lora_config=lora, max_self_attn_length=8, feature_width=256)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    settings = TrainingSettings(tokens=STEPS * 2 * LENGTH * ranks, length=LENGTH, probe_every=2, stop_at_recall=1.0)
+    settings = TrainingSettings(tokens=STEPS * 2 * LENGTH * ranks, seq_len=LENGTH, probe_steps=2, stop_at_recall=1.0)
     converted = convert_and_train(config, None, settings, Path(out) / "model")
     found = {
         "widths": [m.key_features.width for m in memories(converted.model)],

@@ -7,7 +7,7 @@ import pytest
 
 COUNT = """
 import resource, torch
-from tptt.training.allocator import keep_freed_memory
+from tptt.train.allocator import keep_freed_memory
 assert {keep}
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

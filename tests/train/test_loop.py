@@ -20,11 +20,11 @@ from transformers import (
 from benchmarks.tiny import randomized
 from tools.train_base.train import build_tokenizer
 from tptt import TpttConfig, TpttModel
-from tptt.convert import allocate_widths as widths
+from tptt.convert import widths
 from tptt.convert.window_only import window_alone
 from tptt.data import TextSplit
 from tptt.hf import memories
-from tptt.train import Material, TrainingSettings, convert_and_train, train
+from tptt.train import Corpus, TrainingSettings, convert_and_train, train
 from tptt.train.loop import begin_memory, check_reach, load_tokenizer, row_length
 
 LENGTH, WINDOW = 48, 8
@@ -63,14 +63,14 @@ def config(base):
 
 
 def settings(steps=3, rows=2, **options):
-    options = {"carry": 1, "accumulate": 1, "length": LENGTH, "probe_every": 0} | options
-    tokens = steps * rows * LENGTH * options["carry"] * options["accumulate"]
-    return TrainingSettings(tokens=tokens, rows=rows, **options)
+    options = {"tbptt_chunks": 1, "gradient_accumulation_steps": 1, "seq_len": LENGTH, "probe_steps": 0} | options
+    tokens = steps * rows * LENGTH * options["tbptt_chunks"] * options["gradient_accumulation_steps"]
+    return TrainingSettings(tokens=tokens, per_device_train_batch_size=rows, **options)
 
 
 @pytest.fixture(scope="session")
-def material(base, split):
-    return Material.of(AutoTokenizer.from_pretrained(base), split, 4 * LENGTH, 2 * LENGTH)
+def corpus(base, split):
+    return Corpus.of(AutoTokenizer.from_pretrained(base), split, 4 * LENGTH, 2 * LENGTH)
 
 
 def state(model):
@@ -94,10 +94,10 @@ class Seen(TrainerCallback):
 
 
 def test_from_a_base_to_a_saved_model(config, split, tmp_path):
-    done = convert_and_train(config(), split, settings(steps=4, probe_every=2), tmp_path / "out")
-    assert [look.step for look in done.looks] == [2, 4] and done.seconds > 0
+    done = convert_and_train(config(), split, settings(steps=4, probe_steps=2), tmp_path / "out")
+    assert [look.step for look in done.probe_results] == [2, 4] and done.seconds > 0
     assert len(losses(done.history)) == 4 and all(map(torch.isfinite, torch.tensor(losses(done.history))))
-    assert done.looks[-1].use.perplexity["both"] is not None
+    assert done.probe_results[-1].use.perplexity["both"] is not None
     untrained = state(TpttModel(config()))
     assert all(not torch.equal(p, untrained[n]) for n, p in state(done.model).items()), "something did not train"
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
@@ -110,100 +110,108 @@ def test_from_a_base_to_a_saved_model(config, split, tmp_path):
     assert torch.equal(model.generate(ids, **generate), done.model.generate(ids, **generate))
 
 
-def test_nothing_is_written_without_a_folder(config, material, tmp_path, monkeypatch):
+def test_nothing_is_written_without_a_folder(config, corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = convert_and_train(config(), material, settings(steps=1))
-    assert done.material is material and not list(tmp_path.iterdir())
+    done = convert_and_train(config(), corpus, settings(steps=1))
+    assert done.corpus is corpus and not list(tmp_path.iterdir())
 
 
-def test_what_was_trained_under_autocast_computes_as_it_is_saved(config, material, tmp_path):
-    converted = convert_and_train(config(), material, settings(bf16=True), tmp_path)
-    ids = material.text(LENGTH, 2 * LENGTH)
+def test_what_was_trained_under_autocast_computes_as_it_is_saved(config, corpus, tmp_path):
+    converted = convert_and_train(config(), corpus, settings(bf16=True), tmp_path)
+    ids = corpus.text(LENGTH, 2 * LENGTH)
     with torch.no_grad():
         got = converted.model.eval()(input_ids=ids).logits
         want = TpttModel.from_pretrained(tmp_path).eval()(input_ids=ids).logits
     assert torch.equal(got, want)
 
 
-def test_a_run_repeats_and_its_seed_matters(config, material):
-    first, again, other = (convert_and_train(config(), material, settings(seed=s)) for s in (1, 1, 2))
+def test_a_run_repeats_and_its_seed_matters(config, corpus):
+    first, again, other = (convert_and_train(config(), corpus, settings(seed=s)) for s in (1, 1, 2))
     assert losses(first.history) == losses(again.history) != losses(other.history)
     assert all(torch.equal(p, state(again.model)[n]) for n, p in state(first.model).items())
 
 
-@pytest.mark.parametrize("options", [{}, {"distill": 0.5, "align": 0.5, "mag_start": 0.01, "mag_steps": 3}], ids=str)
-def test_a_resumed_run_equals_an_uninterrupted_one(config, material, tmp_path, options, monkeypatch):
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"kl_weight": 0.5, "attention_transfer_weight": 0.5, "mag_weight_start": 0.01, "mag_weight_steps": 3}],
+    ids=str,
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(config, corpus, tmp_path, options, monkeypatch):
     recipe = settings(steps=4, **options)
     saves = {"save_strategy": "steps", "save_steps": 2}
-    whole = convert_and_train(config(), material, recipe, tmp_path / "whole", arguments=saves)
+    whole = convert_and_train(config(), corpus, recipe, tmp_path / "whole", arguments=saves)
     shutil.copytree(tmp_path / "whole" / "trainer" / "checkpoint-2", tmp_path / "part" / "trainer" / "checkpoint-2")
     monkeypatch.setattr(widths, "divergences", lambda model, batches, changes: [0.0] * len(changes))
-    part = convert_and_train(config(), material, recipe, tmp_path / "part", arguments=saves, resume=True)
+    part = convert_and_train(config(), corpus, recipe, tmp_path / "part", arguments=saves, resume=True)
     assert part.model.config.feature_width == whole.model.config.feature_width, "widths are not measured again"
     monkeypatch.undo()
     assert losses(part.history) == losses(whole.history)
     for name, value in state(whole.model).items():
         torch.testing.assert_close(state(part.model)[name], value, rtol=1e-6, atol=1e-7, msg=name)
-    afresh = convert_and_train(config(), material, recipe, tmp_path / "new", resume=True)
+    afresh = convert_and_train(config(), corpus, recipe, tmp_path / "new", resume=True)
     assert losses(afresh.history) == pytest.approx(losses(whole.history)), "there was nothing to go on from"
 
 
-def test_both_arms_see_the_same_rows(config, material):
+def test_both_arms_see_the_same_rows(config, corpus):
     seen = []
     for memory in (True, False):
         model = TpttModel(config())
         if not memory:
             window_alone(model)
         seen.append(Seen(model).ids)
-        train(model, material, settings(), LENGTH)
+        train(model, corpus, settings(), LENGTH)
     assert len(seen[0]) == len(seen[1]) == 3
     assert all(map(torch.equal, *seen))
 
 
-def test_the_weight_rises_where_it_is_to(config, material):
-    done = convert_and_train(config(mag_weight=0.4), material, settings(steps=4, mag_start=0.1, mag_steps=2))
+def test_the_weight_rises_where_it_is_to(config, corpus):
+    done = convert_and_train(
+        config(mag_weight=0.4), corpus, settings(steps=4, mag_weight_start=0.1, mag_weight_steps=2)
+    )
     logged = [x["mag_weight"] for x in done.history if "loss" in x]
     assert logged == pytest.approx([0.1, 0.25, 0.4, 0.4])
     assert all(m.mag_weight.item() == pytest.approx(0.4) for m in memories(done.model))
     assert json.loads(done.model.config.to_json_string())["mag_weight"] == 0.4
 
 
-def test_rates_of_memory_and_lora(config, material):
-    frozen = convert_and_train(config(), material, settings(lr=0.0, memory_lr=1e-2))
+def test_rates_of_memory_and_lora(config, corpus):
+    frozen = convert_and_train(config(), corpus, settings(learning_rate=0.0, memory_learning_rate=1e-2))
     start = state(TpttModel(config()))
     for name, value in state(frozen.model).items():
         if "lora_A" not in name and "output_scale" not in name:  # drawn at random, measured on the text
             assert torch.equal(value, start[name]) is (".liza." not in name), name
 
 
-def test_rows_longer_than_fits_at_once(config, material):
-    done = convert_and_train(config(), material, settings(steps=2, carry=2, distill=0.5, align=0.5))
+def test_rows_longer_than_fits_at_once(config, corpus):
+    done = convert_and_train(
+        config(), corpus, settings(steps=2, tbptt_chunks=2, kl_weight=0.5, attention_transfer_weight=0.5)
+    )
     assert len(losses(done.history)) == 2 and losses(done.history)[0] > 0
 
 
-def test_a_model_of_memories_alone_is_looked_at_too(config, material):
-    done = convert_and_train(config(memory_only_layers="all"), material, settings(steps=2))
-    assert list(done.looks[-1].use.recall) == ["both"] and not done.warnings
+def test_a_model_of_memories_alone_is_looked_at_too(config, corpus):
+    done = convert_and_train(config(memory_only_layers="all"), corpus, settings(steps=2))
+    assert list(done.probe_results[-1].use.recall) == ["both"] and not done.warnings
 
 
-def test_the_start_is_measured_on_the_text(config, material, split):
+def test_the_start_is_measured_on_the_text(config, corpus, split):
     model = TpttModel(config())
     before = [m.key_features.weight.clone() for m in memories(model)]
-    begin_memory(model, material, settings(), LENGTH)
+    begin_memory(model, corpus, settings(), LENGTH)
     assert not any(map(torch.equal, before, [m.key_features.weight for m in memories(model)]))
-    sizes = [x.scale for x in convert_and_train(config(), material, settings(steps=1)).looks[-1].use.layers]
+    sizes = [x.scale for x in convert_and_train(config(), corpus, settings(steps=1)).probe_results[-1].use.layers]
     assert all(0.05 < s < 20 for s in sizes)
-    short = replace(material, stream=material.stream[: 2 * LENGTH + 5])
+    short = replace(corpus, stream=corpus.stream[: 2 * LENGTH + 5])
     begin_memory(model, short, settings(), LENGTH)  # less text than is measured otherwise
 
 
-def test_memories_become_as_wide_as_their_layers_need(config, material, tmp_path):
+def test_memories_become_as_wide_as_their_layers_need(config, corpus, tmp_path):
     def trained(**options):
-        model = convert_and_train(config(), material, settings(steps=1, **options), tmp_path).model
+        model = convert_and_train(config(), corpus, settings(steps=1, **options), tmp_path).model
         assert TpttModel.from_pretrained(tmp_path).config.feature_width == model.config.feature_width
         return [m.key_features.width for m in memories(model)]
 
-    equal, spread = trained(spread_width=False), trained()
+    equal, spread = trained(allocate_widths=False), trained()
     assert equal == [2048, 2048] and sum(spread) == 4096 and spread[0] != spread[1]
 
 
@@ -211,7 +219,7 @@ def test_lengths(base):
     def shape(context):
         return LlamaConfig(max_position_embeddings=context)
 
-    assert row_length(TrainingSettings(length=100), shape(64)) == 100
+    assert row_length(TrainingSettings(seq_len=100), shape(64)) == 100
     assert row_length(TrainingSettings(), shape(64)) == 64
     longest = row_length(TrainingSettings(), shape(1 << 20))
     assert longest == row_length(TrainingSettings(), shape(longest)) == row_length(TrainingSettings(), object())
@@ -226,12 +234,12 @@ def test_rows_beyond_a_table_of_positions_are_refused():
                                              num_attention_heads=1, max_position_embeddings=4)), 99)  # fmt: skip
 
 
-def test_what_is_missing_is_named(config, tmp_path, material):
+def test_what_is_missing_is_named(config, tmp_path, corpus):
     with pytest.raises(FileNotFoundError, match="no-such-file"):
         convert_and_train(config(), str(tmp_path / "no-such-file.txt"), settings())
     (tmp_path / "short.txt").write_text("too short a text\n" * 500)
     with pytest.raises(ValueError, match="held-out part has .* tokens, rows of 4800 need"):
-        convert_and_train(config(), str(tmp_path / "short.txt"), settings(length=4800))
+        convert_and_train(config(), str(tmp_path / "short.txt"), settings(seq_len=4800))
     LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                                  num_attention_heads=1)).save_pretrained(tmp_path / "silent")  # fmt: skip
     with pytest.raises((OSError, ValueError), match="silent"):

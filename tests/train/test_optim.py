@@ -17,8 +17,8 @@ def test_groups_hold_every_trained_parameter_once(tiny):
 def test_groups_without_anything_to_train(tiny):
     with pytest.raises(ValueError, match="no parameter that trains"):
         parameter_groups(tiny().requires_grad_(False))
-    with pytest.raises(ValueError, match="memory_lr"):
-        parameter_groups(tiny(), memory_lr=-1.0)
+    with pytest.raises(ValueError, match="memory_learning_rate"):
+        parameter_groups(tiny(), memory_learning_rate=-1.0)
 
 
 def test_rates_follow_the_width_of_the_base(tiny):
@@ -27,5 +27,5 @@ def test_rates_follow_the_width_of_the_base(tiny):
     model = tiny()
     usual = default_rates(model.config.get_text_config().hidden_size)
     assert tuple(g["lr"] for g in parameter_groups(model)) == usual
-    assert tuple(g["lr"] for g in parameter_groups(model, lr=1e-4)) == (1e-4, usual[1])
-    assert tuple(g["lr"] for g in parameter_groups(model, memory_lr=1e-4)) == (usual[0], 1e-4)
+    assert tuple(g["lr"] for g in parameter_groups(model, learning_rate=1e-4)) == (1e-4, usual[1])
+    assert tuple(g["lr"] for g in parameter_groups(model, memory_learning_rate=1e-4)) == (usual[0], 1e-4)

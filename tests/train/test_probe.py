@@ -12,7 +12,7 @@ from tptt.evaluation import BranchUse, LayerUse, RecallScore, mag_weight
 from tptt.hf import memories
 from tptt.train import BranchProbe, ConversionTrainer
 from tptt.train import probe as diagnostics
-from tptt.train.probe import Look, advice
+from tptt.train.probe import ProbeResult, diagnose
 
 WINDOW = 8
 
@@ -30,9 +30,9 @@ def use(both=0.9, window=0.1, memory=0.8, with_memory=10.0, without=10.0, layers
 
 
 def test_all_is_well():
-    assert advice(use()) == []
-    assert advice(use(both=None, window=None)) == [], "nothing was asked beyond the window"
-    assert advice(use(with_memory=None, without=None)) == [], "no text was given"
+    assert diagnose(use()) == []
+    assert diagnose(use(both=None, window=None)) == [], "nothing was asked beyond the window"
+    assert diagnose(use(with_memory=None, without=None)) == [], "no text was given"
 
 
 @pytest.mark.parametrize(
@@ -45,12 +45,12 @@ def test_all_is_well():
     ids=["bypassed", "harmful", "loud"],
 )  # fmt: skip
 def test_one_thing_is_wrong(found, message):
-    (said,) = advice(found)
+    (said,) = diagnose(found)
     assert re.search(message, said), said
 
 
 def test_all_three_are_wrong():
-    assert len(advice(use(both=0.1, with_memory=11.0, layers=((0.1, 99.0),)))) == 3
+    assert len(diagnose(use(both=0.1, with_memory=11.0, layers=((0.1, 99.0),)))) == 3
 
 
 @pytest.mark.parametrize(
@@ -58,33 +58,33 @@ def test_all_three_are_wrong():
     [use(with_memory=float("nan"), both=0.0), use(with_memory=float("inf")), use(layers=((float("nan"), 1.0),))],
 )
 def test_a_training_that_diverged_is_told_nothing_else(found):
-    (said,) = advice(found)
-    assert "diverged" in said and "Lower lr and memory_lr" in said
+    (said,) = diagnose(found)
+    assert "diverged" in said and "Lower learning_rate and memory_learning_rate" in said
 
 
 def test_memories_without_a_softmax_are_not_compared():
     alone = BranchUse((LayerUse(1.0, None),), {"both": score(0.0)}, {"both": 10.0})
-    assert advice(alone) == []
-    assert Look(3, alone).logs() == {"recall_beyond/both": 0.0, "perplexity/both": 10.0, "mu/0": 1.0}
+    assert diagnose(alone) == []
+    assert ProbeResult(3, alone).logs() == {"recall_beyond/both": 0.0, "perplexity/both": 10.0, "mu/0": 1.0}
 
 
 def test_logs_of_a_look():
-    logs = Look(7, use()).logs()
+    logs = ProbeResult(7, use()).logs()
     assert logs["recall_beyond/window_only"] == 0.1 and logs["perplexity/memory_only"] == 20.0
     assert logs["mu/1"] == 0.5 and logs["scale/1"] == 1.2
-    assert "perplexity/both" not in Look(7, use(with_memory=None)).logs()
+    assert "perplexity/both" not in ProbeResult(7, use(with_memory=None)).logs()
 
 
 @pytest.mark.parametrize("found", [use(), use(with_memory=None), use(layers=((1.0, None), (0.5, 1.2)))])
 def test_a_look_is_read_back_from_its_logs(found):
-    logs = Look(7, found).logs()
-    again = Look.from_logs(logs | {"step": 7}, 64, WINDOW)
-    assert again.step == 7 and again.logs() == logs and advice(again.use) == advice(found)
-    assert Look.from_logs({"loss": 3.0, "step": 7}, 64, WINDOW) is None
+    logs = ProbeResult(7, found).logs()
+    again = ProbeResult.from_logs(logs | {"step": 7}, 64, WINDOW)
+    assert again.step == 7 and again.logs() == logs and diagnose(again.use) == diagnose(found)
+    assert ProbeResult.from_logs({"loss": 3.0, "step": 7}, 64, WINDOW) is None
 
 
 class Held:
-    """Material whose held-out part is ready made."""
+    """Corpus whose held-out part is ready made."""
 
     def __init__(self, rows, text=None):
         self.rows, self.words = rows, text
@@ -122,7 +122,7 @@ def training(tiny, rows, tmp_path):
 
 def test_looks_every_so_often_and_at_the_end(training):
     run, probe = training(5, every=2)
-    assert [look.step for look in probe.looks] == [2, 4, 5]
+    assert [look.step for look in probe.probe_results] == [2, 4, 5]
     logged = [x for x in run.state.log_history if "recall_beyond/both" in x]
     assert [x["step"] for x in logged] == [2, 4, 5]
     assert {"recall_beyond/window_only", "perplexity/memory_only", "mu/0", "mu/1", "scale/1"} <= set(logged[0])
@@ -130,7 +130,7 @@ def test_looks_every_so_often_and_at_the_end(training):
 
 
 def test_none_in_between(training):
-    assert [look.step for look in training(4, every=0)[1].looks] == [4]
+    assert [look.step for look in training(4, every=0)[1].probe_results] == [4]
 
 
 def test_looking_does_not_change_the_training(training, tiny):
@@ -149,7 +149,7 @@ def test_a_bypassed_memory_is_found(training, tiny, caplog):
         _, probe = training(2, model=model, every=1)
     assert any(w.startswith("the memory is bypassed") for w in probe.warnings)
     assert "the memory is bypassed" in caplog.text
-    assert probe.looks[-1].use.layers[0].mu < 0.01
+    assert probe.probe_results[-1].use.layers[0].mu < 0.01
 
 
 def test_a_harmful_memory_is_found(training, tiny):
@@ -177,4 +177,4 @@ def test_warnings_come_once_and_not_before_the_memory_had_time(training, caplog)
 
 def test_training_ends_when_enough_is_recalled(training):
     run, probe = training(9, [use(both=b) for b in (0.2, None, 0.75, 0.9)], every=2, stop_at=0.75)
-    assert run.state.global_step == 6 and [look.step for look in probe.looks] == [2, 4, 6]
+    assert run.state.global_step == 6 and [look.step for look in probe.probe_results] == [2, 4, 6]

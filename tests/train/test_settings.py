@@ -26,12 +26,14 @@ def test_sequences_become_tuples_and_all_becomes_its_names():
 
 
 @given(
-    tokens=st.integers(1, 10**7), rows=st.integers(1, 16), accumulate=st.integers(1, 4), carry=st.integers(1, 4),
+    tokens=st.integers(1, 10**7), rows=st.integers(1, 16), batches=st.integers(1, 4), chunks=st.integers(1, 4),
     length=st.integers(16, 1024), devices=st.integers(1, 8),
 )  # fmt: skip
-def test_steps_take_about_the_tokens_asked_for(tokens, rows, accumulate, carry, length, devices):
-    settings = TrainingSettings(tokens=tokens, rows=rows, accumulate=accumulate, carry=carry)
-    steps, each = settings.steps(length, devices), rows * accumulate * carry * length * devices
+def test_steps_take_about_the_tokens_asked_for(tokens, rows, batches, chunks, length, devices):
+    settings = TrainingSettings(
+        tokens=tokens, per_device_train_batch_size=rows, gradient_accumulation_steps=batches, tbptt_chunks=chunks
+    )
+    steps, each = settings.steps(length, devices), rows * batches * chunks * length * devices
     assert steps >= 1
     assert abs(steps * each - tokens) <= each / 2 or (steps == 1 and tokens < each)
 
@@ -41,28 +43,28 @@ def test_steps_take_about_the_tokens_asked_for(tokens, rows, accumulate, carry, 
     [
         ("tokens", 0, "a whole number of 1 or more"),
         ("tokens", 1.5, "a whole number"),
-        ("rows", True, "a whole number"),
-        ("accumulate", 0, "of 1 or more"),
-        ("carry", 0, "of 1 or more"),
-        ("mag_steps", 0, "of 1 or more"),
-        ("warmup", -1, "of 0 or more"),
-        ("probe_every", -1, "of 0 or more"),
+        ("per_device_train_batch_size", True, "a whole number"),
+        ("gradient_accumulation_steps", 0, "of 1 or more"),
+        ("tbptt_chunks", 0, "of 1 or more"),
+        ("mag_weight_steps", 0, "of 1 or more"),
+        ("warmup_steps", -1, "of 0 or more"),
+        ("probe_steps", -1, "of 0 or more"),
         ("seed", -1, "of 0 or more"),
         ("seed", "1", "a whole number"),
-        ("length", 15, "of 16 or more"),
-        ("lr", -1e-3, "a number of 0 or more"),
-        ("memory_lr", "fast", "a number"),
-        ("memory_lr", float("inf"), "a number of 0 or more, finite, got inf"),
+        ("seq_len", 15, "of 16 or more"),
+        ("learning_rate", -1e-3, "a number of 0 or more"),
+        ("memory_learning_rate", "fast", "a number"),
+        ("memory_learning_rate", float("inf"), "a number of 0 or more, finite, got inf"),
         ("answer_weight", -1, "of 0 or more"),
         ("filler_weight", -1, "of 0 or more"),
-        ("distill", float("nan"), "of 0 or more"),
-        ("align", -1, "of 0 or more"),
-        ("recall_mix", 1.1, r"in \[0, 1\]"),
-        ("stated_weight", -1, "of 0 or more"),
-        ("write_floor", 1.5, r"in \[0, 1\]"),
-        ("far_weight", -1.0, "of 0 or more"),
-        ("write_steps", 0, "a whole number of 1 or more"),
-        ("mag_start", 2, r"in \[0, 1\]"),
+        ("kl_weight", float("nan"), "of 0 or more"),
+        ("attention_transfer_weight", -1, "of 0 or more"),
+        ("recall_share", 1.1, r"in \[0, 1\]"),
+        ("fact_weight", -1, "of 0 or more"),
+        ("write_gate_floor", 1.5, r"in \[0, 1\]"),
+        ("long_context_weight", -1.0, "of 0 or more"),
+        ("write_gate_steps", 0, "a whole number of 1 or more"),
+        ("mag_weight_start", 2, r"in \[0, 1\]"),
         ("stop_at_recall", -0.1, r"in \[0, 1\]"),
         ("facts", (2, 0), "a whole number of 1 or more, got 0"),
         ("facts", (), "one number or more"),
@@ -76,7 +78,7 @@ def test_bad_values_are_named_with_what_is_valid(name, value, valid):
 
 
 def test_settings_that_exclude_each_other():
-    with pytest.raises(ValueError, match="set probe_every to 1 or more"):
-        TrainingSettings(stop_at_recall=0.9, probe_every=0)
-    with pytest.raises(ValueError, match="carry needs the cache that gradient_checkpointing takes away"):
-        TrainingSettings(carry=2, gradient_checkpointing=True)
+    with pytest.raises(ValueError, match="set probe_steps to 1 or more"):
+        TrainingSettings(stop_at_recall=0.9, probe_steps=0)
+    with pytest.raises(ValueError, match="tbptt_chunks needs the cache that gradient_checkpointing takes away"):
+        TrainingSettings(tbptt_chunks=2, gradient_checkpointing=True)

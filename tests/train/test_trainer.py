@@ -13,9 +13,13 @@ from tptt.hf import memories, write_gates
 from tptt.train import ConversionTrainer
 
 WINDOW = 8
-GATES = {"write_weight": 0.6}
-FAR = {"far_weight": 3.0}
-TEACHERS = [{"distill": 0.7}, {"align": 0.3}, {"distill": 0.7, "align": 0.3}]
+GATES = {"write_gate_weight": 0.6}
+FAR = {"long_context_weight": 3.0}
+TEACHERS = [
+    {"kl_weight": 0.7},
+    {"attention_transfer_weight": 0.3},
+    {"kl_weight": 0.7, "attention_transfer_weight": 0.3},
+]
 
 
 class Gradients(TrainerCallback):
@@ -114,7 +118,10 @@ def test_evaluation_gives_trainers_own_loss(converted, rows, tmp_path):
     equal = rows(answer_weight=1.0, filler_weight=1.0)
     plain = [{k: equal[i][k] for k in ("input_ids", "labels")} for i in range(len(equal))]
     results = []
-    for kind, data, teacher in ((ConversionTrainer, equal, {"distill": 1.0, "align": 1.0}), (Trainer, plain, {})):
+    for kind, data, teacher in (
+        (ConversionTrainer, equal, {"kl_weight": 1.0, "attention_transfer_weight": 1.0}),
+        (Trainer, plain, {}),
+    ):
         run = kind(model=converted(), args=arguments(tmp_path), **teacher)
         results.append(run.evaluate(data)["eval_loss"])
     assert results[0] == pytest.approx(results[1], rel=1e-5)
@@ -133,7 +140,7 @@ def test_several_devices_average_gradients_of_a_loss_counted_over_all(converted,
 
 def test_distilled_and_aligned_loss_by_hand(converted, base, batch, tmp_path):
     model = converted().train()
-    run = ConversionTrainer(model=model, args=arguments(tmp_path), distill=0.7, align=0.3)
+    run = ConversionTrainer(model=model, args=arguments(tmp_path), kl_weight=0.7, attention_transfer_weight=0.3)
     loss = run.compute_loss(model, batch)
     base_logits, theirs = into_output(base, batch["input_ids"])
     logits, ours = into_output(model, batch["input_ids"])
@@ -148,16 +155,16 @@ def test_distilled_and_aligned_loss_by_hand(converted, base, batch, tmp_path):
     assert 0.3 * sum(shares) > 0.01 and 0.7 * divergence(logits, base_logits) > 0.01
 
 
-@pytest.mark.parametrize("stated_weight", [1.0, 3.0])
-def test_the_loss_of_write_gates_by_hand(converted, batch, tmp_path, stated_weight):
+@pytest.mark.parametrize("fact_weight", [1.0, 3.0])
+def test_the_loss_of_write_gates_by_hand(converted, batch, tmp_path, fact_weight):
     model = converted(feature_width=[16, 48]).train()
     plain, gated = (
         ConversionTrainer(
-            model=model, args=arguments(tmp_path), write_weight=w, stated_weight=stated_weight
+            model=model, args=arguments(tmp_path), write_gate_weight=w, fact_weight=fact_weight
         ).compute_loss(model, batch)
         for w in (0.0, 0.6)
     )
-    lost, filler = stated_weight * 2 / (1 + stated_weight), 2 / (1 + stated_weight)
+    lost, filler = fact_weight * 2 / (1 + fact_weight), 2 / (1 + fact_weight)
     logits = [[], []]
     for memory, found in zip(memories(model), logits, strict=True):
         memory.write_gate.register_forward_hook(lambda m, args, out, found=found: found.append(out))
@@ -185,7 +192,7 @@ def test_write_gates_learn_what_is_stated(converted, rows, tmp_path):
 
     before, options = apart(), arguments(tmp_path, max_steps=40)
     options.learning_rate = 0.05
-    ConversionTrainer(model=model, args=options, train_dataset=found, write_weight=1.0).train()
+    ConversionTrainer(model=model, args=options, train_dataset=found, write_gate_weight=1.0).train()
     assert all(b - a > 0.5 for a, b in zip(before, apart(), strict=True)), (before, apart())
 
 
@@ -213,7 +220,7 @@ def test_write_gates_are_told_for_so_many_steps(converted, rows, tmp_path, monke
     monkeypatch.setattr(module, "write_loss", lambda gates, stated, weight: gates[0][1].sum() * 0 + 1)
     options = arguments(tmp_path, max_steps=5)
     recall = rows(count=20, recall_share=1.0)
-    gates = {"write_weight": 0.6, "write_steps": steps, "write_floor": floor}
+    gates = {"write_gate_weight": 0.6, "write_gate_steps": steps, "write_gate_floor": floor}
     Watched(model=converted(), args=options, train_dataset=recall, **gates).train()
     each = found[0] / wanted[0]
     assert each > 0
@@ -223,7 +230,7 @@ def test_write_gates_are_told_for_so_many_steps(converted, rows, tmp_path, monke
 def test_a_gate_without_parameters_has_nothing_to_learn(converted, batch, tmp_path):
     model = converted(write_gate="k").train()
     losses = [
-        ConversionTrainer(model=model, args=arguments(tmp_path), write_weight=w).compute_loss(model, batch)
+        ConversionTrainer(model=model, args=arguments(tmp_path), write_gate_weight=w).compute_loss(model, batch)
         for w in (0.0, 1.0)
     ]
     assert torch.equal(*losses)
@@ -255,7 +262,7 @@ def test_the_teacher_is_the_base_bit_for_bit(tiny_llama, base, batch, tmp_path):
     )
     model = randomize(TpttModel(config)).train()
     trains = {n: p.requires_grad for n, p in model.named_parameters()}
-    run = ConversionTrainer(model=model, args=arguments(tmp_path), distill=1.0)
+    run = ConversionTrainer(model=model, args=arguments(tmp_path), kl_weight=1.0)
     logits, attention = run._taught(model, {"input_ids": batch["input_ids"]}, None)
     expected, theirs = into_output(base, batch["input_ids"])
     assert torch.equal(logits, expected) and not logits.requires_grad
@@ -267,7 +274,7 @@ def test_the_teacher_is_the_base_bit_for_bit(tiny_llama, base, batch, tmp_path):
 
 
 def expected_weights(base, batch, weight):
-    """What ``far_weight`` makes of the weights of ``batch``, with the base under a mask of our own."""
+    """What ``long_context_weight`` makes of the weights of ``batch``, with the base under a mask of our own."""
     ids, weights = batch["input_ids"], batch["loss_weights"].clone()
     behind = torch.arange(32)[:, None] - torch.arange(32)
     seen = (behind >= 0) & (behind < WINDOW)
@@ -297,7 +304,7 @@ def test_text_weighs_by_what_the_base_sees_beyond_the_window(converted, base, fa
         parameter.data *= 3
     base.save_pretrained(tmp_path / "loud")
     model = converted(base_model_name=str(tmp_path / "loud"))
-    run = ConversionTrainer(model=model, args=arguments(tmp_path), far_weight=2.0, carry=pieces)
+    run = ConversionTrainer(model=model, args=arguments(tmp_path), long_context_weight=2.0, tbptt_chunks=pieces)
     seen, compute = [], run.compute_loss
     run.compute_loss = lambda m, x, **k: seen.append(x["loss_weights"]) or compute(m, x, **k)
     run.training_step(model, dict(far_batch), num_items_in_batch=torch.tensor(50))
@@ -322,7 +329,7 @@ def test_no_weight_of_far_context_calls_no_teacher(converted, rows, tmp_path, mo
 
 def test_rows_of_users_that_say_nothing_weigh_too(converted, rows, tmp_path):
     plain = [{k: row[k] for k in ("input_ids", "labels")} for row in rows()]
-    runs = [trained(converted(), plain, tmp_path, teacher={"far_weight": w}) for w in (0.0, 4.0)]
+    runs = [trained(converted(), plain, tmp_path, teacher={"long_context_weight": w}) for w in (0.0, 4.0)]
     assert all(a < b for a, b in zip(*(losses for losses, _ in runs), strict=True))
 
 
@@ -374,7 +381,7 @@ def test_carried_pieces_compute_what_the_whole_row_does(converted, batch, tmp_pa
     model = converted()
     if window_only:
         window_alone(model)
-    run = ConversionTrainer(model=model, args=arguments(tmp_path), carry=2)
+    run = ConversionTrainer(model=model, args=arguments(tmp_path), tbptt_chunks=2)
     seen = Pieces(model)
     loss = run.training_step(model, dict(batch), num_items_in_batch=torch.tensor(50))
     with torch.no_grad():
@@ -392,9 +399,11 @@ def test_gradients_end_between_pieces(tiny_llama, tmp_path):
     weights = torch.cat([torch.zeros(2, 16), torch.ones(2, 16)], 1)
     rows = [{"input_ids": i, "labels": i, "loss_weights": w} for i, w in zip(ids, weights, strict=True)]
     reach = []
-    for carry in (1, 2):
+    for chunks in (1, 2):
         model = randomize(TpttModel(TpttConfig(base_model_name=tiny_llama, max_self_attn_length=WINDOW)))
-        (gradients, *_) = trained(model, rows, tmp_path, teacher={"carry": carry}, per_device_train_batch_size=2)[1]
+        (gradients, *_) = trained(
+            model, rows, tmp_path, teacher={"tbptt_chunks": chunks}, per_device_train_batch_size=2
+        )[1]
         embeddings = gradients["backbone.model.embed_tokens.weight"].abs().amax(1)
         assert embeddings[30:].max() > 0
         reach.append(float(embeddings[:30].max()))
@@ -403,7 +412,7 @@ def test_gradients_end_between_pieces(tiny_llama, tmp_path):
 
 @pytest.mark.parametrize("teacher", [{}, TEACHERS[2]], ids=str)
 def test_carry_and_accumulation(converted, rows, tmp_path, teacher):
-    found, teacher = rows(), teacher | {"carry": 2}
+    found, teacher = rows(), teacher | {"tbptt_chunks": 2}
     whole = trained(converted(), found, tmp_path, teacher=teacher, per_device_train_batch_size=4)
     parts = trained(
         converted(), found, tmp_path, teacher=teacher, per_device_train_batch_size=1, gradient_accumulation_steps=4
@@ -419,7 +428,9 @@ def test_the_teacher_of_carried_pieces_reads_the_whole_row(converted, base, batc
     monkeypatch.setattr(module, "kl_from_base", lambda a, b: told.append((a, b)) or kl(a, b))
     monkeypatch.setattr(module, "attention_distance", lambda a, b, n: apart.append((a, b, n)) or distance(a, b, n))
     model = converted()
-    run = ConversionTrainer(model=model, args=arguments(tmp_path), carry=pieces, distill=1.0, align=1.0)
+    run = ConversionTrainer(
+        model=model, args=arguments(tmp_path), tbptt_chunks=pieces, kl_weight=1.0, attention_transfer_weight=1.0
+    )
     run.training_step(model, dict(batch), num_items_in_batch=torch.tensor(50))
     with torch.no_grad():
         base_logits, theirs = into_output(base, batch["input_ids"])
@@ -449,14 +460,16 @@ def test_rates_of_memory_and_lora(converted, rows, tmp_path):
 
 def test_what_cannot_be_taught_or_carried(converted, rows, batch, tmp_path, base):
     with pytest.raises(ValueError, match="need a model with a memory"):
-        ConversionTrainer(model=base, args=arguments(tmp_path), distill=1.0)
+        ConversionTrainer(model=base, args=arguments(tmp_path), kl_weight=1.0)
     with pytest.raises(ValueError, match="whole context with the window: set max_self_attn_length"):
-        ConversionTrainer(model=converted(max_self_attn_length=None), args=arguments(tmp_path), far_weight=1.0)
+        ConversionTrainer(model=converted(max_self_attn_length=None), args=arguments(tmp_path), long_context_weight=1.0)
     with pytest.raises(ValueError, match="gradient_checkpointing takes away"):
-        ConversionTrainer(model=converted(), args=arguments(tmp_path, gradient_checkpointing=True), carry=2)
+        ConversionTrainer(model=converted(), args=arguments(tmp_path, gradient_checkpointing=True), tbptt_chunks=2)
     with pytest.raises(ValueError, match="rows of 32 tokens cannot be carried in 3 pieces"):
-        trained(converted(), rows(), tmp_path, teacher={"carry": 3})
+        trained(converted(), rows(), tmp_path, teacher={"tbptt_chunks": 3})
     short = {k: v[:, :WINDOW] for k, v in batch.items()}
     model = converted().train()
     with pytest.raises(ValueError, match="beyond the window of 8: rows of 8 tokens are too short"):
-        ConversionTrainer(model=model, args=arguments(tmp_path), align=1.0).compute_loss(model, short)
+        ConversionTrainer(model=model, args=arguments(tmp_path), attention_transfer_weight=1.0).compute_loss(
+            model, short
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tptt.run.options import RunOptions
-from tptt.train.loop import LONGEST, row_length
+from tptt.train.base import LONGEST, row_length
 
 from .hardware import HARDWARE
 from .resources import Survey, budget
@@ -25,14 +25,27 @@ def ways_to_fit(options: RunOptions, hardware: str, survey: Survey | None = None
     ladder: list[dict[str, Any]] = [{}]
     if not settings.gradient_checkpointing:
         ladder.append({"gradient_checkpointing": True})
-    if settings.rows > 1:
-        ladder.append({"rows": 1, "accumulate": settings.accumulate * settings.rows})
-    if options.quantization == "none" and options.lora_rank and hardware != "cpu":
+    if settings.per_device_train_batch_size > 1:
+        ladder.append(
+            {
+                "per_device_train_batch_size": 1,
+                "gradient_accumulation_steps": settings.gradient_accumulation_steps
+                * settings.per_device_train_batch_size,
+            }
+        )
+    if options.quantization == "none" and options.lora_r and hardware != "cpu":
         ladder.append({"quantization": "4bit"})
     length = row_length(settings, survey.base)
     shorter = length // 2
-    while shorter >= max(LONGEST, 2 * (options.memory.max_self_attn_length or 0)):
-        ladder.append({"length": shorter, "accumulate": settings.accumulate * settings.rows * (length // shorter)})
+    while shorter >= max(LONGEST, 2 * (options.memory.window or 0)):
+        ladder.append(
+            {
+                "seq_len": shorter,
+                "gradient_accumulation_steps": settings.gradient_accumulation_steps
+                * settings.per_device_train_batch_size
+                * (length // shorter),
+            }
+        )
         shorter //= 2
     least: int | None = None
     for change in ladder:

@@ -13,15 +13,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from tptt.convert.allocate_widths import MOST, can_spread
 from tptt.convert.choose_layers import LayerChoice, count_layers
+from tptt.convert.widths import MOST, can_allocate_widths
 from tptt.hf import is_lora_parameter, is_memory_parameter, memories, memory_layers
 from tptt.hf.configuration import TpttConfig
 from tptt.hf.meta_model import skeleton
 from tptt.run.base import base_config, conversion_config
 from tptt.run.options import RunOptions
 from tptt.train.auto_layers import check_auto, measured_config
-from tptt.train.loop import row_length
+from tptt.train.base import row_length
 
 from .cache import cache_bytes
 from .hardware import HARDWARE, Hardware
@@ -188,8 +188,8 @@ def budget(options: RunOptions, hardware: str, survey: Survey | None = None) -> 
     length = row_length(settings, survey.base)
     steps = settings.steps(length)
     return Budget(
-        card, survey.parameters, computed, length, settings.rows, steps,
-        steps * settings.rows * settings.accumulate * settings.carry * length,
+        card, survey.parameters, computed, length, settings.per_device_train_batch_size, steps,
+        steps * settings.per_device_train_batch_size * settings.gradient_accumulation_steps * settings.tbptt_chunks * length,
         _peak(options, survey, weights, computed, length), _operations(options, survey, length),
         {n: cache_bytes(survey.model, n, computed.itemsize) for n in CACHED},
         _notes(options, survey.parameters, card, computed),
@@ -249,12 +249,12 @@ def _peak(options: RunOptions, survey: Survey, weights: torch.dtype, computed: t
     """{part: bytes} at the peak of a step."""
     settings, parameters, four_bit = options.training, survey.parameters, options.quantization == "4bit"
     added = 4 * (parameters.lora + parameters.memory)  # both are float32
-    trained = added if options.lora_rank else parameters.base * weights.itemsize + added
+    trained = added if options.lora_r else parameters.base * weights.itemsize + added
     if four_bit:  # what is not quantised peft turns into float32
         base = int(parameters.linear * _FOUR_BIT) + 4 * (parameters.base - parameters.linear)
     else:
         base = parameters.base * weights.itemsize
-    tokens = settings.rows * length
+    tokens = settings.per_device_train_batch_size * length
     saved = survey.saved_per_token(computed, length)
     if recomputes(options):
         layers = survey.base.num_hidden_layers
@@ -270,20 +270,18 @@ def _peak(options: RunOptions, survey: Survey, weights: torch.dtype, computed: t
         # the logits; in float32 their log softmax, its gradient and that of what went into it
         "logits and loss": logits * (computed.itemsize + 3 * 4),
     }
-    if settings.distill or settings.align:
+    if settings.kl_weight or settings.attention_transfer_weight:
         # the base's logits, and for the divergence both log softmaxes
-        parts["teacher"] = logits * (computed.itemsize + (2 * 4 if settings.distill else 0))
-        if settings.align:
-            parts["teacher"] += (
-                tokens * computed.itemsize * sum(m.num_heads * m.value_dim for m in memories(survey.model))
-            )
+        parts["teacher"] = logits * (computed.itemsize + (2 * 4 if settings.kl_weight else 0))
+        if settings.attention_transfer_weight:
+            parts["teacher"] += tokens * computed.itemsize * sum(m.num_heads * m.value_dim for m in memories(survey.model))
     return parts
 
 
 def _wider(options: RunOptions, survey: Survey) -> float:
     """Bytes per token that the layer with the widest memory takes beyond what a mean one takes: features, and for a moment
     the angles of which they are cosines and sines, in float32."""
-    if not (options.training.spread_width and can_spread(options.memory)):
+    if not (options.training.allocate_widths and can_allocate_widths(options.memory)):
         return 0.0
     memory = memories(survey.model)[0]
     return (MOST - 1) * 1.5 * 4 * (memory.num_heads + memory.num_states) * memory.key_features.width
@@ -313,9 +311,9 @@ def _operations(options: RunOptions, survey: Survey, length: int) -> tuple[float
     passes = 3 if recomputes(options) else 2
     memory = passes * (2 * parameters.memory + recurrence) + 2 * parameters.memory + recurrence
     base = passes * (2 * (parameters.active + parameters.lora) + softmax) + softmax
-    base += 2 * (parameters.lora if options.lora_rank else parameters.active)
-    if settings.distill or settings.align:
+    base += 2 * (parameters.lora if options.lora_r else parameters.active)
+    if settings.kl_weight or settings.attention_transfer_weight:
         base += 2 * parameters.active + whole
-    if settings.far_weight:  # with the whole context and with the window
-        base += (1 - settings.recall_mix) * (2 * 2 * parameters.active + whole + softmax)
+    if settings.long_context_weight:  # with the whole context and with the window
+        base += (1 - settings.recall_share) * (2 * 2 * parameters.active + whole + softmax)
     return base, memory

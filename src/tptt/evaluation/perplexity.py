@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from tptt.data import IGNORE
+from tptt.hf.modes import in_eval_mode
 
 
 @contextmanager
-def evaluating(model):
-    """``model`` in eval mode and without gradients; its mode comes back afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(training)
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """`in_eval_mode`, without gradients. What is computed within are inference tensors, which cannot take part in training;
+    for a teacher use `in_eval_mode` and ``torch.no_grad``."""
+    with in_eval_mode(model), torch.inference_mode():
+        yield
 
 
 def next_token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -49,28 +46,34 @@ def token_losses(model, rows: torch.Tensor, tokens_per_batch: int = 4096) -> tor
 
 
 def perplexity(model, rows: torch.Tensor, tokens_per_batch: int = 4096) -> float:
-    """exp of the mean cross entropy of all tokens of ``rows`` [N, T] but the first of each.
+    """exp of the mean cross entropy of all tokens of ``rows`` [N, T] but the first of each. Infinite where the mean is beyond
+    what a float64 can take the exponential of (709 nats); NaN where the model computes NaN.
 
     Raises:
         ValueError: ``rows`` has no token to predict.
     """
-    return math.exp(token_losses(model, rows, tokens_per_batch).double().mean().item())
+    return _exp_of_mean(token_losses(model, rows, tokens_per_batch))
+
+
+def _exp_of_mean(losses: torch.Tensor) -> float:
+    """torch's exp overflows to infinity, where ``math.exp`` raises OverflowError."""
+    return losses.double().mean().exp().item()
 
 
 def perplexity_by_position(
     model, rows: torch.Tensor, bounds: Sequence[int], tokens_per_batch: int = 4096
 ) -> dict[int, float]:
-    """Perplexity of the tokens between two ``bounds``, by the upper one; 0 is the first lower one.
+    """Perplexity of the tokens between two neighbouring ``bounds``, as {upper bound: perplexity}. The first span begins at 0.
 
     Args:
         rows: [N, T].
-        bounds: ascending places, T at most; tokens from the last one on are left out.
+        bounds: ascending positions, T at most; tokens from the last one on are left out.
 
     Raises:
         ValueError: the bounds do not rise, or lie beyond the rows.
     """
     if list(bounds) != sorted(set(bounds)) or not bounds or not 1 < bounds[0] <= bounds[-1] <= rows.shape[1]:
         raise ValueError(f"bounds must rise from 2 or more to {rows.shape[1]} at most, got {list(bounds)}")
-    losses = token_losses(model, rows, tokens_per_batch).double()
+    losses = token_losses(model, rows, tokens_per_batch)
     starts = [1, *bounds[:-1]]
-    return {end: math.exp(losses[:, a - 1 : end - 1].mean().item()) for a, end in zip(starts, bounds, strict=True)}
+    return {end: _exp_of_mean(losses[:, start - 1 : end - 1]) for start, end in zip(starts, bounds, strict=True)}

@@ -11,25 +11,19 @@ from tptt.convert.window_only import window_alone
 from tptt.hf import memories
 from tptt.hf.configuration import TpttConfig
 from tptt.hf.model import TpttModel
-from tptt.train import BranchProbe, Material, TrainingSettings, train
-from tptt.train.loop import begin_memory
+from tptt.train import BranchProbe, Corpus, TrainingSettings, train
+from tptt.train.begin import begin_conversion
 
 Tick = Callable[[int], None]
 
 
 def new_arm(
-    base_model: str, lora: dict, window: int, material: Material, settings: TrainingSettings, length: int, memory: bool
+    base_model: str, lora: dict, window: int, corpus: Corpus, settings: TrainingSettings, length: int, memory: bool
 ) -> TpttModel:
     """The base with window and LoRA, and with the memory, its start measured on the text, or without it."""
-    torch.manual_seed(settings.seed)
     config = TpttConfig(base_model_name=base_model, lora_config=lora, max_self_attn_length=window)
-    model = TpttModel(config, dtype=torch.float32)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    if memory:
-        begin_memory(model, material, settings, length)
-    else:
-        window_alone(model)
-    return model
+    model = begin_conversion(config, corpus, settings, length, dtype=torch.float32).model
+    return model if memory else window_alone(model)
 
 
 class _Tick(TrainerCallback):
@@ -41,7 +35,7 @@ class _Tick(TrainerCallback):
 
 
 def train_arm(
-    model: TpttModel, material: Material, settings: TrainingSettings, length: int, tick: Tick
+    model: TpttModel, corpus: Corpus, settings: TrainingSettings, length: int, tick: Tick
 ) -> tuple[list[dict], BranchProbe | None]:
     """Train in place; every arm sees the same rows in the same order.
 
@@ -51,7 +45,7 @@ def train_arm(
     callbacks: list[TrainerCallback] = [_Tick(tick)]
     probe = None
     if memories(model):
-        probe = BranchProbe.of(model, material, settings, length)
+        probe = BranchProbe.of(model, corpus, settings, length)
         callbacks.append(probe)
-    history = train(model, material, settings, length, callbacks=callbacks)
+    history = train(model, corpus, settings, length, callbacks=callbacks)
     return [entry for entry in history if "loss" in entry], probe

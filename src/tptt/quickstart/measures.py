@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tptt.data import FORMATS
 from tptt.evaluation import RecallScore, perplexity, recall_accuracy
-from tptt.train import Material
+from tptt.train import Corpus
 
 from .arms import Tick
 
@@ -19,35 +19,35 @@ class Measures:
     recall: dict[int, RecallScore]
 
 
-def measured_lengths(length: int, material: Material, reach: int | None) -> tuple[int, ...]:
+def measured_lengths(length: int, corpus: Corpus, reach: int | None) -> tuple[int, ...]:
     """The training length, twice and four times it, as far as base (``reach`` tokens; None: no limit) and text go."""
-    most = min(len(material.held_out) - 1, reach or 4 * length)
+    most = min(len(corpus.held_out) - 1, reach or 4 * length)
     return tuple(n for n in (length, 2 * length, 4 * length) if n <= most)
 
 
 def measure(
-    model, material: Material, lengths: tuple[int, ...], window: int, rows: int, formats, seed: int, tick: Tick
+    model, corpus: Corpus, lengths: tuple[int, ...], window: int, rows: int, formats, seed: int, tick: Tick
 ) -> Measures:
     """Perplexity on about 1.5 ``rows`` rows of the shortest length, the same tokens at each, and recall of ``formats`` on
     ``rows`` rows of each length; ticks once per length."""
     tokens = rows * lengths[0] * 3 // 2
-    drills = material.recall(formats)
+    drills = corpus.recall(formats)
     scores, recall = {}, {}
     for length in lengths:
-        scores[length] = perplexity(model, material.text(length, tokens))
+        scores[length] = perplexity(model, corpus.text(length, tokens))
         recall[length] = recall_accuracy(model, drills, length, window, rows, seed)
         tick(1)
     return Measures(scores, recall)
 
 
 def recall_by_format(
-    model, material: Material, length: int, window: int, rows: int, seed: int, tick: Tick
+    model, corpus: Corpus, length: int, window: int, rows: int, seed: int, tick: Tick
 ) -> dict[str, RecallScore | None]:
     """Recall of each of `tptt.data.FORMATS`; None where no fact of it fits into ``length`` tokens. Ticks once per format."""
     found: dict[str, RecallScore | None] = {}
     for name in FORMATS:
         try:
-            found[name] = recall_accuracy(model, material.recall(name), length, window, rows, seed)
+            found[name] = recall_accuracy(model, corpus.recall(name), length, window, rows, seed)
         except ValueError:
             found[name] = None
         tick(1)

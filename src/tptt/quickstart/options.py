@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tptt.train import TrainingSettings
-from tptt.train.loop import row_length
+from tptt.train.base import row_length
 
 from .records import FACTS
 
@@ -37,7 +37,7 @@ class QuickstartOptions:
     window: int | None = None
     length: int | None = None
     steps: int = 512
-    rows: int = TrainingSettings.rows
+    rows: int = TrainingSettings.per_device_train_batch_size
     seed: int = TrainingSettings.seed
     threads: int | None = None
     eval_rows: int = 32
@@ -50,7 +50,7 @@ class QuickstartOptions:
 
     def sizes(self, base_config) -> tuple[int, int]:
         """``(length, window)`` for the base of that configuration."""
-        length = row_length(TrainingSettings(length=self.length), base_config)
+        length = row_length(TrainingSettings(seq_len=self.length), base_config)
         window = self.window or max(1, length // 8)
         if window >= length:
             raise ValueError(f"--window must be less than the row's {length} tokens, got {window}")
@@ -62,9 +62,14 @@ class QuickstartOptions:
         mu rises as in the workflow of TPTT; the recall rows are records.
         """
         recipe = TrainingSettings()
-        tokens = self.steps * self.rows * recipe.accumulate * recipe.carry * length
+        tokens = self.steps * self.rows * recipe.gradient_accumulation_steps * recipe.tbptt_chunks * length
         return TrainingSettings(
-            tokens=tokens, length=length, rows=self.rows, seed=self.seed, facts=FACTS, mag_start=0.01
+            tokens=tokens,
+            seq_len=length,
+            per_device_train_batch_size=self.rows,
+            seed=self.seed,
+            facts=FACTS,
+            mag_weight_start=0.01,
         )
 
 

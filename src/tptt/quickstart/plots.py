@@ -35,9 +35,9 @@ def plot_training(results: Results, path: Path) -> Path:
         loss.plot([x["step"] for x in history], mean, label=arm, color=COLORS[arm])
     loss.set(xlabel="step", ylabel="loss in nats (mean of 8 steps)", title="training loss, recall weighted up")
     loss.legend()
-    steps, layers = [look.step for look in results.looks], len(results.looks[0].use.layers)
+    steps, layers = [result.step for result in results.probe_results], len(results.probe_results[0].use.layers)
     for i in range(layers):
-        mu.plot(steps, [look.use.layers[i].mu for look in results.looks], marker="o", label=f"layer {i}")
+        mu.plot(steps, [result.use.layers[i].mu for result in results.probe_results], marker="o", label=f"layer {i}")
     mu.set(xlabel="step", ylabel="mean mu", ylim=(0, 1), title="Memory-as-Gate weight, converted")
     if layers <= 8:
         mu.legend()

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tptt.data import FORMATS, Draws, RecallRows, RecallVocabulary, chosen_formats
-from tptt.train import Material, TrainingSettings
+from tptt.train import Corpus, TrainingSettings
 
 FACTS = tuple(2 * n for n in TrainingSettings.facts)
 """Facts of a training row: records are short, so that a row takes twice as many."""
 
 
 @dataclass(frozen=True)
-class RecordMaterial(Material):
-    """A `Material` whose recall rows of all formats are records; a format asked for by name stays what it is."""
+class RecordCorpus(Corpus):
+    """A `Corpus` whose recall rows of all formats are records; a format asked for by name stays what it is."""
 
     def taught(self, formats: str | Sequence[str]) -> Draws:
         """Draws recall rows to train on."""

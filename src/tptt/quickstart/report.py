@@ -42,7 +42,7 @@ def format_table(results: Results) -> str:
 
 def branch_tables(results: Results) -> str:
     """Who does the work in the converted model: its branches one by one, and mu and size of the memory by layer."""
-    use = results.looks[-1].use
+    use = results.probe_results[-1].use
     rows = [
         [arm, _percent(score.inside), _percent(score.beyond), f"{use.perplexity[arm]:.2f}"]
         for arm, score in use.recall.items()

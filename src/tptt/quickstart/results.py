@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tptt.evaluation import Held, RecallScore
-from tptt.train.probe import Look
+from tptt.train.probe import ProbeResult
 
 from .measures import Measures
 
@@ -23,7 +23,7 @@ class Results:
     measures: dict[str, Measures] = field(default_factory=dict)
     by_format: dict[str, dict[str, RecallScore | None]] = field(default_factory=dict)  # of base and converted
     histories: dict[str, list[dict]] = field(default_factory=dict)
-    looks: list[Look] = field(default_factory=list)  # at the branches of the converted model, the last after training
+    probe_results: list[ProbeResult] = field(default_factory=list)  # of the converted model, the last after training
     warnings: list[str] = field(default_factory=list)  # of the branches
     held: dict[str, list[Held]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)

@@ -19,14 +19,14 @@ from tptt.evaluation.perplexity import evaluating
 from tptt.hf import attach_memory, detach_memory
 from tptt.hf.configuration import base_error
 from tptt.inference.session import position_limit
-from tptt.train import Material, TrainingSettings
-from tptt.train.loop import check_reach
+from tptt.train import Corpus, TrainingSettings
+from tptt.train.base import check_reach
 
 from .arms import new_arm, train_arm
 from .measures import measure, measured_lengths, recall_by_format
 from .options import QuickstartOptions, check_output
 from .plots import plot_memory, plot_quality, plot_training
-from .records import RecordMaterial
+from .records import RecordCorpus
 from .reload import generate_fresh
 from .report import write_card, write_report
 from .results import Results
@@ -71,22 +71,24 @@ def run(options: QuickstartOptions, console: Console | None = None) -> Results:
         base, tokenizer = _load(name)
     length, window = options.sizes(base.config)
     settings = options.settings(length)
-    check_reach(base, length * settings.carry)
+    check_reach(base, length * settings.tbptt_chunks)
     results = Results(name, length, window, parameters=base.num_parameters(), seconds=seconds, tokens=settings.tokens)
     console.print(f"  {results.parameters:,} parameters; rows of {length} tokens, softmax window W = {window}")
     with stage("read the text"):
-        material = RecordMaterial.of(tokenizer, options.data, settings.tokens, length * settings.carry, settings.seed)
-    lengths = measured_lengths(length, material, position_limit(base))
+        corpus = RecordCorpus.of(
+            tokenizer, options.data, settings.tokens, length * settings.tbptt_chunks, settings.seed
+        )
+    lengths = measured_lengths(length, corpus, position_limit(base))
     if len(lengths) < 3:
         results.notes.append(f"measured at {lengths} only: the base or the text reaches no further")
     with stage("attach the memory, mu = 0"):
-        _check_identity(base, material.held_out[None, :length])
+        _check_identity(base, corpus.held_out[None, :length])
     console.print("  logits with the memory attached at mu = 0 equal the base's, bit for bit")
-    model = _compare(base, material, lengths, options, settings, results, stage)
+    model = _compare(base, corpus, lengths, options, settings, results, stage)
     with stage("memory held"):
-        _hold(base, model, material, lengths, results)
+        _hold(base, model, corpus, lengths, results)
     _show(results, console)
-    _save_and_reload(model, material, lengths, options, results, stage)
+    _save_and_reload(model, corpus, lengths, options, results, stage)
     console.print(f"report: {options.out / 'report.md'}   all stages: {sum(seconds.values()):.0f} s", soft_wrap=True)
     return results
 
@@ -114,7 +116,7 @@ def _check_identity(base, ids: torch.Tensor) -> None:
 
 
 def _compare(
-    base, material: Material, lengths: tuple[int, ...], options: QuickstartOptions, settings: TrainingSettings,
+    base, corpus: Corpus, lengths: tuple[int, ...], options: QuickstartOptions, settings: TrainingSettings,
     results: Results, stage,
 ):  # fmt: skip
     """Train and measure the arms; returns the converted model."""
@@ -124,30 +126,30 @@ def _compare(
 
     def measured(arm: str, model) -> None:
         with stage(f"measure: {arm}", len(lengths)) as tick:
-            found = measure(model, material, lengths, window, options.eval_rows, formats, options.seed, tick)
+            found = measure(model, corpus, lengths, window, options.eval_rows, formats, options.seed, tick)
         results.measures[arm] = found
 
     measured("base", base)
     for arm, memory in (("window alone", False), ("converted", True)):
-        model = new_arm(results.base_model, lora, window, material, settings, length, memory)
+        model = new_arm(results.base_model, lora, window, corpus, settings, length, memory)
         results.trained[arm] = sum(p.numel() for p in model.parameters() if p.requires_grad)
         with stage(f"train: {arm}", options.steps) as tick:
-            results.histories[arm], probe = train_arm(model, material, settings, length, tick)
+            results.histories[arm], probe = train_arm(model, corpus, settings, length, tick)
         if probe is not None:
-            results.looks, results.warnings = probe.looks, probe.warnings
+            results.probe_results, results.warnings = probe.probe_results, probe.warnings
         measured(arm, model)
     with stage("recall by format", 2 * len(FORMATS)) as tick:
         rows = max(1, options.eval_rows // 2)
         for arm, one in (("base", base), ("converted", model)):
-            results.by_format[arm] = recall_by_format(one, material, length, window, rows, options.seed, tick)
+            results.by_format[arm] = recall_by_format(one, corpus, length, window, rows, options.seed, tick)
     return model
 
 
-def _hold(base, model, material: Material, lengths: tuple[int, ...], results: Results) -> None:
+def _hold(base, model, corpus: Corpus, lengths: tuple[int, ...], results: Results) -> None:
     length = results.length
     steps = [n for n in (length // 4, length // 2, *lengths) if n >= 1]
     for arm, one in (("base", base), ("converted", model)):
-        results.held[arm] = memory_held(one, material.held_out, steps)
+        results.held[arm] = memory_held(one, corpus.held_out, steps)
 
 
 def _show(results: Results, console: Console) -> None:
@@ -170,16 +172,16 @@ def _show(results: Results, console: Console) -> None:
 
 
 def _save_and_reload(
-    model, material: Material, lengths: tuple[int, ...], options: QuickstartOptions, results: Results, stage
+    model, corpus: Corpus, lengths: tuple[int, ...], options: QuickstartOptions, results: Results, stage
 ) -> None:
-    out, console, tokenizer = options.out, stage.console, material.tokenizer
+    out, console, tokenizer = options.out, stage.console, corpus.tokenizer
     checkpoint = out / "checkpoint"
     with stage("save"):
         model.to("cpu").save_pretrained(checkpoint)
         tokenizer.save_pretrained(checkpoint)
         write_card(checkpoint, results)
     read = min(max(3 * results.window, 16), lengths[-1] // 2)
-    prompt = tokenizer.decode(material.held_out[:read])
+    prompt = tokenizer.decode(corpus.held_out[:read])
     new_tokens = min(NEW_TOKENS, lengths[-1] // 2 - 2)  # a base with a table of positions ends there
     console.print(
         "  a fresh process loads it with AutoModelForCausalLM and goes on with held-out text:\n", soft_wrap=True

@@ -2,7 +2,7 @@
 
 from .allocator import keep_freed_memory
 from .callbacks import AdjustMaGWeightCallback, LiZACallback
-from .corpus import Material
+from .corpus import Corpus
 from .loop import Converted, convert_and_train, train
 from .optim import default_rates, parameter_groups
 from .probe import BranchProbe
@@ -17,7 +17,7 @@ __all__ = [
     "ConversionTrainer",
     "Converted",
     "LiZACallback",
-    "Material",
+    "Corpus",
     "MixedRows",
     "TrainingSettings",
     "constant",

@@ -18,7 +18,7 @@ _HELD_OUT = 200_000  # tokens that are measured at most
 
 
 @dataclass(frozen=True)
-class Material:
+class Corpus:
     """Token streams [n] of a text, one to train on and one held out, and the words of both.
 
     What is measured comes from the held-out part alone: text, filler, words and passages.
@@ -33,7 +33,7 @@ class Material:
     @classmethod
     def of(
         cls, tokenizer, data: str | TextSplit | None, tokens: int, longest: int, seed: int = 0, column: str = "text"
-    ) -> Material:
+    ) -> Corpus:
         """Read and tokenize.
 
         Args:
@@ -73,7 +73,7 @@ class Material:
     def rows(self, settings: TrainingSettings, length: int, count: int) -> MixedRows:
         """``count`` training rows of ``length`` tokens."""
         return MixedRows(
-            self.stream, self.taught(settings.recall_formats) if settings.recall_mix else None, length, count, settings.seed, settings.recall_mix,
+            self.stream, self.taught(settings.recall_formats) if settings.recall_share else None, length, count, settings.seed, settings.recall_share,
             settings.facts, settings.answer_weight, settings.filler_weight,
         )  # fmt: skip
 

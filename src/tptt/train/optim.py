@@ -22,18 +22,26 @@ def default_rates(hidden_size: int) -> tuple[float, float]:
     return _LR * scale, _MEMORY_LR * scale
 
 
-def peak_rates(model: nn.Module, lr: float | None = None, memory_lr: float | None = None) -> tuple[float, float]:
-    """``lr`` and ``memory_lr``, those that are None by `default_rates` for ``model.config``."""
-    if lr is not None and memory_lr is not None:
-        return lr, memory_lr
+def peak_rates(
+    model: nn.Module, learning_rate: float | None = None, memory_learning_rate: float | None = None
+) -> tuple[float, float]:
+    """``learning_rate`` and ``memory_learning_rate``, those that are None by `default_rates` for ``model.config``."""
+    if learning_rate is not None and memory_learning_rate is not None:
+        return learning_rate, memory_learning_rate
     of_lora, of_memory = default_rates(model.config.get_text_config(decoder=True).hidden_size)
-    return of_lora if lr is None else lr, of_memory if memory_lr is None else memory_lr
+    return (
+        of_lora if learning_rate is None else learning_rate,
+        of_memory if memory_learning_rate is None else memory_learning_rate,
+    )
 
 
 def parameter_groups(
-    model: nn.Module, lr: float | None = None, memory_lr: float | None = None, weight_decay: float = 0.0
+    model: nn.Module,
+    learning_rate: float | None = None,
+    memory_learning_rate: float | None = None,
+    weight_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """The trainable parameters of ``model``: the memory's at ``memory_lr``, all others (LoRA) at ``lr``.
+    """The trainable parameters of ``model``: the memory's at ``memory_learning_rate``, all others (LoRA) at ``learning_rate``.
 
     A rate of None is that of `default_rates` for ``model.config``.
 
@@ -44,8 +52,12 @@ def parameter_groups(
     Raises:
         ValueError: nothing trains, or a rate is negative.
     """
-    lr, memory_lr = peak_rates(model, lr, memory_lr)
-    for name, value in (("lr", lr), ("memory_lr", memory_lr), ("weight_decay", weight_decay)):
+    learning_rate, memory_learning_rate = peak_rates(model, learning_rate, memory_learning_rate)
+    for name, value in (
+        ("learning_rate", learning_rate),
+        ("memory_learning_rate", memory_learning_rate),
+        ("weight_decay", weight_decay),
+    ):
         if value < 0:
             raise ValueError(f"{name} must not be negative, got {value!r}")
     owned = {id(p) for memory in memories(model) for p in memory.parameters()}
@@ -54,8 +66,8 @@ def parameter_groups(
         raise ValueError(f"{type(model).__name__} has no parameter that trains")
     others = [p for p in trained if id(p) not in owned]
     groups = [
-        {"params": [p for p in others if p.ndim >= 2], "lr": lr, "weight_decay": weight_decay},
-        {"params": [p for p in others if p.ndim < 2], "lr": lr, "weight_decay": 0.0},
-        {"params": [p for p in trained if id(p) in owned], "lr": memory_lr, "weight_decay": 0.0},
+        {"params": [p for p in others if p.ndim >= 2], "lr": learning_rate, "weight_decay": weight_decay},
+        {"params": [p for p in others if p.ndim < 2], "lr": learning_rate, "weight_decay": 0.0},
+        {"params": [p for p in trained if id(p) in owned], "lr": memory_learning_rate, "weight_decay": 0.0},
     ]
     return [g for g in groups if g["params"]]

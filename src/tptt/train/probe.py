@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from tptt.evaluation import BranchUse, LayerUse, RecallScore, branch_use
 from tptt.processes import agreed, is_first
 
-from .corpus import Material
+from .corpus import Corpus
 from .settings import TrainingSettings
 
 logger = logging.getLogger("tptt")
@@ -28,7 +28,7 @@ _ENOUGH = 0.95
 
 
 @dataclass(frozen=True)
-class Look:
+class ProbeResult:
     """What a look after ``step`` optimizer steps found."""
 
     step: int
@@ -49,7 +49,7 @@ class Look:
         return found
 
     @classmethod
-    def from_logs(cls, logs: Mapping[str, Any], length: int, window: int) -> Look | None:
+    def from_logs(cls, logs: Mapping[str, Any], length: int, window: int) -> ProbeResult | None:
         """The look that gave these `logs` of a ``step``; None for other logs."""
         if "recall_beyond/both" not in logs:
             return None
@@ -69,11 +69,11 @@ def diverged(use: BranchUse) -> bool:
     return not all(map(math.isfinite, (*(layer.mu for layer in use.layers), 0.0 if both is None else both)))
 
 
-def advice(use: BranchUse) -> list[str]:
+def diagnose(use: BranchUse) -> list[str]:
     """What is wrong with the branches of a model that has trained for a while, and what to do; nothing where all is well."""
     if diverged(use):
         return [
-            "the training diverged: the model's predictions are no finite numbers. Lower lr and memory_lr, train anew"
+            "the training diverged: the model's predictions are no finite numbers. Lower learning_rate and memory_learning_rate, train anew"
         ]
     said: list[str] = []
     if "window only" not in use.recall:  # no layer has a softmax to compare with
@@ -83,14 +83,14 @@ def advice(use: BranchUse) -> list[str]:
     if both is not None and window is not None and both < min(window + 0.05, _ENOUGH):
         said.append(
             f"the memory is bypassed: recall beyond the window is {both:.2f} with it and {window:.2f} without (mean mu "
-            f"{mean_mu:.3f}). Let the data need it (recall_mix of .3 or more, answer_weight of 5; on text alone "
-            "far_weight of 1), raise memory_lr, or train longer; a narrower window leaves it more to do"
+            f"{mean_mu:.3f}). Let the data need it (recall_share of .3 or more, answer_weight of 5; on text alone "
+            "long_context_weight of 1), raise memory_learning_rate, or train longer; a narrower window leaves it more to do"
         )
     with_memory, without = (use.perplexity[arm] for arm in ("both", "window only"))
     if with_memory is not None and without is not None and with_memory > 1.02 * without:
         said.append(
             f"the memory is harmful to the text: perplexity {with_memory:.2f} with it, {without:.2f} with the window alone. "
-            "Lower memory_lr or recall_mix, or let mu rise slowly (mag_start=0.01)"
+            "Lower memory_learning_rate or recall_share, or let mu rise slowly (mag_weight_start=0.01)"
         )
     loud = [i for i, layer in enumerate(use.layers) if layer.scale is not None and not 0.05 < layer.scale < 20]
     if loud:
@@ -110,7 +110,7 @@ class BranchProbe(TrainerCallback):
 
     Args:
         model: the converted model.
-        material: whose held-out part is asked.
+        corpus: whose held-out part is asked.
         length: tokens of a row that is asked.
         window: W.
         every: optimizer steps; 0 looks at the end only.
@@ -119,27 +119,27 @@ class BranchProbe(TrainerCallback):
     """
 
     def __init__(
-        self, model: nn.Module, material: Material, length: int, window: int, every: int = 100,
+        self, model: nn.Module, corpus: Corpus, length: int, window: int, every: int = 100,
         stop_at: float | None = None, formats: str | Sequence[str] = "all",
     ) -> None:  # fmt: skip
         self.model, self.length, self.window, self.every, self.stop_at = model, length, window, every, stop_at
-        self.recall = material.recall(formats)
-        self.text: torch.Tensor = material.text(length, 4 * length)
-        self.looks: list[Look] = []
+        self.recall = corpus.recall(formats)
+        self.text: torch.Tensor = corpus.text(length, 4 * length)
+        self.probe_results: list[ProbeResult] = []
         self.warnings: list[str] = []
 
     @classmethod
-    def of(cls, model, material: Material, settings: TrainingSettings, length: int) -> BranchProbe:
+    def of(cls, model, corpus: Corpus, settings: TrainingSettings, length: int) -> BranchProbe:
         """The probe that ``settings`` ask for; ``model`` is a TpttModel, ``length`` tokens of a row that is asked."""
         window = model.config.max_self_attn_length or 0
-        every, stop_at, formats = settings.probe_every, settings.stop_at_recall, settings.recall_formats
-        return cls(model, material, length, window, every, stop_at, formats)
+        every, stop_at, formats = settings.probe_steps, settings.stop_at_recall, settings.recall_formats
+        return cls(model, corpus, length, window, every, stop_at, formats)
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         """A resumed run has looked before: its checkpoint's history says what was seen."""
-        before = [Look.from_logs(x, self.length, self.window) for x in state.log_history]
+        before = [ProbeResult.from_logs(x, self.length, self.window) for x in state.log_history]
         if looks := [x for x in before if x is not None]:
-            self.looks = looks
+            self.probe_results = looks
         for look in looks:
             self._judge(look, state, told=True)
 
@@ -148,18 +148,20 @@ class BranchProbe(TrainerCallback):
         if not (self.every and step % self.every == 0) and step < state.max_steps:
             return
         self._look(state)
-        if self.stop_at is not None and agreed((self.looks[-1].use.recall["both"].beyond or 0.0) >= self.stop_at):
+        if self.stop_at is not None and agreed(
+            (self.probe_results[-1].use.recall["both"].beyond or 0.0) >= self.stop_at
+        ):
             control.should_training_stop = True
 
     def _look(self, state) -> None:
         use = branch_use(self.model, self.recall, self.length, self.window, _ROWS, text=self.text)
-        self.looks.append(Look(state.global_step, use))
-        state.log_history.append(self.looks[-1].logs() | {"step": state.global_step})
-        self._judge(self.looks[-1], state)
+        self.probe_results.append(ProbeResult(state.global_step, use))
+        state.log_history.append(self.probe_results[-1].logs() | {"step": state.global_step})
+        self._judge(self.probe_results[-1], state)
 
-    def _judge(self, look: Look, state, told: bool = False) -> None:
+    def _judge(self, look: ProbeResult, state, told: bool = False) -> None:
         settled = look.step >= _SETTLED * state.max_steps
-        for text in advice(look.use) if settled or diverged(look.use) else ():
+        for text in diagnose(look.use) if settled or diverged(look.use) else ():
             if text.partition(":")[0] not in {w.partition(":")[0] for w in self.warnings}:
                 if is_first() and not told:
                     logger.warning(text)
