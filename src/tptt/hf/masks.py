@@ -55,7 +55,7 @@ def before_body(
         raise ValueError(f"with max_self_attn_length the attention mask must be 2-D, [B, T]; got {tuple(mask.shape)}")
     sequences = _packed_sequences(kwargs, ids, mask, body)
     for slot in slots:
-        slot.context.packed = sequences is not None
+        slot.running.packed = sequences is not None
     if not takes_any:
         return (), kwargs
     if sequences is not None:
