@@ -21,8 +21,7 @@ from benchmarks.tiny import randomize, tiny_model
 from tptt import MemoryConfig, attach_memory, detach_memory, set_mag_weight
 from tptt.evaluation import markdown_table
 from tptt.evaluation.verify import CHECKS, TOLERANCE, NotApplicable, verify
-from tptt.hf import UnsupportedAttentionError
-from tptt.hf.forward import carriers
+from tptt.hf import UnsupportedAttentionError, memory_layers
 
 FILE = Path(__file__).parents[1] / "docs" / "families.md"
 WINDOW = {"max_self_attn_length": 6, "sink_tokens": 2}
@@ -81,7 +80,7 @@ def examine(name: str) -> Family:
         return family
     try:
         model = _with_memory(base)
-        family.layout = carriers(model)[0]._tptt.geometry.layout.name
+        family.layout = memory_layers(model)[0].geometry.layout.name
     except (UnsupportedAttentionError, ValueError) as error:
         family.verdict, family.reason = "refused", _short(error)
         return family

@@ -19,8 +19,7 @@ from tptt.assets import BASE
 from tptt.config import FEATURE_MAPS
 from tptt.data import IGNORE
 from tptt.evaluation import markdown_table
-from tptt.hf import as_base, attention_outputs, memories
-from tptt.hf.forward import carriers
+from tptt.hf import as_base, attention_outputs, memories, memory_layers
 from tptt.train import Corpus
 
 LENGTH = 512
@@ -30,8 +29,8 @@ def captured(model, ids: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
     """Of each layer its input, q, k, v [N, T, heads, D] and the base's attention output [N, T, H * D]."""
     inputs, projections = [], []
     handles = []
-    for module in carriers(model):
-        split, parts = module._tptt.geometry.split, module._tptt.geometry.layout.projections
+    for layer in memory_layers(model):
+        module, split, parts = layer.attention, layer.geometry.split, layer.geometry.layout.projections
         kept: dict[str, torch.Tensor] = {}
         for name in parts:
             child = getattr(module, name)

@@ -147,7 +147,7 @@ def step_profile(arms: dict, held: dict, context: int) -> str:
     """Milliseconds and Python calls of one step, and what the memory has of them."""
     rows, token = [], torch.tensor([[5]])
     for name, model in arms.items():
-        cache, spent, original = held[name, context], [0.0], hooks._mixed
+        cache, spent, original = held[name, context], [0.0], hooks.mixed_branches
 
         def timed(*arguments, spent=spent, original=original):
             start = time.perf_counter()
@@ -163,7 +163,7 @@ def step_profile(arms: dict, held: dict, context: int) -> str:
             run()
             profile.runcall(run)
             calls = pstats.Stats(profile).total_calls
-            hooks._mixed = timed
+            hooks.mixed_branches = timed
             try:
                 times, memory = [], []
                 for _ in range(50):
@@ -172,7 +172,7 @@ def step_profile(arms: dict, held: dict, context: int) -> str:
                     times.append(time.perf_counter() - start)
                     memory.append(spent[0] / times[-1])
             finally:
-                hooks._mixed = original
+                hooks.mixed_branches = original
         rows.append([name, f"{1e3 * median(times):.2f}", f"{median(memory):.0%}", f"{calls:,}"])
     return markdown_table([f"one step after {context} tokens", "ms", "of it the memory", "Python calls"], rows)
 

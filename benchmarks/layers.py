@@ -36,7 +36,8 @@ from tptt.inference.snapshot import fingerprint
 from tptt.quickstart.plots import new_figure, save
 from tptt.train import Corpus, TrainingSettings, train
 from tptt.train.auto_layers import first_rows
-from tptt.train.loop import begin_memory, load_tokenizer
+from tptt.train.base import load_tokenizer
+from tptt.train.begin import begin_conversion
 
 ROOT = Path(__file__).parents[1]
 TITLE = "Layers that keep their whole context"
@@ -99,13 +100,12 @@ class Bench:
 
     def model(self, seed: int, whole: Iterable[int]) -> TpttModel:
         """Untrained: the layers ``whole`` as in the base, the others with window and memory; no memory where all are."""
-        torch.manual_seed(seed)
         memory = [n for n in self.layers if n not in tuple(whole)]
         if not memory:
+            torch.manual_seed(seed)
             return window_alone(TpttModel(self.config(mag_weight=0.0), dtype=torch.float32))
-        model = TpttModel(self.config(layers=memory, max_self_attn_length=self.window), dtype=torch.float32)
-        begin_memory(model, self.corpus(seed), self.settings(seed), self.length)
-        return model
+        config, settings = self.config(layers=memory, max_self_attn_length=self.window), self.settings(seed)
+        return begin_conversion(config, self.corpus(seed), settings, self.length, dtype=torch.float32).model
 
     def ranking(self, seed: int) -> dict[str, Any]:
         """All layers in the order in which they would be restored."""

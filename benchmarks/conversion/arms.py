@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from benchmarks.original_operator import make_original
 from tptt.convert.window_only import window_alone
 from tptt.hf import memories
-from tptt.hf.forward import carriers
+from tptt.hf.slots import patched_attention, slot_of
 from tptt.memory.features import MAPS, LearnedMap
 
 from .half_life import half_life_by_distance
@@ -99,13 +99,13 @@ def full_rank(model: nn.Module) -> None:
 
 def window_dropout(model: nn.Module) -> None:
     """In training every call draws how wide the window is: all, a half or a quarter."""
-    sites = [m._tptt for m in carriers(model)]
-    widths, rng = [s.own_window for s in sites], random.Random(0)
+    slots = [slot_of(m) for m in patched_attention(model)]
+    widths, rng = [s.window for s in slots], random.Random(0)
 
     def draw(module: nn.Module, args: tuple) -> None:
         share = rng.choice((1, 2, 4)) if module.training else 1
-        for site, width in zip(sites, widths, strict=True):
-            site.own_window = width // share
+        for slot, width in zip(slots, widths, strict=True):
+            slot.window = width // share
 
     model.register_forward_pre_hook(draw)
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.runs import Runs
 from benchmarks.timing import machine
-from tptt import MemoryConfig, TpttConfig, TpttModel
+from tptt import MemoryConfig, TpttConfig
 from tptt.convert.lora import lora_config
 from tptt.data import FORMATS as ALL_FORMATS
 from tptt.data import chosen_formats
@@ -20,7 +20,8 @@ from tptt.hf import memories
 from tptt.inference.snapshot import fingerprint
 from tptt.quickstart.records import FACTS, RecordCorpus
 from tptt.train import Corpus, TrainingSettings, default_rates, train
-from tptt.train.loop import begin_memory, load_tokenizer
+from tptt.train.base import load_tokenizer
+from tptt.train.begin import begin_conversion
 
 from .arms import FORMATS, Arm
 
@@ -108,11 +109,9 @@ class Bench:
 
     def _train(self, arm: Arm, tokens: int, seed: int) -> dict[str, Any]:
         settings, corpus = self.settings(arm, tokens, seed), self.corpus(seed, arm.records)
-        torch.manual_seed(seed)
-        lora = lora_config(self.plain, arm.rank, 2 * arm.rank, targets=arm.targets)
+        lora = lora_config(self.plain, arm.rank, 2 * arm.rank, target_modules=arm.targets)
         config = TpttConfig(base_model_name=self.base, lora_config=lora, max_self_attn_length=self.window, **arm.config)
-        model = TpttModel(config, dtype=torch.float32).to(DEVICE)
-        begin_memory(model, corpus, settings, self.length)
+        model = begin_conversion(config, corpus, settings, self.length, dtype=torch.float32).model.to(DEVICE)
         if arm.change is not None:
             arm.change(model)
         history = train(model, corpus, settings, self.length)

@@ -7,7 +7,7 @@ from torch import nn
 
 from tptt.data import pack_rows, stdlib_text, tokenize
 from tptt.hf import as_base, memories
-from tptt.train.loop import load_tokenizer
+from tptt.train.base import load_tokenizer
 
 _ROWS, _LENGTH = 4, 512
 

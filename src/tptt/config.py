@@ -119,8 +119,10 @@ class MemoryConfig:
     mag_weight: float = described(
         0.5, "mu in [0, 1] where the mix gate gives 0: 0 is the base model, 1 the memory alone."
     )
-    max_self_attn_length: int | None = described(
-        None, "Window W of the softmax branch in tokens, the token itself included; null is no window."
+    max_self_attn_length: int | str | None = described(
+        None,
+        "Window W of the softmax branch in tokens, the token itself included; null is no window. auto: a training run "
+        "takes a quarter of its rows, at most 512 tokens.",
     )
     sink_tokens: int = described(
         0,
@@ -154,8 +156,7 @@ class MemoryConfig:
         one_of("states", self.states, STATES)
         one_of("mix_gate", self.mix_gate, MIX_GATES)
         check_mag_weight(self.mag_weight)
-        if self.max_self_attn_length is not None:
-            _check_count("max_self_attn_length", self.max_self_attn_length, 1)
+        _check_window(self.max_self_attn_length)
         object.__setattr__(self, "feature_width", _widths(self.feature_width))
         _check_count("state_activation_every", self.state_activation_every, 1)
         _check_count("sink_tokens", self.sink_tokens, 0)
@@ -170,12 +171,35 @@ class MemoryConfig:
         object.__setattr__(self, "memory_only_layers", _numbers("memory_only_layers", self.memory_only_layers))
 
 
-def require_chosen_layers(config: MemoryConfig) -> None:
-    """Refuse a configuration whose layers are still to be chosen.
+    @property
+    def window(self) -> int | None:
+        """``max_self_attn_length``, once it is decided.
+
+        Raises:
+            ValueError: it is "auto".
+        """
+        if isinstance(self.max_self_attn_length, str):
+            raise ValueError(
+                "max_self_attn_length='auto' is decided by the length of training rows: "
+                "tptt.train.convert_and_train(config, data) chooses it; elsewhere give a number of tokens, or None"
+            )
+        return self.max_self_attn_length
+
+
+def _check_window(value: object) -> None:
+    if value is None or value == "auto":
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"max_self_attn_length must be an integer of 1 or more, 'auto' or None, got {value!r}")
+
+
+def require_decided(config: MemoryConfig) -> None:
+    """Refuse a configuration that leaves its layers or its window to data.
 
     Raises:
-        ValueError: ``layers`` is "auto".
+        ValueError: ``layers`` or ``max_self_attn_length`` is "auto".
     """
+    _ = config.window
     if config.layers == "auto":
         raise ValueError(
             "layers='auto' is decided by data: tptt.train.convert_and_train(config, data, "

@@ -65,7 +65,7 @@ def test_training_follows_the_default_recipe(tmp_path):
     [
         (("--steps", 0), "--steps must be 1 or more"),
         (("--length", 32, "--window", 32), "--window must be less than"),
-        (("--length", 8), "length must be a whole number of 16 or more"),
+        (("--length", 8), "seq_len must be a whole number of 16 or more"),
         (("--data", "no-such-file.txt"), "no-such-file.txt"),
     ],
 )

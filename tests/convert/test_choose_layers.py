@@ -15,8 +15,7 @@ from tptt.convert import LayerChoice, choose_layers
 from tptt.data import TextSplit
 from tptt.evaluation import kv_bytes, layer_kv
 from tptt.evaluation.kl import kl_from_base
-from tptt.hf import as_base, memories, softmax_as
-from tptt.hf.forward import carriers
+from tptt.hf import as_base, memories, memory_layers, softmax_as
 from tptt.train import TrainingSettings, convert_and_train
 
 LENGTH, WINDOW = 40, 8
@@ -116,7 +115,7 @@ def test_softmax_as_in_a_layer_of_memory_alone():
         with softmax_as(model, whole=range(4)):
             assert torch.equal(model(input_ids=ids, use_cache=False).logits, want)
         with softmax_as(model, none=[0, 1]):
-            assert [m._tptt.alone for m in carriers(model)] == [True, True, False, False]
+            assert [x.has_softmax for x in memory_layers(model)] == [False, False, True, True]
         assert torch.equal(model(input_ids=ids).logits, before)
 
 
@@ -336,7 +335,7 @@ def test_chosen_trained_saved_and_loaded(place, text, tmp_path, lora):
     again = TpttModel.from_pretrained(tmp_path / "out").eval()
     assert tuple(again.config.layers) == choice.memory and tuple(again.config.memory_only_layers) == ()
     assert again.config.max_self_attn_length == WINDOW
-    assert [m._tptt.layer for m in carriers(again)] == list(choice.memory)
+    assert [x.layer for x in memory_layers(again)] == list(choice.memory)
     assert again.config.memory_config() == made.model.config.memory_config()
     ids = tokens(1, 30)
     with torch.no_grad():

@@ -9,7 +9,8 @@ from tptt import MemoryConfig, attach_memory, detach_memory
 from tptt.convert.window_only import window_alone
 from tptt.data import RecallRows
 from tptt.evaluation import branch_use, layer_use, mag_weight, perplexity, recall_accuracy
-from tptt.hf import memories, set_mag_weight
+from tptt.hf import memories, memory_layers, set_mag_weight
+from tptt.hf.slots import patched_attention, slot_of
 
 WINDOW = 8
 
@@ -67,8 +68,8 @@ def test_a_softmax_left_out_comes_back(attached):
     model = attached(mix_gate="none", mag_weight=0.4)
     before = logits(model)
     with mag_weight(model, 1.0):
-        assert all(m.self_attn._tptt.alone for m in model.model.layers)
-    assert not any(m.self_attn._tptt.alone for m in model.model.layers)
+        assert not any(x.has_softmax for x in memory_layers(model))
+    assert all(x.has_softmax for x in memory_layers(model))
     assert torch.equal(logits(model), before)
 
 
@@ -113,7 +114,7 @@ def test_layers_by_hand(attached):
         assert use.mu == pytest.approx(float(mu.mean()), rel=1e-4) and float(mu.std()) > 0
         softmax, read = (seen[name, i].pow(2).mean().sqrt() for name in ("softmax", "memory"))
         assert use.scale == pytest.approx(float(read / softmax), rel=1e-4)
-    assert not any(m._tptt.softmax_squared or m._tptt.memory_squared for m in model.modules() if hasattr(m, "_tptt"))
+    assert not any(slot_of(m).records for m in patched_attention(model))
 
 
 def test_layers_follow_weight_and_scale(attached):

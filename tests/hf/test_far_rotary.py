@@ -10,7 +10,7 @@ from benchmarks.tiny import randomize, tiny_model
 from tptt import MemoryConfig, attach_memory, calibrate, set_mag_weight
 from tptt.hf import memories
 from tptt.hf.far_rotary import rotary_turns
-from tptt.hf.forward import carriers
+from tptt.hf.slots import patched_attention, slot_of
 from tptt.hf.teacher import projections
 
 NEAR, FAR = 6, 40
@@ -48,8 +48,8 @@ def test_they_are_the_mean_over_distances_of_the_scores_that_the_base_computes(f
     set_mag_weight(model, 0.0)  # or else a later layer would see one token in many surroundings
     calibrate(model, ids, length=FAR)
     raw = {}
-    for module in carriers(model):
-        module._tptt.projected = raw[module] = []
+    for module in patched_attention(model):
+        slot_of(module).records["projections"] = raw[module] = []
     scores.clear()
     with torch.no_grad():
         model(input_ids=ids, use_cache=False)
@@ -142,7 +142,7 @@ def test_far_ends_at_the_length_asked_for():
 
 def test_the_base_turns_as_before_when_it_has_been_watched():
     model, ids = remembered("llama")
-    module = carriers(model)[0]
+    module = patched_attention(model)[0]
     place = sys.modules[type(module).__module__]
     before = place.apply_rotary_pos_emb
     with pytest.raises(RuntimeError, match="stop"), rotary_turns(model):

@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks.tiny import tiny_model
 from tests.families.models import assert_near, randomize, tokens
 from tptt import MemoryConfig, attach_memory
-from tptt.hf.forward import TOLD, carriers
+from tptt.hf.masks import PASSED_DOWN
+from tptt.hf.slots import patched_attention, slot_of
 
 POSITIONS = torch.cat([torch.arange(8), torch.arange(12)])[None]
 PACKED = {"input_ids": tokens(1, 20, seed=1), "position_ids": POSITIONS}
@@ -38,7 +39,7 @@ def keep_from_attention(module):
     """Let the layer pass no keywords on to its attention ``module``, as some families' do."""
 
     def without(module, args, kwargs):
-        return args, {k: v for k, v in kwargs.items() if k not in TOLD}
+        return args, {k: v for k, v in kwargs.items() if k not in PASSED_DOWN}
 
     module.register_forward_pre_hook(without, with_kwargs=True, prepend=True)
 
@@ -48,7 +49,7 @@ def keep_from_attention(module):
 @pytest.mark.parametrize("first, second", [(PADDED, PACKED), (PACKED, PADDED)], ids=["padded", "packed"])
 def test_a_call_in_the_middle_of_another(settings, place, first, second):
     model = randomize(attach_memory(tiny_model("llama"), MemoryConfig(**settings)))
-    for module in carriers(model):
+    for module in patched_attention(model):
         keep_from_attention(module)
     want, other, got = logits(model, first), logits(model, second), []
 
@@ -70,7 +71,7 @@ def test_recomputed_in_another_thread():
         backward(model(**PACKED, use_cache=False).logits.pow(2).mean().backward)
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
-    for module in carriers(model):
+    for module in patched_attention(model):
         keep_from_attention(module)
     want = gradients(lambda backward: backward())
     for layer in model.model.layers:
@@ -116,7 +117,7 @@ def test_a_replicas_hooks_are_the_models():
     replica = replica_of(model, 1.0)
     logits(replica, PADDED)
     assert_near(logits(copy.deepcopy(model), PADDED), logits(replica, PADDED))
-    site = carriers(model)[0]._tptt
-    before = dict(site.hooks)
+    slot = slot_of(patched_attention(model)[0])
+    before = dict(slot.hooks)
     logits(model, PADDED)
-    assert site.hooks == before
+    assert slot.hooks == before

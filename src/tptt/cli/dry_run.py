@@ -58,8 +58,8 @@ def _run_table(options: RunOptions, plan: Budget, rates: tuple[float, float]) ->
         "tokens": f"{plan.tokens:,} in {plan.steps:,} steps of {per_step:,} (rows of {plan.length})",
         "learning rates": "{:.3g} for LoRA, {:.3g} for the memory".format(*rates),
         "softmax window": "none"
-        if options.memory.max_self_attn_length is None
-        else f"{options.memory.max_self_attn_length} tokens",
+        if options.memory.window is None
+        else f"{options.memory.window} tokens",
     }.items():
         table.add_row(name, value)
     return table
@@ -178,7 +178,7 @@ def expectations(options: RunOptions, plan: Budget, curves: Curves | None = None
         curves = curves or Curves.shipped(plan.parameters.base)
     except NoCurvesError as error:
         return [f"what to expect: {error}"]
-    window = options.memory.max_self_attn_length
+    window = options.memory.window
     found = expect(curves, plan.tokens, plan.parameters.base, plan.length, window, changed_recipe(options))
     values = ", ".join(f"{_MEASURES[k]} {_with_spread(*x)}" for k, x in found.values.items())
     lines = [f"what to expect, as measured with {curves.base} at {plan.tokens:,} tokens: {values}"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedConfig
 
-from tptt.hf import find_attention
+from tptt.hf import find_attention, memory_layers
 
 
 def cache_bytes(model, tokens: int, element: int) -> tuple[int, int]:
@@ -17,18 +17,21 @@ def cache_bytes(model, tokens: int, element: int) -> tuple[int, int]:
         element: bytes of a key's number; a state is float32.
     """
     base = converted = 0
+    memories = {x.attention: x for x in memory_layers(model)}
     body = model.inner.config
     for found in find_attention(model.inner.base_model):
         module, geometry = found.module, found.sizes
         per_token = geometry.kv_heads * (geometry.head_dim + geometry.value_dim) * element
         own = per_token * min(tokens, _sliding(module, body, found.layer) or tokens)
         base += own
-        site = module.__dict__.get("_tptt")
-        if site is None:
+        if (carrying := memories.get(module)) is None:
             converted += own
             continue
-        kept = 0 if site.alone else min(tokens, site.window + site.sinks) if site.window else own // per_token
-        branch = module.liza
+        branch, kept = carrying.memory, own // per_token
+        if not carrying.has_softmax:
+            kept = 0
+        elif carrying.window is not None:
+            kept = min(tokens, carrying.window + carrying.sinks)
         state = 4 * branch.states * branch.key_features.width * branch.widths[1]
         converted += kept * per_token + state
     return base, converted

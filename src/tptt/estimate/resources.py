@@ -15,14 +15,13 @@ from transformers import PreTrainedConfig
 
 from tptt.convert.choose_layers import LayerChoice, count_layers
 from tptt.convert.widths import MOST, can_allocate_widths
-from tptt.hf import memories
+from tptt.hf import is_lora_parameter, is_memory_parameter, memories, memory_layers
 from tptt.hf.configuration import TpttConfig
-from tptt.hf.forward import carriers
 from tptt.hf.meta_model import skeleton
 from tptt.run.base import base_config, conversion_config
 from tptt.run.options import RunOptions
 from tptt.train.auto_layers import check_auto, measured_config
-from tptt.train.loop import row_length
+from tptt.train.base import row_length
 
 from .cache import cache_bytes
 from .hardware import HARDWARE, Hardware
@@ -139,7 +138,7 @@ class Survey:
         if (dtype.itemsize, length) not in self._saved:
             # autocast computes LoRA in ``dtype`` as well; the memory stays in float32
             for name, p in self.model.named_parameters():
-                if ".liza." not in name:
+                if not is_memory_parameter(name):
                     p.data = p.data.to(dtype)
             self._saved[dtype.itemsize, length] = saved_for_backward(self.model, 1, length) / length
         return self._saved[dtype.itemsize, length]
@@ -228,12 +227,12 @@ def _count(model) -> Parameters:
     inner = model.inner
     part = {"base": 0, "lora": 0, "memory": 0}
     for name, p in model.named_parameters():
-        part["lora" if "lora_" in name else "memory" if ".liza." in name else "base"] += p.numel()
+        part["lora" if is_lora_parameter(name) else "memory" if is_memory_parameter(name) else "base"] += p.numel()
     head, embedding = inner.get_output_embeddings(), inner.get_input_embeddings()
     linear = sum(
         m.weight.numel()
         for name, m in inner.named_modules()
-        if isinstance(m, nn.Linear) and m is not head and "lora_" not in name and ".liza." not in name
+        if isinstance(m, nn.Linear) and m is not head and not is_lora_parameter(name) and not is_memory_parameter(name)
     )
     active = part["base"] - (0 if head.weight is embedding.weight else embedding.weight.numel())
     if (chosen := getattr(inner.config, "num_experts_per_tok", None)) is not None:
@@ -302,13 +301,13 @@ def _operations(options: RunOptions, survey: Survey, length: int) -> tuple[float
     base's own for a teacher, for far weights twice on text."""
     settings, parameters = options.training, survey.parameters
     recurrence = softmax = whole = 0.0
-    for module in carriers(survey.model):
-        site, branch = module._tptt, module.liza
+    for layer in memory_layers(survey.model):
+        branch = layer.memory
         # read, correct and write the state: 2 each per element; scores and values: 2 per key, head and channel
         recurrence += 6 * branch.states * branch.key_features.width * branch.widths[1]
-        per_key = 2 * site.geometry.heads * (site.geometry.head_dim + site.geometry.value_dim)
+        per_key = 2 * layer.geometry.heads * (layer.geometry.head_dim + layer.geometry.value_dim)
         whole += per_key * length / 2
-        softmax += 0 if site.alone else per_key * min(length / 2, site.window or length)
+        softmax += per_key * min(length / 2, layer.window or length) if layer.has_softmax else 0
     passes = 3 if recomputes(options) else 2
     memory = passes * (2 * parameters.memory + recurrence) + 2 * parameters.memory + recurrence
     base = passes * (2 * (parameters.active + parameters.lora) + softmax) + softmax

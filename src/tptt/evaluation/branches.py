@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from tptt.data import Draws
-from tptt.hf import memories, memory_squares, set_mag_weight, softmax_squares
-from tptt.hf.forward import carriers
+from tptt.hf import memories, memory_layers, memory_squares, set_mag_weight, softmax_squares
 from tptt.hf.patch import weights_loaded
 
 from .perplexity import evaluating, perplexity
@@ -73,7 +72,7 @@ def branch_use(
     if not memories(model):
         raise ValueError(f"{type(model).__name__} carries no memory, so it has no branches to compare")
     if arms is None:
-        arms = ARMS if any(not m._tptt.fixed for m in carriers(model)) else ARMS[:1]
+        arms = ARMS if any(not x.mu_fixed for x in memory_layers(model)) else ARMS[:1]
     if unknown := [a for a in arms if a not in _WEIGHTS]:
         raise ValueError(f"unknown arm {', '.join(unknown)}; valid are {', '.join(ARMS)}")
     scores, losses = {}, {}
@@ -102,7 +101,7 @@ def layer_use(model, ids: torch.Tensor) -> tuple[LayerUse, ...]:
         for handle in handles:
             handle.remove()
     scales = [
-        None if module._tptt.alone else float((m.mean() / s.mean().clamp_min(1e-12)).sqrt())
-        for module, m, s in zip(carriers(model), of_memory, of_softmax, strict=True)
+        float((m.mean() / s.mean().clamp_min(1e-12)).sqrt()) if layer.has_softmax else None
+        for layer, m, s in zip(memory_layers(model), of_memory, of_softmax, strict=True)
     ]
     return tuple(LayerUse(mu, scale) for mu, scale in zip(mus, scales, strict=True))

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tptt.hf import softmax_as
-from tptt.hf.forward import carriers
+from tptt.hf import memory_layers, softmax_as
 
 from .perplexity import evaluating
 
@@ -47,8 +46,8 @@ def layer_kv(model: nn.Module, length: int) -> list[LayerKV]:
     """
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
         raise ValueError(f"length must be an integer of 1 or more, got {length!r}")
-    sites = {m._tptt.layer: m._tptt for m in carriers(model)}
-    with softmax_as(model, whole=sites):
+    carrying = {x.layer: x for x in memory_layers(model)}
+    with softmax_as(model, whole=carrying):
         plain = _few_tokens(model)
     states = _few_tokens(model)
     found = []
@@ -59,10 +58,10 @@ def layer_kv(model: nn.Module, length: int) -> list[LayerKV]:
         own = getattr(layer, "sliding_window", None)
         whole = length if own is None else min(length, own - 1)  # what transformers' sliding layer keeps
         window, state = None, 0
-        if (site := sites.get(number)) is not None:
+        if (memory := carrying.get(number)) is not None:
             state = _state_bytes(states.layers[number])
-            if site.own_window is not None:
-                window = min(length, site.own_window + site.sinks) * token
+            if memory.window is not None:
+                window = min(length, memory.window + memory.sinks) * token
         found.append(LayerKV(number, whole * token, window, state))
     return found
 

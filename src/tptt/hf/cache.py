@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from transformers.cache_utils import (
-    Cache,
+from transformers import Cache
+
+from tptt.memory.update import Writes
+
+from .compat import (
     DynamicIndexedLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -19,10 +22,8 @@ from transformers.cache_utils import (
     LinearAttentionAndSlidingWindowAttentionLayer,
     StaticLayer,
     StaticSlidingWindowLayer,
+    lazy_layers,
 )
-
-from tptt.memory.update import Writes
-
 from .keyless_cache import KeylessLayer
 from .window_cache import WindowLayer
 
@@ -173,7 +174,7 @@ def adopt_layer(
         ValueError: the layer holds tokens that no memory has read, or that were read under another window; or a static
             cache meets a window; or the layer's kind cannot carry a state.
     """
-    lazy = getattr(cache, "layer_class_to_replicate", None)
+    lazy = lazy_layers(cache)
     while lazy is not None and len(cache.layers) <= index:
         cache.layers.append(lazy())
     if index >= len(cache.layers):

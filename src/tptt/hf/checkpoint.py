@@ -5,19 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import AuxiliaryTrainingWrapper
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
-from transformers.modeling_utils import _add_variant
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from tptt.config import MemoryConfig
-from tptt.hf import set_mag_weight
 
+from .compat import forget_auto_class, is_lora_parameter, is_trained_copy, was_merged, with_variant
 from .configuration import TpttConfig
+from .patch import set_mag_weight
+from .slots import is_memory_parameter
 
 SHIM = "modeling_tptt.py"
 _SHIM_TEXT = '''"""Loads this checkpoint through the installed tptt package; needed by trust_remote_code=True only."""
@@ -64,8 +62,8 @@ class CheckpointMixin(_Model):
         if self.config.text_config.vocab_size != self.base_vocabulary:
             own |= self._embeddings()
         state_dict = self.state_dict() if state_dict is None else state_dict
-        parts = (".liza.", "lora_", ".modules_to_save.")
-        return {k: v for k, v in state_dict.items() if k in own or any(p in k for p in parts)}
+        kinds = (is_memory_parameter, is_lora_parameter, is_trained_copy)
+        return {k: v for k, v in state_dict.items() if k in own or any(is_kind(k) for is_kind in kinds)}
 
     def _aliases(self) -> set[str]:
         """Further names of weights that are tied: transformers does not know those that peft gives them."""
@@ -82,11 +80,7 @@ class CheckpointMixin(_Model):
     @property
     def _was_merged(self) -> bool:
         """Whether ``merge_and_unload`` of a peft model around this one has folded its LoRA into the base as well."""
-        return (
-            isinstance(self.backbone, PeftModel)
-            and isinstance(self.backbone.base_model, BaseTuner)  # not prompts, which have no layers
-            and not any(isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper) for m in self.backbone.modules())
-        )
+        return was_merged(self.backbone)
 
     @property
     def _saves_all(self) -> bool:
@@ -123,7 +117,7 @@ class CheckpointMixin(_Model):
         aliases = self._aliases()
         state_dict = {k: v for k, v in state_dict.items() if k not in aliases}
         # an Auto class that loaded this model asks for its shim's copy; it is written anew below instead
-        type(self)._auto_class = type(self.config)._auto_class = None
+        forget_auto_class(type(self), type(self.config))
         self.config.auto_map = dict(_AUTO_MAP)
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         (Path(save_directory) / SHIM).write_text(_SHIM_TEXT)
@@ -181,7 +175,7 @@ class CheckpointMixin(_Model):
                 if kwargs.get(name) == "auto":  # which would be the base's own, not what was trained
                     kwargs[name] = config.dtype
             config.name_or_path = str(path)
-            file = cached_file(path, _add_variant(SAFE_WEIGHTS_NAME, kwargs.pop("variant", None)), **hub)
+            file = cached_file(path, with_variant(SAFE_WEIGHTS_NAME, kwargs.pop("variant", None)), **hub)
             model = cls._for_adapter(config, **kwargs)
             report = _load_own(model, load_file(file))
             model.eval()
@@ -193,7 +187,7 @@ class CheckpointMixin(_Model):
 def _keep_the_newer(folder: Path, variant: str | None) -> None:
     """Of one file of weights and an index of several remove what an earlier save left: the one file would be read."""
     found = [
-        p for n in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME) if (p := folder / _add_variant(n, variant)).exists()
+        p for n in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME) if (p := folder / with_variant(n, variant)).exists()
     ]
     if len(found) > 1:
         min(found, key=lambda p: p.stat().st_mtime_ns).unlink()

@@ -7,10 +7,11 @@ from enum import Enum
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 from tptt.config import MemoryConfig, one_of
 from tptt.version import __version__
+
+from .compat import SubConfigSpec
 
 
 def jsonable(value: Any) -> Any:
@@ -80,7 +81,7 @@ class TpttConfig(PreTrainedConfig):
     mix_gate: str = MemoryConfig.mix_gate
     cross_gate: bool = MemoryConfig.cross_gate
     mag_weight: float = MemoryConfig.mag_weight
-    max_self_attn_length: int | None = None
+    max_self_attn_length: int | str | None = None
     sink_tokens: int = 0
     layers: str | int | list | tuple = "all"
     memory_only_layers: str | list | tuple = ()

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .forward import carriers
+from .compat import ROTARY
+from .slots import patched_attention
 
-_ROTARY = "apply_rotary_pos_emb"  # what modeling files of transformers call it
 _RIDGE = 1e-4  # of the mean variance, on every channel: few tokens do not vary in all of them
 _SAME = 0.95  # cosine from which what is turned counts as the projection's own output
 
@@ -58,9 +58,9 @@ def rotary_turns(model: nn.Module) -> Iterator[dict[nn.Module, Turn]]:
     """
     found: dict[nn.Module, Turn] = {}
     running: list[nn.Module] = []
-    modules = carriers(model)
+    modules = patched_attention(model)
     places = {sys.modules[type(m).__module__] for m in modules}
-    originals = [(p, f) for p in places if (f := getattr(p, _ROTARY, None)) is not None and _turns_both(f)]
+    originals = [(p, f) for p in places if (f := getattr(p, ROTARY, None)) is not None and _turns_both(f)]
 
     def recording(function):
         def call(*args, **kwargs):
@@ -74,11 +74,11 @@ def rotary_turns(model: nn.Module) -> Iterator[dict[nn.Module, Turn]]:
     handles += [m.register_forward_hook(lambda m, args, out: running.clear()) for m in modules]
     try:
         for place, function in originals:
-            setattr(place, _ROTARY, recording(function))
+            setattr(place, ROTARY, recording(function))
         yield found
     finally:
         for place, function in originals:
-            setattr(place, _ROTARY, function)
+            setattr(place, ROTARY, function)
         for handle in handles:
             handle.remove()
 

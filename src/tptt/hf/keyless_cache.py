@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from transformers.cache_utils import CacheLayerMixin
+
+from .compat import CacheLayerMixin
 
 
 def mask_sizes(stock, seen: int, query_length: int) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .compat import model_from_config
 from .configuration import TpttConfig
 from .model import TpttModel
 
@@ -16,6 +17,6 @@ def skeleton(config: TpttConfig, dtype: torch.dtype) -> TpttModel:
     before, base.dtype = base.dtype, dtype
     try:
         with torch.device("meta"):
-            return TpttModel._from_config(config, dtype=dtype)
+            return model_from_config(TpttModel, config, dtype=dtype)
     finally:
         base.dtype = before

@@ -5,43 +5,71 @@ from __future__ import annotations
 import contextvars
 import copy
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
-from tptt.config import require_chosen_layers
-from tptt.hf import attach_memory
+from tptt.config import require_decided
 
 from .calibration import calibrate
 from .checkpoint import CheckpointMixin
+from .compat import (
+    ConvertedModelBase,
+    cache_in,
+    cache_keyword,
+    chosen_attention_implementation,
+    register_causal_lm,
+    set_attention_implementation,
+    set_tied_names,
+)
 from .configuration import TpttConfig, base_error
-from .patch import NAME, base_of, prepare_generation, weights_loaded
+from .patch import attach_memory, base_of, prepare_generation, weights_loaded
 
 _without_weights: contextvars.ContextVar[bool] = contextvars.ContextVar("tptt_without_weights", default=False)
 _adapter_follows: contextvars.ContextVar[bool] = contextvars.ContextVar("tptt_adapter_follows", default=False)
+_given_base: contextvars.ContextVar[PreTrainedModel | None] = contextvars.ContextVar("tptt_given_base", default=None)
 _TOKENS_TO_CALIBRATE = 128
 
 
 @contextmanager
-def _set(variable: contextvars.ContextVar[bool]):
-    token = variable.set(True)
+def _set(variable: contextvars.ContextVar[Any], value: Any = True):
+    token = variable.set(value)
     try:
         yield
     finally:
         variable.reset(token)
 
 
+def load_base(config: TpttConfig, **options) -> PreTrainedModel:
+    """The base of ``config`` with its weights; ``options`` are those of `TpttModel`.
+
+    Raises:
+        OSError: the base was not found (the message says how to name it, and the token for gated ones).
+        ValueError: the base is no causal language model.
+    """
+    return _load_base(config, _noted(config, options))
+
+
+def _noted(config: TpttConfig, options: dict[str, Any]) -> dict[str, Any]:
+    """``options`` for the base's ``from_pretrained``; ``config`` notes what of them belongs to the model."""
+    options = dict(options)
+    if (dtype := options.pop("torch_dtype", None)) is not None:
+        options.setdefault("dtype", dtype)
+    if options.get("revision") is not None:
+        config.base_model_revision = options["revision"]
+    if options.get("attn_implementation") is not None:
+        set_attention_implementation(config, options["attn_implementation"])
+    return options
+
+
 def _load_base(config: TpttConfig, options: dict) -> PreTrainedModel:
     if _without_weights.get():
-        attention = getattr(config.text_config, "_attn_implementation", None)
-        return AutoModelForCausalLM.from_config(
-            config.text_config,
-            trust_remote_code=getattr(config.text_config, "model_type", None)
-            not in CONFIG_MAPPING,  # as its class was, to be here
-            **({"attn_implementation": attention} if attention else {}),
-        )
+        own_code = getattr(config.text_config, "model_type", None) not in CONFIG_MAPPING  # it runs already, to be here
+        attention = chosen_attention_implementation(config.text_config)
+        chosen = {} if attention is None else {"attn_implementation": attention}
+        return AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=own_code, **chosen)
     if config.base_model_name is None:
         raise ValueError("TpttConfig.base_model_name is missing: give the path or hub id of a causal language model")
     options = {k: v for k, v in options.items() if v is not None}
@@ -63,8 +91,7 @@ def _with_lora(base: PreTrainedModel, lora: dict) -> PeftModel:
         for name, source in base.all_tied_weights_keys.items():
             _put(base, name, base.get_parameter(source))
     model = get_peft_model(base, PeftConfig.from_peft_type(**lora))
-    # PeftModel.__getattr__ would return the base's, whose names lack the prefix and what peft has put in between
-    object.__setattr__(model, "all_tied_weights_keys", _ties(model))
+    set_tied_names(model, _ties(model))
     return model
 
 
@@ -79,7 +106,7 @@ def _ties(model: torch.nn.Module) -> dict[str, str]:
     return {n: f for n, p in model.named_parameters(remove_duplicate=False) if (f := first.setdefault(p, n)) != n}
 
 
-class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
+class TpttModel(CheckpointMixin, ConvertedModelBase):
     """A causal language model with a linear memory beside its softmax attention.
 
     Args:
@@ -100,21 +127,15 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = {NAME}
 
     def __init__(self, config: TpttConfig, **options) -> None:
-        if (dtype := options.pop("torch_dtype", None)) is not None:
-            options.setdefault("dtype", dtype)
-        if options.get("revision") is not None:
-            config.base_model_revision = options["revision"]
-        if options.get("attn_implementation") is not None:
-            config._attn_implementation = options["attn_implementation"]
-        require_chosen_layers(config.memory_config())  # before a base is loaded
+        options = _noted(config, options)
+        require_decided(config.memory_config())  # before a base is loaded
         super().__init__(config)
         self.loss_type = "ForCausalLM"
         fresh = not _without_weights.get()
-        base = _load_base(config, options)
+        given = _given_base.get()
+        base = _load_base(config, options) if given is None else given
         config.text_config = base.config  # one object, so that later changes of the implementation reach the base
         self.base_vocabulary = base.config.vocab_size
         self.backbone = base if config.lora_config is None else _with_lora(base, config.lora_config)
@@ -126,7 +147,7 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
             config.name_or_path = config.name_or_path or config.base_model_name
             self.generation_config = copy.deepcopy(base.generation_config)
             self.post_init()
-            if not _adapter_follows.get():
+            if given is None and not _adapter_follows.get():
                 ids = torch.randint(base.config.vocab_size, (2, _TOKENS_TO_CALIBRATE // 2),
                                     generator=torch.Generator().manual_seed(0))  # fmt: skip
                 calibrate(self.backbone, ids.to(base.device))
@@ -184,16 +205,27 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
         labels=None,
         use_cache=None,
         logits_to_keep=0,
+        cache=None,
         **kwargs,
     ):
-        """As the base's forward: input_ids, attention_mask, labels [B, T] -> logits [B, T, vocabulary], loss in nats."""
+        """As the base's forward: input_ids, attention_mask, labels [B, T] -> logits [B, T, vocabulary], loss in nats.
+
+        The cache is taken as ``past_key_values`` (transformers 5.23) and as ``cache`` (5.24) alike.
+        """
+        cache = cache_in({"past_key_values": past_key_values, "cache": cache}, type(self).__name__)
         if use_cache is None:  # Trainer switches it off on this config only, and training has no use for a cache
             use_cache = bool(getattr(self.config, "use_cache", True)) and not self.training and labels is None
         return self.backbone(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-            past_key_values=past_key_values, inputs_embeds=inputs_embeds, labels=labels, use_cache=use_cache,
-            logits_to_keep=logits_to_keep, **kwargs,
-        )  # fmt: skip
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **cache_keyword(self.inner, cache),
+            **kwargs,
+        )
 
     def prepare_inputs_for_generation(self, input_ids, attention_mask=None, inputs_embeds=None, **kwargs):
         """As transformers', and the 2-D mask goes along: a static cache gets a 4-D one, which hides padding's place."""
@@ -206,10 +238,9 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
             inputs["memory_mask"] = attention_mask[:, -tokens:].bool()
         return inputs
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        result = super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+    def cache_prepared(self, generation_config, model_kwargs) -> None:
+        """``generate`` has put its cache into ``model_kwargs``: it gets the memories' states."""
         prepare_generation(self.backbone, generation_config, model_kwargs)
-        return result
 
     def init_continuous_batching(self, *args, **kwargs):
         """Refused: requests that share a paged cache cannot each carry a memory.
@@ -220,9 +251,9 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
         raise ValueError("continuous batching keeps a paged cache, which cannot carry a memory: use generate()")
 
     @classmethod
-    def _from_config(cls, config, **kwargs):
-        with _set(_without_weights):
-            return super()._from_config(config, **kwargs)
+    def without_weights(cls):
+        """A context within which a model is built whose weights come later."""
+        return _set(_without_weights)
 
     @classmethod
     def _load_full(cls, path, *args, **kwargs):
@@ -235,6 +266,13 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
     def _for_adapter(cls, config: TpttConfig, **options) -> TpttModel:
         with _set(_adapter_follows):
             return cls(config, **options)
+
+    @classmethod
+    def on_base(cls, config: TpttConfig, base: PreTrainedModel) -> TpttModel:
+        """A converted model around ``base``, which `load_base` loaded for ``config``. Its memory is not calibrated yet: that is
+        done on the text that it will be trained on (`tptt.calibrate`)."""
+        with _set(_given_base, base):
+            return cls(config)
 
     def merge_and_unload(self) -> TpttModel:
         """Fold LoRA into the base's weights; from then on `save_pretrained` writes a self-contained checkpoint."""
@@ -251,5 +289,4 @@ class TpttModel(CheckpointMixin, PreTrainedModel, GenerationMixin):
 
 
 AutoModelForCausalLM.register(TpttConfig, TpttModel, exist_ok=True)
-# Trainer's label smoother shifts the labels of the classes that this table names, and of no others
-MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[TpttConfig.model_type] = TpttModel.__name__
+register_causal_lm(TpttConfig.model_type, TpttModel.__name__)

@@ -1,4 +1,4 @@
-"""Packed rows: several sequences in one row, told apart by positions that start again."""
+"""Packed rows: several sequences in one row. The positions of each begin anew."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from .window_cache import position_in_segment
 
 
-def segment_ids(position_ids: torch.Tensor) -> torch.Tensor:
+def sequence_ids(position_ids: torch.Tensor) -> torch.Tensor:
     """[B, T] running number of the sequence each token belongs to, from position_ids [B, T]."""
     starts = torch.ones_like(position_ids, dtype=torch.bool)
     starts[:, 1:] = position_ids[:, 1:] - position_ids[:, :-1] != 1
@@ -33,16 +33,16 @@ class Unpacked:
     """Moves [B, T, ...] tensors of packed rows to one row per sequence [S, L, ...] and back.
 
     Args:
-        segments: [B, T] from `segment_ids`.
+        sequences: [B, T] from `sequence_ids`.
     """
 
-    def __init__(self, segments: torch.Tensor) -> None:
-        counts = segments[:, -1] + 1
+    def __init__(self, sequences: torch.Tensor) -> None:
+        counts = sequences[:, -1] + 1
         offset = counts.cumsum(0) - counts
-        self.row = segments + offset[:, None]  # [B, T] number of the sequence over the whole batch
-        self.column = position_in_segment(segments)
+        self.row = sequences + offset[:, None]  # [B, T] number of the sequence over the whole batch
+        self.column = position_in_segment(sequences)
         self.shape = (int(counts.sum()), int(self.column.max()) + 1)
-        self.mask = torch.zeros(self.shape, dtype=torch.bool, device=segments.device)
+        self.mask = torch.zeros(self.shape, dtype=torch.bool, device=sequences.device)
         self.mask[self.row, self.column] = True
 
     def out(self, x: torch.Tensor) -> torch.Tensor:

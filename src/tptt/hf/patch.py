@@ -1,26 +1,41 @@
 """Attach a linear memory to a model in place, and take it off again.
 
-Nothing is wrapped: the memory is a child called ``liza`` of each attention module, and hooks (hooks.py) do the rest.
+Nothing is wrapped: the memory is a child called ``liza`` of each attention module, and hooks (forward.py) do the rest.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+import torch
 from torch import nn
 
-from tptt.config import MemoryConfig, check_mag_weight, require_chosen_layers
+from tptt.config import MemoryConfig, check_mag_weight, require_decided
 from tptt.memory import LinearMemory
 
-from .active import memory_of
+from .compat import (
+    CACHE_ARGUMENTS,
+    cache_argument,
+    cache_in,
+    can_replace_attention,
+    check_cache_layers,
+    hook_cache_preparation,
+    unhook_cache_preparation,
+    unknown_arguments,
+)
 from .discovery import Found, UnsupportedAttentionError, choose, find_attention
-from .forward import Site, after_attention, before_attention, before_layer, cache_layer, carriers
-from .inputs import before_body, takes_keywords
-from .softmax import follow_weight, window_of, window_refusal, with_softmax, without_softmax
+from .forward import after_attention, before_attention, before_layer, cache_layer
+from .layouts import Geometry
+from .masks import before_body, takes_keywords
+from .no_memory import NoMemory
+from .slots import MEMORY, Branches, MemorySlot, memories, memory_of, patched_attention, put_slot, slot_of, take_slot
+from .softmax import follow_mag_weight, set_branches, window_of, window_refusal
 
-NAME = "liza"
+_BODY_HOOK = "_tptt_handle"
+MakeMemory = Callable[[MemoryConfig, Geometry, torch.device], nn.Module]
 
 
 def attach_memory(model: nn.Module, config: MemoryConfig | None = None) -> nn.Module:
@@ -40,9 +55,34 @@ def attach_memory(model: nn.Module, config: MemoryConfig | None = None) -> nn.Mo
         ValueError: the model already carries a memory; ``config`` names a layer that is not there, has another number of
             feature widths than layers, or has ``layers="auto"``, which needs data.
     """
-    config = config or MemoryConfig()
-    require_chosen_layers(config)
-    if memories(model):
+    return _attach(model, config or MemoryConfig(), _new_memory)
+
+
+def attach_window(model: nn.Module, config: MemoryConfig) -> nn.Module:
+    """Give the attention layers of ``model`` the softmax window of ``config`` and no memory, in place.
+
+    For measuring what a memory would be needed for, before there is one; `detach_memory` takes it off again. In the place
+    of each memory stands a `NoMemory`, which knows how large the memory would be.
+
+    Raises:
+        As `attach_memory`.
+    """
+    return _attach(model, config, _planned_memory)
+
+
+def _new_memory(config: MemoryConfig, sizes: Geometry, device: torch.device) -> nn.Module:
+    memory = LinearMemory(config, sizes.hidden, sizes.heads, sizes.kv_heads, sizes.head_dim, sizes.value_dim)
+    return memory.to(device)
+
+
+def _planned_memory(config: MemoryConfig, sizes: Geometry, device: torch.device) -> nn.Module:
+    with torch.device("meta"):
+        return NoMemory(config, _new_memory(config, sizes, torch.device("meta")))
+
+
+def _attach(model: nn.Module, config: MemoryConfig, make: MakeMemory) -> nn.Module:
+    require_decided(config)
+    if patched_attention(model):
         raise ValueError("this model already carries a memory: detach_memory(model) takes it off")
     body = attention_body(model, config.bidirectional)
     found = find_attention(body, config.attention_layout)
@@ -53,17 +93,18 @@ def attach_memory(model: nn.Module, config: MemoryConfig | None = None) -> nn.Mo
     widths = _widths(config, len(chosen))
     for x in chosen:
         _check(x, body, config, x in fixed)
-    plain = frozenset(_kind(x) for x in found if x not in chosen)
-    sites: list[Site] = []
+    if not config.bidirectional:
+        check_cache_layers()
+    others = frozenset(_mask_kind(x) for x in found if x not in chosen)
+    slots: list[MemorySlot] = []
     for x, width in zip(chosen, widths, strict=True):
-        _give(x, body, replace(config, feature_width=width), x in fixed, plain, sites)
+        _give(x, body, replace(config, feature_width=width), x in fixed, others, slots, make)
     parameters = tuple(inspect.signature(type(body).forward).parameters)[1:]
     if "attention_mask" in parameters:
-        hook = partial(before_body, parameters, config, sites, takes_keywords(body))
-        body._tptt_handle = body.register_forward_pre_hook(hook, with_kwargs=True)
-    generator = base_of(model)
-    if hasattr(type(generator), _PREPARE) and not config.bidirectional:
-        setattr(generator, _PREPARE, partial(_prepare_generation, generator))
+        hook = partial(before_body, parameters, config, slots, takes_keywords(body))
+        body.__dict__[_BODY_HOOK] = body.register_forward_pre_hook(hook, with_kwargs=True)
+    if not config.bidirectional:
+        hook_cache_preparation(base_of(model), prepare_generation)
     return model
 
 
@@ -79,19 +120,9 @@ def _widths(config: MemoryConfig, layers: int) -> tuple[int, ...]:
     return found
 
 
-_PREPARE = "_prepare_cache_for_generation"
-
-
-def _prepare_generation(model, generation_config, model_kwargs, *args, **kwargs):
-    """What ``generate`` calls: the cache it made is given states before anything is computed with it."""
-    result = getattr(type(model), _PREPARE)(model, generation_config, model_kwargs, *args, **kwargs)
-    prepare_generation(model, generation_config, model_kwargs)
-    return result
-
-
 def prepare_generation(model: nn.Module, generation_config, model_kwargs: dict) -> None:
     """Give the cache in ``model_kwargs`` of ``generate`` states, and let an assistant's record what it may take back."""
-    if (cache := model_kwargs.get("past_key_values")) is not None:
+    if (cache := cache_in(model_kwargs, f"{type(model).__name__}.generate")) is not None:
         prepare_cache(model, cache)
         if generation_config.is_assistant:
             cache.activate_past_recording()
@@ -113,12 +144,14 @@ def _check(x: Found, body: nn.Module, config: MemoryConfig, alone: bool) -> None
         raise UnsupportedAttentionError(f"{who} is shared between layers: one memory cannot follow several")
     if "cycle_offset" in parameters:
         raise UnsupportedAttentionError(f"{who} runs several times for each token: one memory cannot follow it")
+    if not config.bidirectional:
+        _check_cache_argument(x, body)
     causal = _is_causal(x)
     if causal is config.bidirectional:
         does, needs = ("causal", False) if causal else ("not causal", True)
         raise UnsupportedAttentionError(f"{who} is {does}: its memory needs bidirectional={needs}")
     if (
-        config.max_self_attn_length is not None
+        config.window is not None
         and not alone
         and (reason := window_refusal(x.module, _config(x, body), config.sink_tokens))
     ):
@@ -127,6 +160,23 @@ def _check(x: Found, body: nn.Module, config: MemoryConfig, alone: bool) -> None
         raise UnsupportedAttentionError(
             f"{who} does not take its softmax from transformers' attention interface, so that it cannot be left out: mu "
             "cannot be fixed at 1 (memory_only_layers)"
+        )
+
+
+def _check_cache_argument(x: Found, body: nn.Module) -> None:
+    """Refuse an attention module that takes its cache under a name that is not known, or none although its model has one."""
+    if cache_argument(x.module) is not None:
+        return
+    who, known = f"{x.name} ({type(x.module).__name__})", ", ".join(CACHE_ARGUMENTS)
+    if strange := unknown_arguments(x.module):
+        raise UnsupportedAttentionError(
+            f"{who} takes its cache under no known name ({known}); it takes {', '.join(strange)}. If one of these is a cache, "
+            "a memory would lose its state at every step"
+        )
+    if cache_argument(body) is not None:
+        raise UnsupportedAttentionError(
+            f"{type(body).__name__} takes a cache as {cache_argument(body)!r}, and {who} takes none under a known name "
+            f"({known}): a memory would lose its state at every step"
         )
 
 
@@ -143,48 +193,62 @@ def _is_causal(x: Found) -> bool | None:
 
 def can_leave_softmax_out(module: nn.Module, body: nn.Module) -> bool:
     """Whether the attention ``module`` of ``body`` can do without its softmax (see ``MemoryConfig.memory_only_layers``)."""
-    return hasattr(module, "config") and getattr(body, "_can_set_attn_implementation", lambda: False)()
+    return hasattr(module, "config") and can_replace_attention(body)
 
 
-def _kind(x: Found) -> str | None:
+def _mask_kind(x: Found) -> str | None:
     """Which of the model's masks the layer takes ("sliding_attention", ...); None where all take one."""
     kinds = getattr(getattr(x.module, "config", None), "layer_types", None)
     return kinds[x.layer] if kinds and x.layer < len(kinds) else None
 
 
 def _give(
-    x: Found, body: nn.Module, config: MemoryConfig, fixed: bool, plain: frozenset[str | None], sites: list[Site]
+    x: Found,
+    body: nn.Module,
+    config: MemoryConfig,
+    fixed: bool,
+    others: frozenset[str | None],
+    slots: list[MemorySlot],
+    make: MakeMemory,
 ) -> None:
+    """Give one attention module its memory, its slot and its hooks."""
     module, sizes = x.module, x.sizes
     if fixed:
         config = replace(config, mag_weight=1.0, mix_gate="none")
-    memory = LinearMemory(config, sizes.hidden, sizes.heads, sizes.kv_heads, sizes.head_dim, sizes.value_dim)
-    module.add_module(NAME, memory.to(next(module.parameters()).device))
-    parameters = tuple(inspect.signature(type(module).forward).parameters)[1:]
-    layer, base = _layer(body, x.name), _config(x, body)
-    window = window_of(module, base, x.layer, config.max_self_attn_length)
-    follows = config.mix_gate == "none" and not fixed and can_leave_softmax_out(module, body)
-    site = Site(
-        sizes, parameters, x.layer, _kind(x), base, window, config.sink_tokens, takes_keywords(layer), sites, plain, fixed, follows
-    )  # fmt: skip
-    module._tptt = site
-    sites.append(site)
-    site.handles = [
-        layer.register_forward_pre_hook(partial(before_layer, site), with_kwargs=True),
+    module.add_module(MEMORY, make(config, sizes, next(module.parameters()).device))
+    layer, base = decoder_layer(body, x.name), _config(x, body)
+    slot = MemorySlot(
+        geometry=sizes,
+        parameters=tuple(inspect.signature(type(module).forward).parameters)[1:],
+        layer=x.layer,
+        mask_kind=_mask_kind(x),
+        config=base,
+        window=window_of(module, base, x.layer, config.window),
+        sinks=config.sink_tokens,
+        layer_takes_keywords=takes_keywords(layer),
+        neighbours=slots,
+        other_mask_kinds=others,
+        mu_fixed=fixed,
+        follows_mag_weight=config.mix_gate == "none" and not fixed and can_leave_softmax_out(module, body),
+    )
+    put_slot(module, slot)
+    slots.append(slot)
+    slot.handles = [
+        layer.register_forward_pre_hook(partial(before_layer, slot), with_kwargs=True),
         module.register_forward_pre_hook(before_attention, with_kwargs=True),
         module.register_forward_hook(after_attention),
         module.register_load_state_dict_post_hook(_loaded),
     ]
     if fixed:
-        without_softmax(module)
-    follow_weight(module)
+        set_branches(module, Branches.MEMORY)
+    follow_mag_weight(module)
 
 
 def _loaded(module: nn.Module, incompatible_keys) -> None:
-    follow_weight(module)
+    follow_mag_weight(module)
 
 
-def _layer(body: nn.Module, name: str) -> nn.Module:
+def decoder_layer(body: nn.Module, name: str) -> nn.Module:
     """The layer of ``body`` that holds its child ``name``: an entry of a list of modules, or the parent."""
     parts = name.split(".")
     above = [i for i in range(len(parts)) if isinstance(body.get_submodule(".".join(parts[:i])), nn.ModuleList)]
@@ -197,15 +261,16 @@ def _config(x: Found, body: nn.Module):
 
 def detach_memory(model: nn.Module) -> nn.Module:
     """Take the memory off again; the model computes what it did before, bit for bit. Returns ``model``."""
-    base_of(model).__dict__.pop(_PREPARE, None)
+    unhook_cache_preparation(base_of(model))
+    for module in patched_attention(model):
+        set_branches(module, Branches.BASE)
+        slot = take_slot(module)
+        assert slot is not None
+        for handle in [*slot.handles, *(h for _, handles in slot.hooks.values() for h in handles)]:
+            handle.remove()
+        delattr(module, MEMORY)
     for module in model.modules():
-        if (site := module.__dict__.get("_tptt")) is not None:
-            with_softmax(module)
-            del module._tptt
-            for handle in [*site.handles, *(h for _, handles in site.hooks.values() for h in handles)]:
-                handle.remove()
-            delattr(module, NAME)
-        if (handle := module.__dict__.pop("_tptt_handle", None)) is not None:
+        if (handle := module.__dict__.pop(_BODY_HOOK, None)) is not None:
             handle.remove()
     return model
 
@@ -226,12 +291,6 @@ def attention_body(model: nn.Module, bidirectional: bool = False) -> nn.Module:
     return getattr(inner, "base_model", inner)
 
 
-def memories(model: nn.Module) -> list[LinearMemory]:
-    """The memories of ``model`` in layer order; of an adapter's copy and its original the one at work."""
-    idle = {x for m in carriers(model) for x in m.liza.modules() if x is not memory_of(m)}
-    return [m for m in model.modules() if isinstance(m, LinearMemory) and m not in idle]
-
-
 def set_mag_weight(model: nn.Module, weight: float) -> None:
     """Set the Memory-as-Gate weight of every layer that has a softmax beside its memory.
 
@@ -241,21 +300,21 @@ def set_mag_weight(model: nn.Module, weight: float) -> None:
     value = check_mag_weight(weight)
     if not memories(model):
         raise ValueError(f"{type(model).__name__} carries no memory: attach_memory(model, config) gives it one")
-    mixed = [m for m in carriers(model) if not m._tptt.fixed]
+    mixed = [m for m in patched_attention(model) if not slot_of(m).mu_fixed]
     if not mixed and value != 1.0:
         raise ValueError(f"mu is fixed at 1 in every memory of {type(model).__name__}: there is no softmax to mix with")
     for module in mixed:
         memory_of(module).mag_weight.fill_(value)
-        follow_weight(module)
+        follow_mag_weight(module)
 
 
 def weights_loaded(model: nn.Module) -> None:
     """To be called when weights were loaded by other ways than ``load_state_dict``."""
-    for module in carriers(model):
-        follow_weight(module)
+    for module in patched_attention(model):
+        follow_mag_weight(module)
 
 
 def prepare_cache(model: nn.Module, cache) -> None:
     """Give every layer of ``cache`` that belongs to a memory a recurrent state."""
-    for module in carriers(model):
+    for module in patched_attention(model):
         cache_layer(module, cache)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicLayer
 
+from .compat import DynamicLayer
 from .keyless_cache import mask_sizes
 
 

@@ -16,23 +16,26 @@ from tptt.ops.tracing import plain
 
 
 class LearnedMap(nn.Module):
-    """P [H, rows, D], learned from ``start`` [rows, D]; K is the width of the features."""
+    """P [H, rows, D], learned from ``start`` [rows, D]; K is the width of the features.
+
+    What P started from is kept, and saved with it: only a map that has not been trained may start anew.
+    """
 
     def __init__(self, heads: int, start: torch.Tensor, width: int) -> None:
         super().__init__()
         self.width = width  # K
         here = torch.empty(0).device  # "meta" where weights are loaded later; ``start`` never is there
         self.weight = nn.Parameter(start.repeat(heads, 1, 1).to(here))
-        self._begun = start  # [rows, D] or [H, rows, D]
+        self.register_buffer("start", self.weight.detach().clone())
 
     @torch.no_grad()
     def begin_from(self, maps: torch.Tensor) -> bool:
-        """Let the features begin as those of the first rows of A x, A = ``maps`` [H, D, D]; False: they have been trained and
+        """Start the features from those of the first rows of A x, A = ``maps`` [H, D, D]. False: they have been trained, and
         stay as they are."""
-        if not torch.allclose(self._begun.to(self.weight).expand_as(self.weight), self.weight, rtol=1e-4, atol=1e-6):
+        if not torch.allclose(self.start.to(self.weight), self.weight, rtol=1e-4, atol=1e-6):
             return False
-        self._begun = maps[:, : self.weight.shape[1]].to(self.weight)
-        self.weight.copy_(self._begun)
+        self.start.copy_(maps[:, : self.weight.shape[1]])
+        self.weight.copy_(self.start)
         return True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,8 @@ from tptt.hf.meta_model import skeleton
 from tptt.processes import is_first
 from tptt.train.allocator import keep_freed_memory
 from tptt.train.auto_layers import check_auto, measured_config
-from tptt.train.loop import Converted, convert_and_train, row_length
+from tptt.train.base import row_length
+from tptt.train.loop import Converted, convert_and_train
 
 from .base import base_config, base_name, conversion_config
 from .folder import WriteRunFile, check_output

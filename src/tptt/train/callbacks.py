@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -38,9 +39,9 @@ def _steps(name: str, value: Any) -> int:
 
 
 class MagWeightCallback(TrainerCallback):
-    """Sets mu to ``schedule(step)`` before every step; step counts finished optimizer steps: a resumed run goes on.
+    """Sets mu to ``schedule(step)`` before every step; step counts finished optimizer steps, so that a resumed run goes on.
 
-    mu is in the Trainer's logs and in ``trainer.state.log_history`` as ``mag_weight``: the value of the step just done.
+    Trainer's logs and ``trainer.state.log_history`` get the value of the step just done as ``mag_weight``.
 
     Args:
         model: a TpttModel, or any model that carries a memory.
@@ -100,18 +101,42 @@ class AdjustMaGWeightCallback(MagWeightCallback):
         super().__init__(model, partial(gradual, initial=initial, final=final, transition_step=steps))
 
 
-def _weights(weight_list: Sequence[float] | None) -> tuple[float, ...]:
-    if not isinstance(weight_list, tuple | list) or not weight_list:
-        raise ValueError(f'mode "cyclic" needs weight_list, a list of numbers in [0, 1], got {weight_list!r}')
-    return tuple(_weight(f"weight_list[{i}]", w) for i, w in enumerate(weight_list))
+@dataclass(frozen=True)
+class _Options:
+    """What `LiZACallback` was given, checked."""
+
+    initial: float
+    final: float
+    transition_step: int
+    weight_list: Sequence[float] | None
+    period: int
 
 
-# mode -> schedule, from what LiZACallback was given
-_MODES: dict[str, Callable[[dict[str, Any]], Schedule]] = {
-    "constant": lambda o: partial(constant, weight=o["final"]),
-    "gradual": lambda o: partial(gradual, initial=o["initial"], final=o["final"], transition_step=o["transition"]),
-    "cyclic": lambda o: partial(cyclic, weights=_weights(o["weights"]), period=o["period"]),
-    "switch": lambda o: partial(switch, initial=o["initial"], final=o["final"], period=o["period"]),
+def _constant(options: _Options) -> Schedule:
+    return partial(constant, weight=options.final)
+
+
+def _gradual(options: _Options) -> Schedule:
+    return partial(gradual, initial=options.initial, final=options.final, transition_step=options.transition_step)
+
+
+def _cyclic(options: _Options) -> Schedule:
+    weights = options.weight_list
+    if not isinstance(weights, tuple | list) or not weights:
+        raise ValueError(f'mode "cyclic" needs weight_list, a list of numbers in [0, 1], got {weights!r}')
+    checked = tuple(_weight(f"weight_list[{i}]", weight) for i, weight in enumerate(weights))
+    return partial(cyclic, weights=checked, period=options.period)
+
+
+def _switch(options: _Options) -> Schedule:
+    return partial(switch, initial=options.initial, final=options.final, period=options.period)
+
+
+_MODES: dict[str, Callable[[_Options], Schedule]] = {
+    "constant": _constant,
+    "gradual": _gradual,
+    "cyclic": _cyclic,
+    "switch": _switch,
 }
 
 
@@ -124,9 +149,9 @@ class LiZACallback(MagWeightCallback):
             ``transition_step`` steps), "cyclic" (the values of ``weight_list`` in turn), "switch" (``initial_weight``
             and ``final_weight`` in turn; 0 switches the memory off).
         initial_weight, final_weight: in [0, 1].
-        transition_step: 1 or more.
+        transition_step: optimizer steps, 1 or more.
         weight_list: for "cyclic", each in [0, 1].
-        switch_period: how many steps "cyclic" and "switch" stay at a value, 1 or more.
+        switch_period: optimizer steps that "cyclic" and "switch" stay at a value, 1 or more.
 
     Raises:
         ValueError: unknown mode, a value out of its range, or ``model`` carries no memory.
@@ -144,12 +169,12 @@ class LiZACallback(MagWeightCallback):
     ) -> None:
         if mode not in _MODES:
             raise ValueError(f"unknown mode {mode!r}; valid are {', '.join(_MODES)}")
-        options = {
-            "initial": _weight("initial_weight", initial_weight),
-            "final": _weight("final_weight", final_weight),
-            "transition": _steps("transition_step", transition_step),
-            "weights": weight_list,
-            "period": _steps("switch_period", switch_period),
-        }
+        options = _Options(
+            _weight("initial_weight", initial_weight),
+            _weight("final_weight", final_weight),
+            _steps("transition_step", transition_step),
+            weight_list,
+            _steps("switch_period", switch_period),
+        )
         self.mode = mode
         super().__init__(model, _MODES[mode](options))

@@ -1,4 +1,4 @@
-"""What training minimises. Legend: B rows, T tokens, V vocabulary, H heads, D head width."""
+"""Terms of the training loss beside cross entropy. Legend: B rows, T tokens, H heads, D head width, S states."""
 
 from __future__ import annotations
 
@@ -7,38 +7,52 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-_MOST_NATS = 4.0  # that one token may be told: a name that the window cannot guess, and not the rarest of names
+_MAX_NATS = 4.0
+"""What one token may gain from far context: a name that the window cannot guess, but not the rarest of names."""
 
 
-def attention_distance(ours: Sequence[torch.Tensor], base: Sequence[torch.Tensor], window: int) -> torch.Tensor:
-    """Mean over layers and rows of the squared distance of attention outputs [B, T, H * D] at tokens from ``window`` on, as
-    a share of the base's mean square in the row; before it a window sees all that the base sees."""
+def attention_distance(
+    ours: Sequence[torch.Tensor], base: Sequence[torch.Tensor], counts: torch.Tensor
+) -> torch.Tensor:
+    """Squared distance of attention outputs from the base's, as a share of the base's mean square: [B], mean over layers.
+
+    Attention transfer as in LoLCATs (arXiv 2410.10254, section 3.1), relative instead of absolute, so that layers of small
+    outputs count as much as others.
+
+    Args:
+        ours, base: of each layer, [B, T, H * D].
+        counts: [B, T] bool, which tokens are compared; a row without any has distance 0.
+    """
     shares = []
     for a, b in zip(ours, base, strict=True):
-        a, b = a[:, window:].float(), b[:, window:].float()
-        shares.append((a - b).pow(2).mean((1, 2)) / b.pow(2).mean((1, 2)).clamp_min(1e-12))
-    return torch.stack(shares).mean()
+        a, b = (x.float().masked_fill(~counts[..., None], 0.0) for x in (a, b))
+        shares.append((a - b).pow(2).sum((1, 2)) / b.pow(2).sum((1, 2)).clamp_min(1e-12))
+    return torch.stack(shares).mean(0)
 
 
-def write_loss(gates: Sequence[tuple[int, torch.Tensor]], stated: torch.Tensor, fact_weight: float) -> torch.Tensor:
-    """Cross entropy of write gates, mean over the rows: tokens where ``stated`` [B, T] is 1 are to be written, those where it
-    is 0 not, others do not count.
+def write_gate_loss(
+    gates: Sequence[tuple[int, torch.Tensor]], stated: torch.Tensor, fact_weight: float
+) -> torch.Tensor:
+    """Cross entropy of write gates in nats, [B]: tokens that state a fact are to be written, the others are not.
 
-    ``gates`` are the feature widths of memories and the logits [B, T, S] of their gates: a memory counts by its width, since
-    the wide ones are where the base looks far back. The few of the one kind weigh in a row ``fact_weight`` times what the
-    many of the other do, 2 together; a row without both adds 0.
+    Args:
+        gates: of each memory its feature width and the logits [B, T, S] of its gate. A memory counts in proportion to its
+            width, because the wide ones are those whose base layer needs far context.
+        stated: [B, T], 1 where a fact is stated, 0 where none is; other tokens do not count.
+        fact_weight: weight of the first kind over that of the second, whose mean is 1. A row that lacks one of the kinds
+            has loss 0.
     """
-    wanted, rest = (stated == 1).float(), (stated == 0).float()
-    both = (wanted.sum(1) > 0) & (rest.sum(1) > 0)
-    wanted, rest = (both[:, None] * x / x.sum(1, keepdim=True).clamp_min(1) for x in (wanted, rest))
-    total = torch.zeros((), device=stated.device)
-    for width, x in gates:
-        each = fact_weight * wanted * F.softplus(-x).mean(-1) + rest * F.softplus(x).mean(-1)
-        total = total + width * each.sum(1).mean()
+    facts, rest = (stated == 1).float(), (stated == 0).float()
+    both = (facts.sum(1) > 0) & (rest.sum(1) > 0)
+    facts, rest = (both[:, None] * x / x.sum(1, keepdim=True).clamp_min(1) for x in (facts, rest))
+    total = torch.zeros(len(stated), device=stated.device)
+    for width, logits in gates:
+        each = fact_weight * facts * F.softplus(-logits).mean(-1) + rest * F.softplus(logits).mean(-1)
+        total = total + width * each.sum(1)
     return total * 2 / (1 + fact_weight) / sum(width for width, _ in gates)
 
 
-def told_from_far(window: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """Nats, 0 to 4, that a base's whole context tells it of tokens whose cross entropy it has as ``window`` [N, T] from a
-    window and as ``whole`` [N, T] from all."""
-    return (window - whole).clamp(0, _MOST_NATS)
+def nats_from_far(window: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """Nats in [0, 4] by which a base predicts each token better from its whole context than from a window, [B, T], for its
+    cross entropies from the ``window`` [B, T] and from the ``whole`` context [B, T]."""
+    return (window - whole).clamp(0, _MAX_NATS)
