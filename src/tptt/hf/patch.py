@@ -16,12 +16,14 @@ from torch import nn
 from tptt.config import MemoryConfig, check_mag_weight, require_decided
 from tptt.memory import LinearMemory
 
+from .cache import unknown_cache_layers
 from .compat import (
     CACHE_ARGUMENTS,
     cache_argument,
     cache_in,
     can_replace_attention,
     check_cache_layers,
+    check_cache_preparation,
     hook_cache_preparation,
     unhook_cache_preparation,
     unknown_arguments,
@@ -95,6 +97,8 @@ def _attach(model: nn.Module, config: MemoryConfig, make: MakeMemory) -> nn.Modu
         _check(x, body, config, x in fixed)
     if not config.bidirectional:
         check_cache_layers()
+        check_cache_preparation(base_of(model))
+        _check_own_cache(model, [x.layer for x in chosen])
     others = frozenset(_mask_kind(x) for x in found if x not in chosen)
     slots: list[MemorySlot] = []
     for x, width in zip(chosen, widths, strict=True):
@@ -177,6 +181,18 @@ def _check_cache_argument(x: Found, body: nn.Module) -> None:
         raise UnsupportedAttentionError(
             f"{type(body).__name__} takes a cache as {cache_argument(body)!r}, and {who} takes none under a known name "
             f"({known}): a memory would lose its state at every step"
+        )
+
+
+def _check_own_cache(model: nn.Module, layers: list[int]) -> None:
+    """Refuse a model for which ``generate`` makes cache layers of a kind that is not known."""
+    config = getattr(base_of(model), "config", None)
+    if config is None or not hasattr(base_of(model), "generate"):
+        return
+    if strange := unknown_cache_layers(config.get_text_config(decoder=True), layers):
+        raise UnsupportedAttentionError(
+            f"generate makes cache layers of type {', '.join(strange)} for {type(base_of(model)).__name__}, which cannot carry a "
+            "memory in this version of tptt"
         )
 
 
