@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from tptt.assets import BASE
 from tptt.convert.lora import lora_config
 from tptt.hf.configuration import TpttConfig, base_error
+from tptt.train.base import row_length
+from tptt.train.window import decided_window
 
 from .options import RunOptions
 
@@ -41,6 +43,15 @@ def base_config(options: RunOptions) -> PreTrainedConfig:
         here = f"a relative path counts from {Path.cwd()}, and a base that has moved is named by base_model"
         token = "for a gated or private model set HF_TOKEN"
         raise base_error(name, error, f"{here}; {token}") from error
+
+
+def decided(options: RunOptions, base: PreTrainedConfig) -> RunOptions:
+    """``options`` with a number in the place of ``max_self_attn_length: auto``, for planning and for checks.
+
+    A run itself leaves it to `tptt.train.convert_and_train`, which keeps what a resumed run decided before.
+    """
+    seq_len = row_length(options.training, base)
+    return options.changed(max_self_attn_length=decided_window(options.memory, seq_len))
 
 
 def config_from_file(path: str | Path) -> PreTrainedConfig:

@@ -102,7 +102,9 @@ def convert_and_train(
     """
     settings = settings or TrainingSettings()
     config, settings, seq_len = _resolved(config, settings, output_dir, resume_from_checkpoint)
-    tokenizer = load_tokenizer(config)
+    tokenizer = load_tokenizer(
+        config, **{k: v for k, v in model_options.items() if k in ("token", "trust_remote_code")}
+    )
     corpus = data
     if not isinstance(corpus, Corpus):
         with report_progress("reading the text"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 
+from tptt.config import MemoryConfig
 from tptt.hf.configuration import TpttConfig
 
 logger = logging.getLogger("tptt")
@@ -17,23 +18,21 @@ def default_window(seq_len: int) -> int:
     return max(1, min(MAX_WINDOW, seq_len // 4))
 
 
-def with_window(config: TpttConfig, seq_len: int) -> TpttConfig:
-    """``config`` with a number in the place of ``max_self_attn_length="auto"``; says which, or what it means to have none.
+def decided_window(config: MemoryConfig | TpttConfig, seq_len: int) -> int | None:
+    """The window of ``config`` for training rows of ``seq_len`` tokens: with "auto" `default_window`, or None where no layer
+    has a softmax (``memory_only_layers="all"``)."""
+    if config.max_self_attn_length != "auto":
+        return config.max_self_attn_length
+    return None if config.memory_only_layers == "all" else default_window(seq_len)
 
-    Layers without softmax (``memory_only_layers="all"``) need no window: they get none.
-    """
-    config = copy.deepcopy(config)
-    if config.memory_only_layers == "all":
-        if config.max_self_attn_length == "auto":
-            config.max_self_attn_length = None
-    elif config.max_self_attn_length == "auto":
-        config.max_self_attn_length = default_window(seq_len)
-        logger.info(
-            "max_self_attn_length: a softmax window of %d tokens was chosen for rows of %d",
-            config.max_self_attn_length,
-            seq_len,
-        )
-    elif config.max_self_attn_length is None and not config.bidirectional:
+
+def with_window(config: TpttConfig, seq_len: int) -> TpttConfig:
+    """``config`` with its `decided_window`; says which one was chosen, or what it means to have none."""
+    config, given = copy.deepcopy(config), config.max_self_attn_length
+    config.max_self_attn_length = window = decided_window(config, seq_len)
+    if window is not None and given == "auto":
+        logger.info("max_self_attn_length: a softmax window of %d tokens was chosen for rows of %d", window, seq_len)
+    elif window is None and config.memory_only_layers != "all" and not config.bidirectional:
         logger.warning(
             "no softmax window: the cache holds all that the base's does, and the memories' states beside it. "
             "max_self_attn_length='auto' chooses a window, a number sets it"
