@@ -49,7 +49,7 @@ from .cache import (
     MemoryStaticSliding,
     MemoryWindow,
 )
-from .forward import carriers
+from .slots import patched_attention, slot_of
 from .teacher import softmax_as
 
 _FEW = 2
@@ -181,7 +181,7 @@ class CacheFormula:
         Raises:
             ValueError: the model keeps no cache, or one with a layer of a kind whose size is not known here.
         """
-        layers = [m._tptt.layer for m in carriers(model)] if base else []
+        layers = [slot_of(m).layer for m in patched_attention(model)] if base else []
         options = {} if cache is None else {"past_key_values": cache}
         training = [(m, m.training) for m in model.modules()]
         model.eval()
@@ -194,7 +194,7 @@ class CacheFormula:
                 module.training = was
         if found is None:
             raise ValueError(f"{type(model).__name__} keeps no cache")
-        alibi = {m._tptt.layer for m in carriers(model) if "alibi" in m._tptt.parameters}
+        alibi = {slot.layer for m in patched_attention(model) if "alibi" in (slot := slot_of(m)).parameters}
         return cls(tuple(_formula(i, layer, i in alibi) for i, layer in enumerate(_layers(found))))
 
     def after(self, tokens: int, last_call: int = 1) -> CacheSize:

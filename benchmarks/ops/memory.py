@@ -1,6 +1,6 @@
 """Peak memory of one forward and backward, in a process of its own.
 
-python -m benchmarks.memory native      # or PyTorch, kda, SDPA
+python -m benchmarks.ops.memory native      # or PyTorch, kda, SDPA
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ TOKENS, HEADS, WIDTH = 32768, 4, 64
 def peak_units(name: str) -> float:
     """Bytes above inputs, outputs and gradients at the peak, in tensors of H T D floats."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", name], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+        [sys.executable, "-m", "benchmarks.ops.memory", name],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
     )
     if done.returncode:
         raise RuntimeError(done.stderr)
