@@ -27,7 +27,7 @@ def warn(text: str) -> None:
 
 def quiet() -> None:
     """Let through what tptt says, what text is passed over, and how far long stages are; silence the other libraries."""
-    from transformers.utils import logging as hf_logging
+    from transformers import logging as hf_logging
 
     from tptt.data import TextWarning
 
