@@ -12,7 +12,7 @@ from tptt.estimate.expectations import Curves, NoCurvesError, expect
 from tptt.estimate.fit import ways_to_fit
 from tptt.estimate.hardware import HARDWARE
 from tptt.estimate.resources import Budget, Survey, budget
-from tptt.run.base import base_config, base_name, decided
+from tptt.run.base import base_name, decided
 from tptt.run.keys import keys
 from tptt.run.options import RunOptions
 from tptt.train.optim import peak_rates
@@ -20,7 +20,7 @@ from tptt.train.optim import peak_rates
 
 def show_dry_run(options: RunOptions, console: Console) -> None:
     """What the run takes and brings, from the base's configuration alone."""
-    options = decided(options, base_config(options))
+    options = decided(options)
     survey = Survey(options)
     names = [options.hardware] if options.hardware else list(HARDWARE)
     plans = {name: budget(options, name, survey) for name in names}
@@ -58,7 +58,9 @@ def _run_table(options: RunOptions, plan: Budget, rates: tuple[float, float]) ->
         "multiplied per token": f"{found.active:,} of the base",
         "tokens": f"{plan.tokens:,} in {plan.steps:,} steps of {per_step:,} (rows of {plan.length})",
         "learning rates": "{:.3g} for LoRA, {:.3g} for the memory".format(*rates),
-        "softmax window": "none" if options.memory.window is None else f"{options.memory.window} tokens",
+        "softmax window": "none"
+        if options.memory.window is None
+        else f"{options.memory.window} tokens",
     }.items():
         table.add_row(name, value)
     return table

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from tptt.convert.choose_layers import LayerChoice, count_layers
+from tptt.convert.layer_search import LayerChoice, count_layers
 from tptt.convert.widths import MOST, can_allocate_widths
 from tptt.hf import is_lora_parameter, is_memory_parameter, memories, memory_layers
 from tptt.hf.configuration import TpttConfig
@@ -121,8 +121,8 @@ class Survey:
     """
 
     def __init__(self, options: RunOptions) -> None:
+        options = decided(options)
         base = base_config(options)
-        options = decided(options, base)
         if options.attn_implementation is not None:
             base._attn_implementation = options.attn_implementation
         self.own_dtype: torch.dtype = base.dtype or torch.float32

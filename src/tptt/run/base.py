@@ -45,15 +45,6 @@ def base_config(options: RunOptions) -> PreTrainedConfig:
         raise base_error(name, error, f"{here}; {token}") from error
 
 
-def decided(options: RunOptions, base: PreTrainedConfig) -> RunOptions:
-    """``options`` with a number in the place of ``max_self_attn_length: auto``, for planning and for checks.
-
-    A run itself leaves it to `tptt.train.convert_and_train`, which keeps what a resumed run decided before.
-    """
-    seq_len = row_length(options.training, base)
-    return options.changed(max_self_attn_length=decided_window(options.memory, seq_len))
-
-
 def config_from_file(path: str | Path) -> PreTrainedConfig:
     """The configuration in the JSON file ``path``.
 
@@ -69,6 +60,19 @@ def config_from_file(path: str | Path) -> PreTrainedConfig:
         raise ValueError(
             f"{path} is no model's configuration with a model_type that transformers knows: {error}"
         ) from error
+
+
+def decided(options: RunOptions) -> RunOptions:
+    """``options`` with a number of tokens, or None, in the place of ``max_self_attn_length: auto``.
+
+    Raises:
+        OSError: there is no configuration of the base, which says how long rows are.
+        ValueError: as `base_config`.
+    """
+    if options.memory.max_self_attn_length != "auto":
+        return options
+    seq_len = row_length(options.training, base_config(options))
+    return options.changed(max_self_attn_length=decided_window(options.memory, seq_len))
 
 
 def conversion_config(options: RunOptions, base: PreTrainedConfig, name: str | None = None) -> TpttConfig:

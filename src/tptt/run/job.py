@@ -71,7 +71,6 @@ def checked_config(options: RunOptions) -> TpttConfig:
     base = base_config(options)
     config = conversion_config(options, base, base_name(options))
     built = copy.deepcopy(config)  # building a model changes its configuration
-    built.max_self_attn_length = decided(options, base).memory.max_self_attn_length
     if check_auto(built, options.training):
         built = measured_config(built, row_length(options.training, base))
     skeleton(built, torch.float32)
@@ -94,7 +93,7 @@ def run(options: RunOptions, callbacks: Sequence[TrainerCallback] = ()) -> Conve
     """
     check_output(options)
     loading = model_options(options)
-    options = options.changed(base_config=None)  # that stands for the base in a dry run; here the base itself is read
+    options = decided(options.changed(base_config=None))  # a file that stands for the base in a dry run
     config = checked_config(options)
     data: TextSplit | None = None if options.data is None else load_text(options.data, options.column)
     if not torch.cuda.is_available():

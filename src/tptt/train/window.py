@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 
 from tptt.config import MemoryConfig
 from tptt.hf.configuration import TpttConfig
 
-logger = logging.getLogger("tptt")
+logger = logging.getLogger("tptt.progress")
 MAX_WINDOW = 512
 """Tokens of the widest window that is chosen."""
+WITHOUT_WINDOW = (
+    "there is no softmax window: the cache holds all that the base's does, and the memories' states beside it. "
+    "max_self_attn_length: auto chooses a window, a number sets it"
+)
 
 
 def default_window(seq_len: int) -> int:
@@ -18,23 +21,19 @@ def default_window(seq_len: int) -> int:
     return max(1, min(MAX_WINDOW, seq_len // 4))
 
 
-def decided_window(config: MemoryConfig | TpttConfig, seq_len: int) -> int | None:
-    """The window of ``config`` for training rows of ``seq_len`` tokens: with "auto" `default_window`, or None where no layer
-    has a softmax (``memory_only_layers="all"``)."""
+def decided_window(config: MemoryConfig, seq_len: int) -> int | None:
+    """The window of ``config`` in tokens, chosen for training rows of ``seq_len`` tokens and told in the log of progress where
+    it is "auto"; None: no window. Layers that all have a memory alone need none.
+    """
     if config.max_self_attn_length != "auto":
-        return config.max_self_attn_length
-    return None if config.memory_only_layers == "all" else default_window(seq_len)
+        return config.window
+    if config.memory_only_layers == "all":
+        return None
+    window = default_window(seq_len)
+    logger.info("max_self_attn_length: %d tokens, chosen for rows of %d", window, seq_len)
+    return window
 
 
-def with_window(config: TpttConfig, seq_len: int) -> TpttConfig:
-    """``config`` with its `decided_window`; says which one was chosen, or what it means to have none."""
-    config, given = copy.deepcopy(config), config.max_self_attn_length
-    config.max_self_attn_length = window = decided_window(config, seq_len)
-    if window is not None and given == "auto":
-        logger.info("max_self_attn_length: a softmax window of %d tokens was chosen for rows of %d", window, seq_len)
-    elif window is None and config.memory_only_layers != "all" and not config.bidirectional:
-        logger.warning(
-            "no softmax window: the cache holds all that the base's does, and the memories' states beside it. "
-            "max_self_attn_length='auto' chooses a window, a number sets it"
-        )
-    return config
+def is_without_window(config: TpttConfig) -> bool:
+    """Whether some layer of ``config``, whose window is decided, keeps all that the base's layer keeps, beside a memory."""
+    return config.max_self_attn_length is None and config.memory_only_layers != "all" and config.layers != "auto"
