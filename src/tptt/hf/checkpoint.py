@@ -77,9 +77,17 @@ class CheckpointMixin(_Model):
         return {k: v.shape for k, v in self.state_dict().items() if k not in aliases and not self._is_of_base(k)}
 
     def _aliases(self) -> set[str]:
-        """Further names of weights that are tied: transformers does not know those that peft gives them."""
+        """Further names of weights that are tied, which transformers does not know where peft gives them, and of buffers that
+        several layers of an adapter share."""
         names = {n for n, _ in self.named_parameters(remove_duplicate=False)}
-        return (names - {n for n, _ in self.named_parameters()}) & set(self.all_tied_weights_keys)
+        tied = (names - {n for n, _ in self.named_parameters()}) & set(self.all_tied_weights_keys)
+        first: dict[tuple, str] = {}
+        for name, buffer in self.named_buffers(remove_duplicate=False):
+            if buffer.numel() and not self._is_of_base(name):
+                where = id(buffer) if buffer.is_meta else buffer.data_ptr()
+                if first.setdefault((where, buffer.shape), name) != name:
+                    tied.add(name)
+        return tied
 
     def _embeddings(self) -> set[str]:
         """Names of the weights that `resize_token_embeddings` replaces; of tied ones the source alone."""
