@@ -11,10 +11,11 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from tptt.cli.plan import as_keys, duration
+from tptt.cli.dry_run import as_keys, duration
 from tptt.estimate.fit import ways_to_fit
 from tptt.estimate.resources import Survey, budget
-from tptt.run.options import RunOptions, load_run
+from tptt.run.options import RunOptions
+from tptt.run.run_file import load_run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CARDS = ("t4", "rtx-4090", "80gb")

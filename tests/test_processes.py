@@ -24,11 +24,11 @@ def test_processes_that_measure_differently_train_one_model(tmp_path):
 def test_the_command_in_two_processes(tmp_path):
     (tmp_path / "run.yaml").write_text(
         yaml.safe_dump(
-            {"base_model_name": str(BASE), "max_self_attn_length": 8, "seq_len": 64, "tokens": 1024, "probe_steps": 0}
+            {"base_model": str(BASE), "max_self_attn_length": 8, "seq_len": 64, "tokens": 1024, "probe_steps": 0}
         )
     )
     out = tmp_path / "out"
-    said = torchrun(2, "-m", "tptt.cli.train", tmp_path / "run.yaml", "--out", out, "--feature-width", "64")
+    said = torchrun(2, "-m", "tptt.cli.train", tmp_path / "run.yaml", "--output-dir", out, "--feature-width", "64")
     assert said.count("model, run.yaml and report.md:") == 1
     assert "at step 4." in (out / "report.md").read_text()  # of two rows in each process
     assert tptt.TpttModel.from_pretrained(out).config.max_self_attn_length == 8

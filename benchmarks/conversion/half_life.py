@@ -8,7 +8,7 @@ from torch import nn
 from tptt.data import pack_rows, stdlib_text, tokenize
 from tptt.hf import as_base, memories
 from tptt.hf.compat import attention_implementation
-from tptt.train.loop import load_tokenizer
+from tptt.train.base import load_tokenizer
 
 _ROWS = 4
 

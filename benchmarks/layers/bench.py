@@ -24,7 +24,8 @@ from tptt.hf.compat import cache_keyword
 from tptt.inference.snapshot import fingerprint
 from tptt.train import Corpus, TrainingSettings, train
 from tptt.train.auto_layers import first_rows
-from tptt.train.loop import begin_memory, load_tokenizer
+from tptt.train.base import load_tokenizer
+from tptt.train.begin import begin_conversion
 
 LENGTHS = (1, 2, 4)  # times the training length
 PART = "test"  # of the held-out text: the arms are given, none is chosen by what it recalls
@@ -89,13 +90,12 @@ class Bench:
     def model(self, seed: int, whole: Iterable[int]) -> TpttModel:
         """Untrained: the layers ``whole`` as in the base, the others with window and memory; no memory where all
         are."""
-        torch.manual_seed(seed)
         memory = [n for n in self.layers if n not in tuple(whole)]
         if not memory:
+            torch.manual_seed(seed)
             return window_alone(TpttModel(self.config(mag_weight=0.0), dtype=torch.float32))
-        model = TpttModel(self.config(layers=memory, max_self_attn_length=self.window), dtype=torch.float32)
-        begin_memory(model, self.corpus(seed), self.settings(seed), self.length)
-        return model
+        config, settings = self.config(layers=memory, max_self_attn_length=self.window), self.settings(seed)
+        return begin_conversion(config, self.corpus(seed), settings, self.length, dtype=torch.float32).model
 
     def ranking(self, seed: int) -> Row:
         """All layers in the order in which they would be restored."""

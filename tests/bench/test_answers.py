@@ -12,7 +12,7 @@ from tptt.assets import BASE
 from tptt.evaluation import RecallScore
 from tptt.hf.configuration import TpttConfig
 from tptt.train import Corpus
-from tptt.train.loop import load_tokenizer
+from tptt.train.base import load_tokenizer
 
 
 def test_standard_errors_by_hand():

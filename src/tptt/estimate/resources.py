@@ -21,7 +21,7 @@ from tptt.hf.meta_model import skeleton
 from tptt.run.base import base_config, conversion_config
 from tptt.run.options import RunOptions
 from tptt.train.auto_layers import check_auto, measured_config
-from tptt.train.loop import row_length
+from tptt.train.base import row_length
 
 from .cache import cache_bytes
 from .hardware import HARDWARE, Hardware
@@ -249,7 +249,7 @@ def _peak(options: RunOptions, survey: Survey, weights: torch.dtype, computed: t
     """{part: bytes} at the peak of a step."""
     settings, parameters, four_bit = options.training, survey.parameters, options.quantization == "4bit"
     added = 4 * (parameters.lora + parameters.memory)  # both are float32
-    trained = added if options.lora_rank else parameters.base * weights.itemsize + added
+    trained = added if options.lora_r else parameters.base * weights.itemsize + added
     if four_bit:  # what is not quantised peft turns into float32
         base = int(parameters.linear * _FOUR_BIT) + 4 * (parameters.base - parameters.linear)
     else:
@@ -311,7 +311,7 @@ def _operations(options: RunOptions, survey: Survey, length: int) -> tuple[float
     passes = 3 if recomputes(options) else 2
     memory = passes * (2 * parameters.memory + recurrence) + 2 * parameters.memory + recurrence
     base = passes * (2 * (parameters.active + parameters.lora) + softmax) + softmax
-    base += 2 * (parameters.lora if options.lora_rank else parameters.active)
+    base += 2 * (parameters.lora if options.lora_r else parameters.active)
     if settings.kl_weight or settings.attention_transfer_weight:
         base += 2 * parameters.active + whole
     if settings.long_context_weight:  # with the whole context and with the window

@@ -10,19 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tptt.data import IGNORE
-
-
-@contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Within, ``model`` is in eval mode. Afterwards every submodule is in the mode that it was in, which need not be that of
-    the whole model: a frozen part may stay in eval mode while the rest trains."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
+from tptt.hf.modes import in_eval_mode
 
 
 @contextmanager

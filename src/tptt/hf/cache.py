@@ -7,10 +7,10 @@ transformers keeps the states of linear attention there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
-from transformers import Cache
+from transformers import Cache, DynamicCache
 
 from tptt.memory.update import Writes
 
@@ -218,6 +218,14 @@ _COUNTERPARTS: dict[type, type[MemoryState]] = {
     StaticSlidingWindowLayer: MemoryStaticSliding,
 }
 _BOUNDABLE = (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+def unknown_cache_layers(config, layers: Iterable[int]) -> list[str]:
+    """Kinds of cache layers that ``generate`` makes for the numbered ``layers`` of a model of ``config`` and that cannot
+    carry a memory: classes of a version that is not known here."""
+    made = DynamicCache(config=config).layers
+    kinds = {type(made[n]) for n in layers if n < len(made)}
+    return sorted(kind.__name__ for kind in kinds if kind not in _COUNTERPARTS)
 
 
 def _counterpart(layer, window: int | None, sinks: int, alone: bool, shares_mask: bool) -> MemoryState:

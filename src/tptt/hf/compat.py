@@ -77,8 +77,21 @@ _WITHOUT_CACHE = frozenset(
 
 def cache_argument(module: nn.Module) -> str | None:
     """Under which name the forward of ``module`` takes its cache; None: it takes none under a known name."""
-    parameters = inspect.signature(type(module).forward).parameters
+    parameters = inspect.signature(type(_unwrapped(module)).forward).parameters
     return next((name for name in CACHE_ARGUMENTS if name in parameters), None)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The base inside a converted model, a peft model or a wrapper of several devices: they hand the cache on."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(model, PeftModel):
+            model = model.get_base_model()
+        elif isinstance(model, ConvertedModelBase):
+            model = model.inner
+        else:
+            return model
 
 
 def unknown_arguments(module: nn.Module) -> list[str]:
@@ -186,19 +199,22 @@ def lazy_layers(cache: Any) -> Callable[[], Any] | None:
 _PREPARE_CACHE = "_prepare_cache_for_generation"
 
 
-def hook_cache_preparation(model: nn.Module, prepared: Callable[[nn.Module, Any, dict], None]) -> None:
-    """Let ``model.generate`` call ``prepared(model, generation_config, model_kwargs)`` once it has made its cache.
+def check_cache_preparation(model: nn.Module) -> None:
+    """Refuse a ``model`` whose ``generate`` makes its cache where `hook_cache_preparation` does not reach.
 
     Raises:
-        UnsupportedTransformersError: ``generate`` of this version makes its cache elsewhere.
+        UnsupportedTransformersError: it does.
     """
-    if not isinstance(model, GenerationMixin):
-        return
-    if not hasattr(type(model), _PREPARE_CACHE):
+    if isinstance(model, GenerationMixin) and not hasattr(type(model), _PREPARE_CACHE):
         raise UnsupportedTransformersError(
             f"{type(model).__name__} has no {_PREPARE_CACHE}: its cache would get no states"
         )
-    setattr(model, _PREPARE_CACHE, functools.partial(_prepare_cache, model, prepared))
+
+
+def hook_cache_preparation(model: nn.Module, prepared: Callable[[nn.Module, Any, dict], None]) -> None:
+    """Let ``model.generate`` call ``prepared(model, generation_config, model_kwargs)`` once it has made its cache."""
+    if isinstance(model, GenerationMixin):
+        setattr(model, _PREPARE_CACHE, functools.partial(_prepare_cache, model, prepared))
 
 
 def unhook_cache_preparation(model: nn.Module) -> None:
@@ -217,6 +233,8 @@ class ConvertedModelBase(PreTrainedModel, GenerationMixin):
 
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     _keep_in_fp32_modules_strict = {"liza"}
+
+    inner: PreTrainedModel
 
     def cache_prepared(self, generation_config: Any, model_kwargs: dict) -> None:
         """``generate`` has put its cache into ``model_kwargs``."""

@@ -51,7 +51,7 @@ def before_body(
     if ids is None:
         return (), kwargs
     mask, tokens = kwargs.get("attention_mask"), ids.shape[1]
-    if config.max_self_attn_length is not None and isinstance(mask, torch.Tensor) and mask.ndim > 2:
+    if config.window is not None and isinstance(mask, torch.Tensor) and mask.ndim > 2:
         raise ValueError(f"with max_self_attn_length the attention mask must be 2-D, [B, T]; got {tuple(mask.shape)}")
     sequences = _packed_sequences(kwargs, ids, mask, body)
     for slot in slots:

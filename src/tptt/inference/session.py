@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from tptt.hf.compat import cache_keyword
+from tptt.hf.modes import in_eval_mode
+
 from .options import check_options, chosen
 from .rollback import Mark
 from .snapshot import MemorySnapshot, new_cache
@@ -60,25 +63,26 @@ class Session:
             TypeError: the source is neither, or text comes without a tokenizer.
             ValueError: the base has a table of positions, and the text runs over its end.
         """
-        training = self.model.training
-        self.model.eval()
         report, start, done = _reporter(progress), time.perf_counter(), 0
         pieces = token_pieces(source, self.tokenizer, first=self.tokens == 0)
         try:
-            for chunk in in_chunks(pieces, self.chunk_size):
-                said = [*self._pending] + chunk.tolist()
-                ids = torch.tensor([said[:-1]], dtype=torch.long, device=self.model.device)
-                self._check_room(ids.shape[1])
-                with self._whole_or_not_at_all():
-                    if ids.shape[1]:
-                        self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-                    self._pending = (said[-1],)
-                done += len(chunk)
-                report(done, time.perf_counter() - start)
+            with in_eval_mode(self.model):
+                for chunk in in_chunks(pieces, self.chunk_size):
+                    self._read_chunk(chunk)
+                    done += len(chunk)
+                    report(done, time.perf_counter() - start)
         finally:
-            self.model.train(training)
             report(-1, time.perf_counter() - start)
         return self
+
+    def _read_chunk(self, chunk: torch.Tensor) -> None:
+        said = [*self._pending] + chunk.tolist()
+        ids = torch.tensor([said[:-1]], dtype=torch.long, device=self.model.device)
+        self._check_room(ids.shape[1])
+        with self._whole_or_not_at_all():
+            if ids.shape[1]:
+                self.model(input_ids=ids, use_cache=True, logits_to_keep=1, **cache_keyword(self.model, self.cache))
+            self._pending = (said[-1],)
 
     def generate(self, prompt: Any = None, **options) -> torch.Tensor:
         """Go on with ``prompt`` (text or ids) and return the new ids [n]; both become part of the conversation.
@@ -153,7 +157,7 @@ class Session:
         mask = torch.ones(1, past + ids.shape[1], dtype=torch.long, device=ids.device)
         if chosen(self.model, options, "pad_token_id") is None:
             options["pad_token_id"] = 0
-        return self.model.generate(ids, attention_mask=mask, past_key_values=cache, **options)
+        return self.model.generate(ids, attention_mask=mask, **cache_keyword(self.model, cache), **options)
 
     def _check_room(self, more: int) -> None:
         read = int(self.cache.get_seq_length())

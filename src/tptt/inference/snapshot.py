@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import DynamicCache
 
-from tptt.config import __version__
 from tptt.hf import memories
 from tptt.hf.patch import prepare_cache
+from tptt.version import __version__
 
 _SAMPLES = 16
 """Values of each weight that go into the fingerprint of a model."""

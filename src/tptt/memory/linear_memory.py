@@ -6,6 +6,7 @@ V of its values (D but for multi-head latent attention), K feature width, S stat
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -106,16 +107,27 @@ class LinearMemory(nn.Module):
         self.output_scale = nn.Parameter(start)
         self.register_buffer("mag_weight", torch.full((), config.mag_weight, dtype=torch.float32))
 
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """(states, K, V) of the recurrent state of one sequence."""
+        return self.states, self.key_features.width, self.widths[1]
+
+    @property
+    def cached_bytes(self) -> int:
+        """What a cache keeps of this memory for one sequence, whatever its length: the state, and where the operator asks for
+        them the raw keys and values of the last tokens and their number."""
+        state = 4 * math.prod(self.state_shape)
+        return state + 4 * self.taps * self.kv_heads * sum(self.widths) + (8 if self.recurrence.activation else 0)
+
     def mu(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Memory-as-Gate weight [B, T, H] for the layer's input [B, T, hidden]."""
         return torch.sigmoid(torch.logit(self.mag_weight.float()) + self.mix_gate(hidden_states))
 
-    def begin_from(self, queries: torch.Tensor, keys: torch.Tensor) -> None:
-        """Let the features begin as those of linear maps of q and k, ``queries`` [H, D, D] and ``keys`` [Hs, D, D]; features
-        without parameters, or that have been trained, stay as they are."""
-        for features, maps in ((self.query_features, queries), (self.key_features, keys)):
-            if isinstance(features, LearnedMap):
-                features.begin_from(maps)
+    def begin_from(self, queries: torch.Tensor, keys: torch.Tensor) -> bool:
+        """Start the features from linear maps of q and k, ``queries`` [H, D, D] and ``keys`` [Hs, D, D]. Features without
+        parameters have no start. False: some have been trained, and stay as they are."""
+        both = ((self.query_features, queries), (self.key_features, keys))
+        return all([features.begin_from(maps) for features, maps in both if isinstance(features, LearnedMap)])
 
     def writes(
         self, hidden_states: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None,
@@ -202,7 +214,7 @@ class LinearMemory(nn.Module):
         )  # fmt: skip
         if learned.output_scale.dtype != torch.float32 or learned.mag_weight.dtype != torch.float32:
             return None
-        shape = (len(q), self.states, self.key_features.width, v.shape[-1])
+        shape = (len(q), *self.state_shape)
         if state is None:
             state = torch.zeros(shape, dtype=torch.float32, device=q.device)
         elif state.shape != shape:  # the kernel would take it as it is

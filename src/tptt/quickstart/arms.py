@@ -12,7 +12,7 @@ from tptt.hf import memories
 from tptt.hf.configuration import TpttConfig
 from tptt.hf.model import TpttModel
 from tptt.train import BranchProbe, Corpus, TrainingSettings, train
-from tptt.train.loop import begin_memory
+from tptt.train.begin import begin_conversion
 
 Tick = Callable[[int], None]
 
@@ -21,15 +21,9 @@ def new_arm(
     base_model: str, lora: dict, window: int, corpus: Corpus, settings: TrainingSettings, length: int, memory: bool
 ) -> TpttModel:
     """The base with window and LoRA, and with the memory, its start measured on the text, or without it."""
-    torch.manual_seed(settings.seed)
     config = TpttConfig(base_model_name=base_model, lora_config=lora, max_self_attn_length=window)
-    model = TpttModel(config, dtype=torch.float32)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    if memory:
-        begin_memory(model, corpus, settings, length)
-    else:
-        window_alone(model)
-    return model
+    model = begin_conversion(config, corpus, settings, length, dtype=torch.float32).model
+    return model if memory else window_alone(model)
 
 
 class _Tick(TrainerCallback):

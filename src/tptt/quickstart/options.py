@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tptt.train import TrainingSettings
-from tptt.train.loop import row_length
+from tptt.train.base import row_length
 
 from .records import FACTS
 

@@ -20,7 +20,7 @@ from tptt.hf import attach_memory, detach_memory
 from tptt.hf.configuration import base_error
 from tptt.inference.session import position_limit
 from tptt.train import Corpus, TrainingSettings
-from tptt.train.loop import check_reach
+from tptt.train.base import check_reach
 
 from .arms import new_arm, train_arm
 from .measures import measure, measured_lengths, recall_by_format

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import nn
 
 from .far_rotary import far_maps, rotary_turns
-from .slots import memory_of, patched_attention
+from .modes import in_eval_mode
+from .slots import memory_of, patched_attention, slot_of
 from .teacher import both_branches, projections, softmax_squares
 
+logger = logging.getLogger("tptt")
 _WINDOWS = 8  # of a sequence whose length nobody says
 
 
@@ -37,12 +41,12 @@ def calibrate(
     memories = [memory_of(m) for m in modules]
     if not any(m.config.bidirectional for m in memories):
         inputs["use_cache"] = False
-    training, weights = model.training, [m.mag_weight.clone() for m in memories]
-    model.eval()
+    weights = [m.mag_weight.clone() for m in memories]
     try:
         for memory in memories:  # what reaches a layer must not depend on how the memories below it have begun
             memory.mag_weight.zero_()
         with (
+            in_eval_mode(model),
             both_branches(model),
             softmax_squares(model) as squares,
             projections(model) as projected,
@@ -50,15 +54,18 @@ def calibrate(
         ):
             model(**inputs)
     finally:
-        model.train(training)
         for memory, weight in zip(memories, weights, strict=True):
             memory.mag_weight.copy_(weight)
+    trained = []
     for module, memory, square, (q, k) in zip(modules, memories, squares, projected, strict=True):
         if memory.normalised:
             scale = memory.output_scale
             scale.copy_(square.sqrt().clamp_min(1e-3).view_as(scale))
-        window = memory.config.max_self_attn_length
+        window = memory.config.window
         far = length or (_WINDOWS * window if window else q.shape[1])
         near = window or max(1, far // _WINDOWS)
-        memory.begin_from(*far_maps(turns.get(module), q, k, near, max(near + 1, far), memory.states))
+        if not memory.begin_from(*far_maps(turns.get(module), q, k, near, max(near + 1, far), memory.states)):
+            trained.append(slot_of(module).layer)
+    if trained:
+        logger.warning("calibrate: the feature maps of layers %s have been trained and stay as they are", trained)
     return model

@@ -1,4 +1,4 @@
-"""What `tptt train --dry-run` and `tptt train --keys` print."""
+"""What `tptt train --dry-run` prints."""
 
 from __future__ import annotations
 
@@ -6,29 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from tptt.estimate.expectations import Curves, NoCurvesError, expect
 from tptt.estimate.fit import ways_to_fit
 from tptt.estimate.hardware import HARDWARE
 from tptt.estimate.resources import Budget, Survey, budget
-from tptt.run.options import RunOptions, described_keys, flat_options
+from tptt.run.base import base_name
+from tptt.run.keys import keys
+from tptt.run.options import RunOptions
 from tptt.train.optim import peak_rates
 
 
-def show_keys(console: Console) -> None:
-    """All keys of a run file."""
-    table = Table("key", "default", "what it is", title="Keys of a run file, and flags", title_justify="left")
-    for key, default, what in described_keys():
-        shown = "null" if default is None else str(default)
-        table.add_row(
-            key, escape(shown if len(shown) < 24 else "all" if key == "recall_formats" else shown), escape(what)
-        )
-    console.print(table)
-
-
-def show_plan(options: RunOptions, console: Console) -> None:
+def show_dry_run(options: RunOptions, console: Console) -> None:
     """What the run takes and brings, from the base's configuration alone."""
     survey = Survey(options)
     names = [options.hardware] if options.hardware else list(HARDWARE)
@@ -59,7 +49,7 @@ def show_plan(options: RunOptions, console: Console) -> None:
 
 def _run_table(options: RunOptions, plan: Budget, rates: tuple[float, float]) -> Table:
     found = plan.parameters
-    table = Table("", "", title=f"Run: {options.base_model_name}", title_justify="left", show_header=False)
+    table = Table("", "", title=f"Run: {base_name(options)}", title_justify="left", show_header=False)
     per_step = plan.tokens // plan.steps
     for name, value in {
         "parameters": f"{found.total:,}: base {found.base:,}, LoRA {found.lora:,}, memory {found.memory:,}",
@@ -68,8 +58,8 @@ def _run_table(options: RunOptions, plan: Budget, rates: tuple[float, float]) ->
         "tokens": f"{plan.tokens:,} in {plan.steps:,} steps of {per_step:,} (rows of {plan.length})",
         "learning rates": "{:.3g} for LoRA, {:.3g} for the memory".format(*rates),
         "softmax window": "none"
-        if options.memory.max_self_attn_length is None
-        else f"{options.memory.max_self_attn_length} tokens",
+        if options.memory.window is None
+        else f"{options.memory.window} tokens",
     }.items():
         table.add_row(name, value)
     return table
@@ -155,18 +145,31 @@ _MEASURES = {
 }  # fmt: skip
 
 
-_NOT_OF_THE_RECIPE = {
-    "tokens", "seq_len", "max_self_attn_length",  # told in words of their own
-    "base_model_name", "base_model_revision", "base_config", "data", "column", "out", "resume", "save_every", "hardware",
-    "dtype", "attn_implementation", "per_device_train_batch_size", "gradient_accumulation_steps", "probe_steps", "stop_at_recall", "kv_length", "bf16",
-    "gradient_checkpointing", "seed",
-}  # fmt: skip
+# of the run's own keys those that a result depends on
+_RECIPE = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "quantization")
+# of the other keys those that it does not depend on, or that are told in words of their own (the first three)
+_NOT_OF_THE_RECIPE = (
+    "tokens",
+    "seq_len",
+    "max_self_attn_length",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "probe_steps",
+    "stop_at_recall",
+    "kv_length",
+    "bf16",
+    "gradient_checkpointing",
+    "seed",
+)
 
 
 def changed_recipe(options: RunOptions) -> dict[str, Any]:
     """Keys that a result depends on and that are not as by default, as the measured runs were."""
-    default = flat_options(RunOptions())
-    return {k: v for k, v in flat_options(options).items() if k not in _NOT_OF_THE_RECIPE and v != default[k]}
+
+    def counts(name: str) -> bool:
+        return name in _RECIPE if keys()[name].part == "run" else name not in _NOT_OF_THE_RECIPE
+
+    return {name: value for name, value in options.not_default().items() if counts(name)}
 
 
 def expectations(options: RunOptions, plan: Budget, curves: Curves | None = None) -> list[str]:
@@ -175,7 +178,7 @@ def expectations(options: RunOptions, plan: Budget, curves: Curves | None = None
         curves = curves or Curves.shipped(plan.parameters.base)
     except NoCurvesError as error:
         return [f"what to expect: {error}"]
-    window = options.memory.max_self_attn_length
+    window = options.memory.window
     found = expect(curves, plan.tokens, plan.parameters.base, plan.length, window, changed_recipe(options))
     values = ", ".join(f"{_MEASURES[k]} {_with_spread(*x)}" for k, x in found.values.items())
     lines = [f"what to expect, as measured with {curves.base} at {plan.tokens:,} tokens: {values}"]
