@@ -8,16 +8,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-import random
+import random  # noqa: E402 - the variables above come first
 
-import numpy as np
-import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+import numpy as np  # noqa: E402 - the variables above come first
+import pytest  # noqa: E402 - the variables above come first
+import torch  # noqa: E402 - the variables above come first
+from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402 - the variables above come first
 
-from tptt import TpttConfig, TpttModel
-from tptt.data import KeyValueRecall
-from tptt.train import MixedRows
+from tptt import TpttConfig, TpttModel  # noqa: E402 - the variables above come first
+from tptt.data import KeyValueRecall  # noqa: E402 - the variables above come first
+from tptt.train import MixedRows  # noqa: E402 - the variables above come first
 
 torch.set_num_threads(1)
 

@@ -18,7 +18,9 @@ class RecordCorpus(Corpus):
 
     def taught(self, formats: str | Sequence[str]) -> RecallSampler:
         """Draws recall rows to train on."""
-        return KeyValueRecall(RecallVocabulary(self.tokenizer), self.stream) if _all(formats) else super().taught(formats)
+        return (
+            KeyValueRecall(RecallVocabulary(self.tokenizer), self.stream) if _all(formats) else super().taught(formats)
+        )
 
     def recall(self, formats: str | Sequence[str] = "all", facts: int = 8) -> RecallSampler:
         """Draws held-out recall rows, with twice as many records as ``facts``."""

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tptt.quickstart.records import RecordCorpus
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from tptt.cli.main import app
 from tptt.data import FORMATS, KeyValueRecall, RecallTask
 from tptt.quickstart import QuickstartOptions
-from tptt.quickstart.records import RecordCorpus
 from tptt.train import TrainingSettings
 
 
