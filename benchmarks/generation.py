@@ -24,7 +24,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import tptt
 from benchmarks.timing import interleaved, machine, write_section
-from tptt.evaluation import cache_bytes, kv_entries, markdown_table
+from tptt.evaluation import markdown_table, measured_size
 from tptt.evaluation.verify import TOLERANCE, verify
 from tptt.hf import forward as hooks
 from tptt.hf import memories
@@ -220,10 +220,10 @@ def read_on(model, tokens: int) -> Reading:
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
     session = Session(model, chunk_size=CHUNK).read(random_ids(4 * CHUNK))
-    start = cache_bytes(session.cache)
+    start = measured_size(session.cache).bytes
     session.read((random_ids(CHUNK) for _ in range(tokens // CHUNK)), note)
     growth = peaks[-1] - peaks[len(peaks) // 10]
-    return Reading(done, seconds, start, cache_bytes(session.cache), growth)
+    return Reading(done, seconds, start, measured_size(session.cache).bytes, growth)
 
 
 # ---- tables and plots ----------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def read_on(model, tokens: int) -> Reading:
 def tables(arms: dict, held: dict, sizes: dict, contexts, decode: dict, prefill: dict) -> list[str]:
     names = list(arms)
     kept = [[str(n), *(f"{sizes[a, n] / 1024:,.0f}" for a in names)] for n in contexts]
-    entries = ", ".join(f"{a} {kv_entries(held[a, contexts[-1]])}" for a in names[1:])
+    entries = ", ".join(f"{a} {measured_size(held[a, contexts[-1]]).entries}" for a in names[1:])
     reading = [[str(n), *(f"{CHUNK / prefill[a, n]:,.0f}" for a in names)] for n in contexts]
     writing = []
     for n in contexts:
@@ -322,7 +322,7 @@ def main() -> None:
                  "of the converted model, whose operator is the gated delta rule.")  # fmt: skip
     parts.append(check(arms) + ".")
     held = caches(arms, contexts)
-    sizes = {key: cache_bytes(cache) for key, cache in held.items()}
+    sizes = {key: measured_size(cache).bytes for key, cache in held.items()}
     decode = decode_seconds(arms, held)
     held |= {(BASE, n): filled(arms[BASE], n) for n in contexts}  # without the tokens that were timed
     prefill = prefill_seconds(arms, held)

@@ -28,7 +28,7 @@ from tptt.assets import BASE
 from tptt.convert import choose_layers
 from tptt.convert.lora import lora_config
 from tptt.convert.window_only import window_alone
-from tptt.evaluation import kv_bytes, mag_weight, markdown_table, perplexity, recall_accuracy, verify
+from tptt.evaluation import mag_weight, markdown_table, measured_size, perplexity, recall_accuracy, verify
 from tptt.evaluation.perplexity import evaluating
 from tptt.evaluation.verify import TOLERANCE
 from tptt.hf import find_attention
@@ -161,7 +161,7 @@ class Bench:
         with evaluating(model):
             for piece in ids[: self.length].split([self.length - 1, 1]):
                 model(input_ids=piece[None], past_key_values=cache, use_cache=True)
-        return kv_bytes(cache)
+        return measured_size(cache).kv_bytes
 
 
 def run(bench: Bench, seeds: Sequence[int], budgets: Sequence[float]) -> None:

@@ -10,31 +10,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from tptt.data import IGNORE
-
-
-@contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Within, ``model`` is in eval mode. Afterwards every submodule is in the mode that it was in, which need not be that of
-    the whole model: a frozen part may stay in eval mode while the rest trains."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
+from tptt.hf.eval_mode import in_eval_mode
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """`in_eval_mode`, without gradients. What is computed within are inference tensors, which cannot take part in training;
-    for a teacher use `in_eval_mode` and ``torch.no_grad``."""
+    """`in_eval_mode`, without gradients. What is computed within are inference tensors, which cannot take part in
+    training; for a teacher use `in_eval_mode` and ``torch.no_grad``."""
     with in_eval_mode(model), torch.inference_mode():
         yield
 
 
 def next_token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropy in nats of each token but the first, [N, T - 1], for logits [N, T, V]; 0 where the label is IGNORE."""
+    """Cross entropy in nats of each token but the first, [N, T - 1], for logits [N, T, V]; 0 where the label is
+    IGNORE."""
     flat = F.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="none"
     )
@@ -58,8 +47,8 @@ def token_losses(model, rows: torch.Tensor, tokens_per_batch: int = 4096) -> tor
 
 
 def perplexity(model, rows: torch.Tensor, tokens_per_batch: int = 4096) -> float:
-    """exp of the mean cross entropy of all tokens of ``rows`` [N, T] but the first of each. Infinite where the mean is beyond
-    what a float64 can take the exponential of (709 nats); NaN where the model computes NaN.
+    """exp of the mean cross entropy of all tokens of ``rows`` [N, T] but the first of each. Infinite where the mean is
+    beyond what a float64 can take the exponential of (709 nats); NaN where the model computes NaN.
 
     Raises:
         ValueError: ``rows`` has no token to predict.
@@ -75,7 +64,8 @@ def _exp_of_mean(losses: torch.Tensor) -> float:
 def perplexity_by_position(
     model, rows: torch.Tensor, bounds: Sequence[int], tokens_per_batch: int = 4096
 ) -> dict[int, float]:
-    """Perplexity of the tokens between two neighbouring ``bounds``, as {upper bound: perplexity}. The first span begins at 0.
+    """Perplexity of the tokens between two neighbouring ``bounds``, as {upper bound: perplexity}. The first span begins
+    at 0.
 
     Args:
         rows: [N, T].

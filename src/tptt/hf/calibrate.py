@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .eval_mode import in_eval_mode
 from .far_rotary import far_maps, rotary_turns
 from .slots import memory_of, patched_attention
 from .teacher import both_branches, projections, softmax_squares
@@ -37,12 +38,12 @@ def calibrate(
     memories = [memory_of(m) for m in modules]
     if not any(m.config.bidirectional for m in memories):
         inputs["use_cache"] = False
-    training, weights = model.training, [m.mag_weight.clone() for m in memories]
-    model.eval()
+    weights = [m.mag_weight.clone() for m in memories]
     try:
         for memory in memories:  # what reaches a layer must not depend on how the memories below it have begun
             memory.mag_weight.zero_()
         with (
+            in_eval_mode(model),
             both_branches(model),
             softmax_squares(model) as squares,
             projections(model) as projected,
@@ -50,7 +51,6 @@ def calibrate(
         ):
             model(**inputs)
     finally:
-        model.train(training)
         for memory, weight in zip(memories, weights, strict=True):
             memory.mag_weight.copy_(weight)
     for module, memory, square, (q, k) in zip(modules, memories, squares, projected, strict=True):

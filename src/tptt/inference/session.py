@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from tptt.hf.compat import cache_keyword
+from tptt.hf.eval_mode import in_eval_mode
 
 from .options import check_options, chosen
 from .rollback import Mark
@@ -62,25 +63,23 @@ class Session:
             TypeError: the source is neither, or text comes without a tokenizer.
             ValueError: the base has a table of positions, and the text runs over its end.
         """
-        training = self.model.training
-        self.model.eval()
         report, start, done = _reporter(progress), time.perf_counter(), 0
         pieces = token_pieces(source, self.tokenizer, first=self.tokens == 0)
         try:
-            for chunk in in_chunks(pieces, self.chunk_size):
-                said = [*self._pending] + chunk.tolist()
-                ids = torch.tensor([said[:-1]], dtype=torch.long, device=self.model.device)
-                self._check_room(ids.shape[1])
-                with self._whole_or_not_at_all():
-                    if ids.shape[1]:
-                        self.model(
-                            input_ids=ids, use_cache=True, logits_to_keep=1, **cache_keyword(self.model, self.cache)
-                        )
-                    self._pending = (said[-1],)
-                done += len(chunk)
-                report(done, time.perf_counter() - start)
+            with in_eval_mode(self.model):
+                for chunk in in_chunks(pieces, self.chunk_size):
+                    said = [*self._pending] + chunk.tolist()
+                    ids = torch.tensor([said[:-1]], dtype=torch.long, device=self.model.device)
+                    self._check_room(ids.shape[1])
+                    with self._whole_or_not_at_all():
+                        if ids.shape[1]:
+                            self.model(
+                                input_ids=ids, use_cache=True, logits_to_keep=1, **cache_keyword(self.model, self.cache)
+                            )
+                        self._pending = (said[-1],)
+                    done += len(chunk)
+                    report(done, time.perf_counter() - start)
         finally:
-            self.model.train(training)
             report(-1, time.perf_counter() - start)
         return self
 

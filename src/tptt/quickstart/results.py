@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tptt.evaluation import Held, RecallScore
+from tptt.evaluation import CacheSize, RecallScore
 from tptt.train.probe import ProbeResult
 
 from .measures import Measures
@@ -25,7 +25,7 @@ class Results:
     histories: dict[str, list[dict]] = field(default_factory=dict)
     probe_results: list[ProbeResult] = field(default_factory=list)  # of the converted model, the last after training
     warnings: list[str] = field(default_factory=list)  # of the branches
-    held: dict[str, list[Held]] = field(default_factory=dict)
+    held: dict[str, list[CacheSize]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     generated: str = ""
     reloaded: dict = field(default_factory=dict)

@@ -14,7 +14,7 @@ from tptt.assets import BASE
 from tptt.config import MemoryConfig
 from tptt.convert.lora import lora_config
 from tptt.data import FORMATS
-from tptt.evaluation import memory_held
+from tptt.evaluation import cache_growth
 from tptt.evaluation.perplexity import evaluating
 from tptt.hf import attach_memory, detach_memory
 from tptt.hf.configuration import base_error
@@ -149,7 +149,7 @@ def _hold(base, model, corpus: Corpus, lengths: tuple[int, ...], results: Result
     length = results.length
     steps = [n for n in (length // 4, length // 2, *lengths) if n >= 1]
     for arm, one in (("base", base), ("converted", model)):
-        results.held[arm] = memory_held(one, corpus.held_out, steps)
+        results.held[arm] = cache_growth(one, corpus.held_out, steps)
 
 
 def _show(results: Results, console: Console) -> None:
