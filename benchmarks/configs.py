@@ -11,10 +11,11 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from tptt.cli.plan import as_keys, duration
+from tptt.cli.dry_run import as_keys, duration
 from tptt.estimate.fit import ways_to_fit
 from tptt.estimate.resources import Survey, budget
-from tptt.run.options import RunOptions, load_run
+from tptt.run.options import RunOptions
+from tptt.run.run_file import load_run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CARDS = ("t4", "rtx-4090", "80gb")
@@ -42,7 +43,8 @@ def comments(options: RunOptions) -> str:
         lines.append(f"{plan.hardware.title}: {used}, {seconds}{f', with {as_keys(changes)}' if changes else ''}")
     base, converted = budget(options, CARDS[-1], survey).cache[_CACHED]
     lines.append(
-        f"cache of one sequence after {_CACHED:,} tokens: {base / 2**20:.1f} MiB for the base, {converted / 2**20:.1f} MiB converted"
+        f"cache of one sequence after {_CACHED:,} tokens: {base / 2**20:.1f} MiB for the base, "
+        f"{converted / 2**20:.1f} MiB converted"
     )
     return "\n".join([HEAD, *(f"#   {line}" for line in lines)]) + "\n"
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,28 +12,43 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.runs import Runs
-from benchmarks.timing import machine
-from tptt import MemoryConfig, TpttConfig, TpttModel
+from benchmarks.answers import LEAST, Share, beyond_counts, draws_of, generated_until, recall_until
+from benchmarks.held_out import PARTS, parts_of
+from benchmarks.runs import Row, Runs
+from tptt import MemoryConfig, TpttConfig
 from tptt.convert.lora import lora_config
 from tptt.data import FORMATS as ALL_FORMATS
 from tptt.data import chosen_formats
-from tptt.evaluation import branch_use, perplexity, perplexity_by_position, recall_accuracy, recall_by_generation
+from tptt.evaluation import branch_use, perplexity, perplexity_by_position
 from tptt.hf import memories
 from tptt.inference.snapshot import fingerprint
-from tptt.quickstart.records import FACTS, RecordCorpus
 from tptt.train import Corpus, TrainingSettings, default_rates, train
-from tptt.train.loop import begin_memory, load_tokenizer
+from tptt.train.base import load_tokenizer
+from tptt.train.begin import begin_conversion
 
 from .arms import FORMATS, Arm
+from .records import FACTS, RecordCorpus
 
 LENGTHS = (1, 2, 4, 8)  # times the training length
-_TOKENS = 16_384  # recall rows of a format and a length have about as many
-_ROWS = 4  # and are this many at least
-_TEXT = 16_384  # tokens of text measured at each length
-_FACTS = 8
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-_CORPUS = 4_000_000  # tokens, as many for every budget: budgets then differ in nothing else
+_FACTS = 8
+_ROWS = 16  # that are drawn at a time for the branches
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is read and measured.
+
+    Args:
+        answers: beyond the window that a share of recall rests on: of each format at the training length, of the formats
+            of a cell together at greater lengths, of the formats together when answers are generated.
+        text: tokens of text that perplexity is measured on at each length.
+        corpus: tokens that are read to train on, as many for every budget: budgets then differ in nothing else.
+    """
+
+    answers: int = LEAST
+    text: int = 16_384
+    corpus: int = 4_000_000
 
 
 class Bench:
@@ -41,15 +59,19 @@ class Bench:
         length, window: of training rows, and of the softmax, in tokens.
         hidden: channels of the base, which its learning rates depend on.
         runs: where results are kept.
+        effort: how much is measured.
     """
 
-    def __init__(self, base: str | Path, length: int, window: int, hidden: int, runs: Runs) -> None:
+    def __init__(
+        self, base: str | Path, length: int, window: int, hidden: int, runs: Runs, effort: Effort | None = None
+    ) -> None:
         self.base, self.length, self.window, self.hidden, self.runs = str(base), length, window, hidden, runs
+        self.effort = effort or Effort()
         self.corpora: dict[int, Corpus] = {}
 
     @property
     def here(self) -> bool:
-        """Whether the base is there to be trained; its results are without it."""
+        """Whether the base is there to be trained; its results are there without it."""
         return Path(self.base).exists()
 
     @cached_property
@@ -66,90 +88,126 @@ class Bench:
         return next(k["weights"] for k in found if (k["length"], k["window"]) == (self.length, self.window))
 
     def corpus(self, seed: int, records: bool = False) -> Corpus:
+        """The text, in an order of ``seed``."""
         if seed not in self.corpora:
             tokenizer = load_tokenizer(TpttConfig(base_model_name=self.base))
-            self.corpora[seed] = Corpus.of(tokenizer, None, _CORPUS, LENGTHS[-1] * self.length, seed)
+            self.corpora[seed] = Corpus.of(tokenizer, None, self.effort.corpus, LENGTHS[-1] * self.length, seed)
         found = self.corpora[seed]
         return RecordCorpus(**vars(found)) if records else found
 
     def settings(self, arm: Arm, tokens: int, seed: int) -> TrainingSettings:
-        formats = chosen_formats(without=(arm.without,)) if arm.without else "all"
-        more = {"facts": FACTS} if arm.records else {}
-        rates = dict(
-            zip(("learning_rate", "memory_learning_rate"), default_rates(self.hidden), strict=True)
-        )  # a result depends on the numbers
-        return TrainingSettings(
-            tokens=tokens, seq_len=self.length, seed=seed, probe_steps=0, recall_formats=formats,
-            **more | rates | arm.settings,
-        )  # fmt: skip
+        """How ``arm`` is trained, with every number that the result depends on."""
+        of_lora, of_memory = default_rates(self.hidden)
+        found: dict[str, Any] = {"learning_rate": of_lora, "memory_learning_rate": of_memory}
+        if arm.without:
+            found["recall_formats"] = chosen_formats(without=(arm.without,))
+        if arm.records:
+            found["facts"] = FACTS
+        found |= arm.settings
+        return TrainingSettings(tokens=tokens, seq_len=self.length, seed=seed, probe_steps=0, **found)
 
-    def key(self, arm: Arm, tokens: int, seed: int) -> dict[str, Any]:
-        """What a result depends on: other weights, configuration or settings are another result."""
+    def key(self, arm: Arm, tokens: int, seed: int) -> Row:
+        """What a result depends on beside the code: other weights, configuration or settings are another result."""
         config = MemoryConfig(max_self_attn_length=self.window, **arm.config)
         found = {
-            "weights": self.weights, "change": getattr(arm.change, "__name__", None), "memory": vars(config),
-            "lora": arm.rank, "settings": vars(self.settings(arm, tokens, seed)),
-        }  # fmt: skip
+            "weights": self.weights,
+            "change": getattr(arm.change, "__name__", None),
+            "memory": vars(config),
+            "lora": arm.rank,
+            "settings": vars(self.settings(arm, tokens, seed)),
+        }
         if arm.targets != "auto":
             found["targets"] = arm.targets
         return found | {"records": True} if arm.records else found
 
-    def untrained(self) -> dict[str, Any]:
-        """The base as it is, whose context ends at ``length``."""
-        key = {"weights": self.weights, "change": "base", "length": self.length, "window": self.window}
-        return self.runs.once(key, self._as_it_is)
+    @property
+    def base_key(self) -> Row:
+        """Of the result of the base itself."""
+        return {"weights": self.weights, "change": "base", "length": self.length, "window": self.window}
 
-    def trained(self, arm: Arm, tokens: int, seed: int) -> dict[str, Any]:
+    def of_itself(self) -> Row:
+        """The result of the base itself that is there: of today's code, else the last of older code.
+
+        Raises:
+            LookupError: there is none.
+        """
+        if (found := self.runs.latest(self.base_key)) is None:
+            raise LookupError(f"{self.runs.file} has no result of the base {self.base} itself")
+        return found
+
+    def untrained(self) -> Row:
+        """The base as it is, whose context ends at ``length``; measured where it was not with this code."""
+        return self.runs.once(self.base_key, self._as_it_is)
+
+    def trained(self, arm: Arm, tokens: int, seed: int) -> Row:
+        """One cell; trained and measured where it was not with this code."""
         return self.runs.once(self.key(arm, tokens, seed), lambda: self._train(arm, tokens, seed))
 
-    def _as_it_is(self) -> dict[str, Any]:
-        about = {"parameters": self.plain.num_parameters(), "machine": machine(DEVICE)}
-        return about | self._measured(self.plain, self.corpus(0), LENGTHS[:1], False)
+    def _as_it_is(self) -> Row:
+        parts = parts_of(self.corpus(0)).items()
+        measured = {name: self._measured(self.plain, corpus, LENGTHS[:1], False, 0) for name, corpus in parts}
+        return {"parameters": self.plain.num_parameters(), "parts": measured}
 
-    def _train(self, arm: Arm, tokens: int, seed: int) -> dict[str, Any]:
+    def _train(self, arm: Arm, tokens: int, seed: int) -> Row:
         settings, corpus = self.settings(arm, tokens, seed), self.corpus(seed, arm.records)
         torch.manual_seed(seed)
         lora = lora_config(self.plain, arm.rank, 2 * arm.rank, targets=arm.targets)
         config = TpttConfig(base_model_name=self.base, lora_config=lora, max_self_attn_length=self.window, **arm.config)
-        model = TpttModel(config, dtype=torch.float32).to(DEVICE)
-        begin_memory(model, corpus, settings, self.length)
+        model = begin_conversion(config, corpus, settings, self.length, dtype=torch.float32).model
         if arm.change is not None:
             arm.change(model)
         history = train(model, corpus, settings, self.length)
-        found = self._measured(model, corpus, LENGTHS, arm.cached)
-        found["train_seconds"] = next(x["train_runtime"] for x in reversed(history) if "train_runtime" in x)
-        found["threads"] = torch.get_num_threads()
-        found["loss"] = [(x["step"], round(x["loss"], 4)) for x in history if "loss" in x]
+        parts = {name: part for name, part in parts_of(corpus).items() if name in arm.parts}
+        found: Row = {
+            "parts": {x: self._measured(model, part, LENGTHS, arm.cached, seed) for x, part in parts.items()},
+            "train_seconds": next(x["train_runtime"] for x in reversed(history) if "train_runtime" in x),
+            "loss": [(x["step"], round(x["loss"], 4)) for x in history if "loss" in x],
+        }
         if arm.change is None:
-            use = branch_use(model, corpus.recall(), self.length, self.window, 2 * _ROWS, seed)
-            found["branches"] = {name: score.beyond for name, score in use.recall.items()}
+            last = parts[next(x for x in reversed(PARTS) if x in parts)]  # the test part, where it is measured
+            found |= self._branches(model, last, seed)
             found["widths"] = [m.key_features.width for m in memories(model)]
-            found["mu"] = [round(x.mu, 3) for x in use.layers]
         return found
 
-    def _measured(self, model, corpus: Corpus, lengths: tuple[int, ...], generates: bool) -> dict[str, Any]:
+    def _measured(self, model, corpus: Corpus, lengths: tuple[int, ...], generates: bool, seed: int) -> Row:
         """All by length, as a multiple of the training length, and by format; records have no other."""
         n, records = self.length, isinstance(corpus, RecordCorpus)
         measured = ("all",) if records else FORMATS
-        found: dict[str, Any] = {"perplexity": {}, "beyond": {}, "inside": {}, "by_distance": {}, "generated": {}}
+        found: Row = {"perplexity": {}, "recall": {}, "inside": {}, "by_distance": {}, "generated": {}}
         for times in lengths:
-            found["perplexity"][times] = perplexity(model, corpus.text(times * n, _TEXT))
-            names = ALL_FORMATS if times == 1 and not records else measured
-            scores = {f: self._recall(model, corpus, f, times * n) for f in names}
-            found["beyond"][times] = {f: s.beyond for f, s in scores.items()}
-            found["inside"][times] = {f: s.inside for f, s in scores.items()}
+            found["perplexity"][times] = perplexity(model, corpus.text(times * n, self.effort.text))
+            every = tuple(ALL_FORMATS) if times == 1 and not records else measured
+            least = self.effort.answers if times == 1 else self._each(measured)
+            scores = {
+                f: recall_until(model, corpus.recall(f, _FACTS), times * n, self.window, seed, least) for f in every
+            }
+            found["recall"][times] = {f: s.beyond.written for f, s in scores.items()}
+            found["inside"][times] = {f: s.inside.written for f, s in scores.items()}
             found["by_distance"][times] = {f: scores[f].by_distance for f in measured}
         longest = lengths[-1] * n
         bounds = [n // 8 * 2**i for i in range(20) if n // 8 * 2**i <= longest]
-        same = corpus.text(LENGTHS[-1] * n, _TEXT)[:, :longest]  # of the base as well, which reads no further
+        same = corpus.text(LENGTHS[-1] * n, self.effort.text)[
+            :, :longest
+        ]  # of the base as well, which reads no further
         found["by_position"] = perplexity_by_position(model, same, bounds)
-        if generates:
-            for f in measured:
-                found["generated"][f] = recall_by_generation(
-                    model, corpus.recall(f, _FACTS), n, self.window, 4 * _ROWS, 1
-                )
+        for f in measured if generates else ():
+            recall = corpus.recall(f, _FACTS)
+            found["generated"][f] = generated_until(model, recall, n, self.window, seed, self._each(measured)).written
         return found
 
-    def _recall(self, model, corpus: Corpus, name: str, length: int):
-        rows = max(_ROWS, _TOKENS // length)
-        return recall_accuracy(model, corpus.recall(name, _FACTS), length, self.window, rows, 1)
+    def _each(self, formats: Iterable[str]) -> int:
+        """Answers of each of ``formats``, of which one may be held out of training and of the cell's mean."""
+        return math.ceil(self.effort.answers / max(1, len(tuple(formats)) - 1))
+
+    def _branches(self, model, corpus: Corpus, seed: int) -> Row:
+        """Recall at the training length with both branches and with either, and mean mu by layer."""
+        counts: dict[str, list[int]] = {}
+        for number in draws_of(seed):
+            use = branch_use(model, corpus.recall(), self.length, self.window, _ROWS, number)
+            for name, score in use.recall.items():
+                total = counts.setdefault(name, [0, 0])
+                total[:] = [a + b for a, b in zip(total, beyond_counts(score), strict=True)]
+            if min(n for _, n in counts.values()) >= self.effort.answers:
+                break
+        shares = {name: Share.of(*total).written for name, total in counts.items()}
+        return {"branches": shares, "mu": [round(x.mu, 3) for x in use.layers]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__version__ = "1.0.0.dev0"
+from tptt.fields import described, documented
 
 OPERATORS = (
     "delta_rule", "gated_delta_rule", "kda", "linear_attention", "gated_linear_attention", "delta_rule_v",
@@ -62,67 +62,92 @@ def _widths(value: Any) -> int | tuple[int, ...]:
     return tuple(value) if several else value
 
 
+@documented
 @dataclass(frozen=True)
 class MemoryConfig:
-    """The linear memory of one attention layer and how it is mixed in. The defaults are what `benchmarks.conversion` found best.
+    """The linear memory of one attention layer and how it is mixed in.
 
-    Args:
-        operator: recurrence: ``delta_rule`` (arXiv 2406.06484), with a learned decay per head ``gated_delta_rule``
-            (2412.06464) or per channel ``kda`` (2510.26692); ``linear_attention`` (2006.16236), with a learned decay per
-            channel ``gated_linear_attention`` (2312.06635). Of TPTT (2506.17671): ``delta_rule_v`` and ``delta_rule_kv``, the
-            delta rule with write gate ``v`` or ``kv``; ``delta_rule_gelu``, the delta rule with sign(S) GELU(|S|) of the state
-            S at every ``state_activation_every``-th token of a sequence; ``delta_product``, ``gated_delta_product``, ``delta_product_r`` and
-            ``delta_product_c``, two writes per token (2502.10297): itself and a virtual one made by its difference from
-            the token before (gated: with a decay per head), by a rotation, or by the mean of both.
-        feature_map: of queries and keys: ``fourier``, cosines and sines of Px / ||Px|| with P [R, D] learned, whose product is
-            a Gaussian kernel of it; ``sign_split`` SiLU([Px, -Px]) / ||.|| with P [D, D] learned, 2 D, for a smaller
-            state that follows a softmax head less closely (`benchmarks/features.py`); ``silu`` SiLU(x) / ||.|| without parameters.
-        feature_width: of ``fourier``, K, even: how many keys are kept apart. A state is K x V numbers in float32. One number
-            for all layers with a memory, or one for each of them in their order (`tptt.convert.allocate_widths`).
-        write_gate: beta: ``learned`` sigmoid of a linear map of the layer's input, ``constant`` 1/2, or without parameters
-            the sigmoid of the keys (``k``), values (``v``) or their product (``kv``), averaged over three tokens and the
-            head's channels.
-        state_activation_every: tokens between two activations of the state, for ``delta_rule_gelu``.
-        states: one state per ``kv_head``, written once and read by every query head of its group, or per ``query_head``:
-            under grouped-query attention a larger cache that remembers no better at equal size.
-        mix_gate: what moves mu beside ``mag_weight``: ``mlp`` two linear maps of the layer's input with SiLU between, ``token``
-            one linear map of it, ``head`` a learned constant per head, ``none``.
-        cross_gate: beside (1 - mu) softmax + mu memory also the product of the two, taken behind the output projection, which
-            is then computed twice (TPTT).
-        mag_weight: mu in [0, 1] where the gate is 0: 0 is the base model, 1 the memory alone.
-        max_self_attn_length: window W of the softmax branch in tokens, the token itself included; None is all.
-        sink_tokens: first tokens of a sequence that stay visible beyond the window, at the distances that the base's
-            positions give them. For texts no longer than a training row: beyond it they cost recall and perplexity
-            (``benchmarks.conversion``, "sinks").
-        layers: which attention layers get a memory: "all", an integer n for every n-th (n - 1, 2 n - 1, ...), or their
-            numbers. The others keep the base's attention: its whole context, no memory. "auto" leaves it to
-            `tptt.train.convert_and_train`, which measures on data which layers need their whole context most.
-        memory_only_layers: those of ``layers`` whose mu is fixed at 1, "all" or their numbers: they compute no softmax and
-            hold no keys and values. The same holds while ``mag_weight`` is 1 and there is no ``mix_gate``. With
-            ``layers="auto"``: those that have no softmax unless they are chosen to keep their whole context.
-        bidirectional: for encoders: the mean of a reading from the left and one from the right.
-        attention_layout: how the attention modules keep their projections; None finds out. A name of
-            `tptt.hf.LAYOUTS`, or a dictionary with ``projections``, ``output`` and ``split`` (`tptt.hf.Layout`).
+    The defaults are what `benchmarks.conversion` found best.
 
     Raises:
         ValueError: a value is not among the valid ones, which the message names.
     """
 
-    operator: str = "delta_rule"
-    feature_map: str = "fourier"
-    feature_width: int | tuple[int, ...] = 2048
-    write_gate: str = "learned"
-    state_activation_every: int = 256
-    states: str = "kv_head"
-    mix_gate: str = "mlp"
-    cross_gate: bool = False
-    mag_weight: float = 0.5
-    max_self_attn_length: int | None = None
-    sink_tokens: int = 0
-    layers: str | int | tuple[int, ...] = "all"
-    memory_only_layers: str | tuple[int, ...] = ()
-    bidirectional: bool = False
-    attention_layout: str | dict[str, Any] | None = None
+    operator: str = described(
+        "delta_rule",
+        "Recurrence: delta_rule (arXiv 2406.06484), gated_delta_rule with a learned decay per head (2412.06464), kda "
+        "with one per channel (2510.26692), linear_attention (2006.16236), gated_linear_attention with a learned "
+        "decay per channel (2312.06635). From TPTT (2506.17671), measured in no table: delta_rule_v and "
+        "delta_rule_kv, whose write gate is v or kv; delta_rule_gelu, which replaces the state S by sign(S) "
+        "GELU(|S|) every state_activation_every tokens; delta_product, gated_delta_product, delta_product_r and "
+        "delta_product_c, which write twice per token (2502.10297): the token, and a second key and value made by "
+        "the difference from the token before (gated: with a decay per head), by a rotation, or by the mean of both.",
+    )
+    feature_map: str = described(
+        "fourier",
+        "Feature map of queries and keys: fourier, cosines and sines of Px / ||Px|| with a learned P, whose inner "
+        "product is a Gaussian kernel of Px / ||Px||; sign_split, SiLU([Px, -Px]) / ||.|| with a learned P, a "
+        "smaller state that recalled nothing in benchmarks/RESULTS.md; silu, SiLU(x) / ||.|| without parameters.",
+    )
+    feature_width: int | tuple[int, ...] = described(
+        2048,
+        "Width K of the fourier features, even: how many keys a state keeps apart. A state is K x V numbers in "
+        "float32. One number for all layers with a memory, or a list with one for each of them.",
+    )
+    write_gate: str = described(
+        "learned",
+        "Write gate beta: learned, the sigmoid of a linear map of the layer's input; constant, 1/2; or without "
+        "parameters the sigmoid of the keys (k), the values (v) or their product (kv), averaged over three tokens "
+        "and the head's channels.",
+    )
+    state_activation_every: int = described(256, "Tokens between two activations of the state, for delta_rule_gelu.")
+    states: str = described(
+        "kv_head",
+        "kv_head: one state per key/value head, which every query head of its group reads. query_head: one state per "
+        "query head, under grouped-query attention a larger cache that remembers no better at equal size.",
+    )
+    mix_gate: str = described(
+        "mlp",
+        "What moves mu beside mag_weight: mlp, two linear maps of the layer's input with SiLU between them; token, "
+        "one linear map of it; head, a learned constant per head; none.",
+    )
+    cross_gate: bool = described(
+        False,
+        "Add the product of softmax and memory to (1 - mu) softmax + mu memory, behind the output projection, which "
+        "is then computed twice. From TPTT, measured in no table.",
+    )
+    mag_weight: float = described(
+        0.5, "mu in [0, 1] where the mix gate gives 0: 0 is the base model, 1 the memory alone."
+    )
+    max_self_attn_length: int | str | None = described(
+        None,
+        "Window W of the softmax branch in tokens, the token itself included; null is no window. auto: a training run "
+        "takes a quarter of its rows, at most 512 tokens.",
+    )
+    sink_tokens: int = described(
+        0,
+        "First tokens of a sequence that stay visible beyond the window, at the distances that the base's positions "
+        "give them. In texts longer than a training row they cost recall and perplexity (benchmarks/RESULTS.md, "
+        "sinks).",
+    )
+    layers: str | int | tuple[int, ...] = described(
+        "all",
+        "Attention layers that get a memory: all, an integer n for every n-th (n - 1, 2 n - 1, ...), or a list of "
+        "layer numbers. The others keep the base's attention with its whole context. auto measures on the training "
+        "text which layers need their whole context most; it needs kv_budget.",
+    )
+    memory_only_layers: str | tuple[int, ...] = described(
+        (),
+        "Layers whose mu is fixed at 1, all or a list of layer numbers: they compute no softmax and hold no keys and "
+        "values. The same holds while mag_weight is 1 and mix_gate is none. With layers: auto, those that have no "
+        "softmax unless they are chosen to keep their whole context.",
+    )
+    bidirectional: bool = described(False, "For encoders: the mean of reading from the left and from the right.")
+    attention_layout: str | dict[str, Any] | None = described(
+        None,
+        "How the attention modules keep their projections: a name in tptt.hf.LAYOUTS, or a mapping with projections, "
+        "output and split. Null finds out.",
+    )
 
     def __post_init__(self) -> None:
         one_of("operator", self.operator, OPERATORS)
@@ -131,8 +156,7 @@ class MemoryConfig:
         one_of("states", self.states, STATES)
         one_of("mix_gate", self.mix_gate, MIX_GATES)
         check_mag_weight(self.mag_weight)
-        if self.max_self_attn_length is not None:
-            _check_count("max_self_attn_length", self.max_self_attn_length, 1)
+        _check_window(self.max_self_attn_length)
         object.__setattr__(self, "feature_width", _widths(self.feature_width))
         _check_count("state_activation_every", self.state_activation_every, 1)
         _check_count("sink_tokens", self.sink_tokens, 0)
@@ -147,15 +171,39 @@ class MemoryConfig:
         object.__setattr__(self, "memory_only_layers", _numbers("memory_only_layers", self.memory_only_layers))
 
 
-def require_chosen_layers(config: MemoryConfig) -> None:
-    """Refuse a configuration whose layers are still to be chosen.
+    @property
+    def window(self) -> int | None:
+        """``max_self_attn_length``, once it is decided.
+
+        Raises:
+            ValueError: it is "auto".
+        """
+        if isinstance(self.max_self_attn_length, str):
+            raise ValueError(
+                "max_self_attn_length='auto' is decided by the length of training rows: "
+                "tptt.train.convert_and_train(config, data) chooses it; elsewhere give a number of tokens, or None"
+            )
+        return self.max_self_attn_length
+
+
+def _check_window(value: object) -> None:
+    if value is None or value == "auto":
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"max_self_attn_length must be an integer of 1 or more, 'auto' or None, got {value!r}")
+
+
+def require_decided(config: MemoryConfig) -> None:
+    """Refuse a configuration that leaves its layers or its window to data.
 
     Raises:
-        ValueError: ``layers`` is "auto".
+        ValueError: ``layers`` or ``max_self_attn_length`` is "auto".
     """
+    _ = config.window
     if config.layers == "auto":
         raise ValueError(
             "layers='auto' is decided by data: tptt.train.convert_and_train(config, data, "
-            "TrainingSettings(kv_budget=...)) chooses the layers, or tptt.convert.choose_layers on a model with a memory "
-            "in all of them; without data give layers='all', an integer n for every n-th, or a list of layer numbers"
+            "TrainingSettings(kv_budget=...)) chooses the layers, or tptt.convert.choose_layers on a model with a "
+            "memory in all of them; without data give layers='all', an integer n for every n-th, or a list of layer "
+            "numbers"
         )

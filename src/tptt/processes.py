@@ -7,13 +7,13 @@ from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from torch import distributed
 
 T = TypeVar("T")
 
 
 def _state() -> PartialState | None:
-    """accelerate's view of the processes; None where there is one, which Trainer's arguments are to set up as they like."""
+    """accelerate's view of the processes; None where there is one, whose devices Trainer's arguments set up."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return PartialState(cpu=not torch.cuda.is_available()) if several else None
 
@@ -26,23 +26,36 @@ def is_first() -> bool:
 
 def agreed(value: T) -> T:
     """The first process's ``value``, in every process: two machines may round what they measure differently."""
-    return value if _state() is None else broadcast_object_list([value])[0]
+    if (state := _state()) is None:
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values, device=state.device)
+    return values[0]
+
+
+def any_of(number: int | None) -> int | None:
+    """The largest positive ``number`` that a process has, in every process; None where none has one."""
+    if (state := _state()) is None:
+        return number
+    largest = torch.tensor(number or 0, device=state.device)
+    distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+    return int(largest) or None
 
 
 def wait() -> None:
-    """Until all processes have come here."""
+    """Return when all processes have come here."""
     if (state := _state()) is not None:
         state.wait_for_everyone()
 
 
 def devices() -> int:
-    """On how many devices Trainer trains: one for each process, or all GPUs of this one."""
+    """How many devices Trainer trains on: one for each process, or all GPUs of this one."""
     state = _state()
     return max(1, torch.cuda.device_count()) if state is None else state.num_processes
 
 
 def gpu() -> torch.device | None:
-    """The GPU of this process, where there is any."""
+    """This process's GPU; None where there is none."""
     if not torch.cuda.is_available():
         return None
     state = _state()

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tptt.cli.plan import changed_recipe, expectations
+from tptt.cli.dry_run import changed_recipe, expectations
 from tptt.estimate.expectations import MEASURES, Curves, NoCurvesError, expect
 from tptt.run.options import RunOptions
 from tptt.train import TrainingSettings
@@ -126,10 +126,10 @@ def test_another_recipe_is_another_run(curves):
         per_device_train_batch_size=8, out="elsewhere", seed=3, tokens=524_288, seq_len=512, data="texts"
     )
     assert changed_recipe(same) == {}
-    other = same.changed(recall_share=0.0, long_context_weight=1.0, operator="kda", lora_rank=4)
-    assert changed_recipe(other) == {"recall_share": 0.0, "long_context_weight": 1.0, "operator": "kda", "lora_rank": 4}
+    other = same.changed(recall_share=0.0, long_context_weight=1.0, operator="kda", lora_r=4)
+    assert changed_recipe(other) == {"recall_share": 0.0, "long_context_weight": 1.0, "operator": "kda", "lora_r": 4}
     lines = expectations(other, Plan, curves)
     assert (
-        "another recipe than the measured one, lora_rank: 4, operator: kda, recall_share: 0.0, long_context_weight: 1.0"
+        "another recipe than the measured one, lora_r: 4, operator: kda, recall_share: 0.0, long_context_weight: 1.0"
         in lines[1]
     )

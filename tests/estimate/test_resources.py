@@ -15,7 +15,8 @@ from tptt.estimate.hardware import GIB, HARDWARE, Hardware
 from tptt.estimate.resources import Survey, budget
 from tptt.evaluation.perplexity import next_token_losses
 from tptt.run.base import config_from_file
-from tptt.run.options import RunOptions, load_run
+from tptt.run.options import RunOptions
+from tptt.run.run_file import load_run
 
 FAMILIES = ("llama", "gemma3_text", "olmoe")
 RUNS = sorted(CONFIGS.glob("*.yaml"))
@@ -39,7 +40,7 @@ def tiny(request, tmp_path):
         seq_len=64,
         per_device_train_batch_size=3,
         tokens=3 * 64 * 10,
-        lora_rank=2,
+        lora_r=2,
         allocate_widths=False,
     )
 
@@ -47,7 +48,7 @@ def tiny(request, tmp_path):
 def built(options: RunOptions) -> TpttModel:
     """The model that a run would train, with weights."""
     config = Survey(options.changed(base_config=None)).model.config
-    config.base_model_name, config.text_config = options.base_model_name, None
+    config.base_model_name, config.text_config = options.base_model, None
     return TpttModel(config, dtype=torch.float32).train()
 
 
@@ -58,7 +59,7 @@ def test_parameters_are_those_of_the_model(tiny):
     assert found.trained == sum(p.numel() for p in names.values() if p.requires_grad)
     assert found.lora == sum(p.numel() for n, p in names.items() if "lora_" in n)
     assert found.memory == sum(p.numel() for n, p in names.items() if ".liza." in n)
-    whole = Survey(tiny.changed(lora_rank=0)).parameters
+    whole = Survey(tiny.changed(lora_r=0)).parameters
     assert whole.lora == 0 and whole.trained == whole.total
 
 
@@ -148,7 +149,7 @@ def test_far_weights_take_two_passes_over_text(tiny):
 def test_the_cache_is_that_of_the_model(tiny, changes):
     options = tiny.changed(**changes)
     model, tokens = built(options).eval(), 24
-    base = AutoModelForCausalLM.from_pretrained(options.base_model_name, dtype=torch.float32).eval()
+    base = AutoModelForCausalLM.from_pretrained(options.base_model, dtype=torch.float32).eval()
     held = []
     for one in (base, model):
         cache = DynamicCache(config=base.config)
@@ -204,7 +205,7 @@ def test_a_card_without_bfloat16_asks_for_float16(tiny):
 
 
 def test_4_bits_reach_linear_layers_only():
-    dense, experts = (load_run(CONFIGS / f"{n}.yaml", [("quantization", "4bit")]) for n in ("olmo-2-1b", "olmoe-1b-7b"))
+    dense, experts = (load_run(CONFIGS / f"{n}.yaml", {"quantization": "4bit"}) for n in ("olmo-2-1b", "olmoe-1b-7b"))
     survey = Survey(dense)
     embeddings = 2 * 100352 * 2048
     assert survey.parameters.base - survey.parameters.linear == pytest.approx(embeddings, rel=0.01)
@@ -231,7 +232,7 @@ def test_every_run_has_the_base_that_it_names(path):
     if active is not None:
         assert found.active == pytest.approx(active, rel=0.05)
     remarks = json.loads(Path(options.base_config).read_text())
-    assert remarks["_base"] == options.base_model_name and remarks["_source"]
+    assert remarks["_base"] == options.base_model and remarks["_source"]
     assert f"base {found.base:,}, LoRA {found.lora:,}, memory {found.memory:,}" in text
     assert (
         "# Not trained here: no hub and no GPU; the figures are computed from the model's config by `tptt train "

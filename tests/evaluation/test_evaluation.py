@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tptt.data import RecallRows
+from tptt.data import KeyValueRecall
 from tptt.evaluation import perplexity, recall_accuracy
 
 
@@ -26,7 +26,7 @@ class Oracle(torch.nn.Module):
 
 @pytest.fixture
 def recall(words):
-    return RecallRows(words, torch.full((300,), 3), facts=6)
+    return KeyValueRecall(words, torch.full((300,), 3), facts=6)
 
 
 def test_perplexity_of_equal_logits_is_the_vocabulary():

@@ -9,7 +9,7 @@ from tptt.data import stdlib_text
 from tptt.evaluation import branch_use
 from tptt.hf import memories
 from tptt.train import Corpus, TrainingSettings, convert_and_train
-from tptt.train.loop import load_tokenizer
+from tptt.train.base import load_tokenizer
 
 pytestmark = pytest.mark.gpu
 LENGTH, WINDOW = 128, 16

@@ -1,42 +1,73 @@
-"""How a verb speaks: its own lines only, and errors without a traceback."""
+"""How a verb speaks: its own lines, what tptt says of its work, and errors in one line."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import typer
-from rich.console import Console
+
+Debug = Annotated[bool, typer.Option("--debug", help="On an error show where it happened, as a traceback.")]
+"""The switch that every verb has, and `tptt` itself before the verb."""
+
+
+def say(text: str) -> None:
+    """Print a line. ``print`` lets a progress bar that is shown move out of its way, which rich's console would not."""
+    print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """Print a warning to stderr."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def quiet() -> None:
-    """Only our own progress bar and lines, and what text is passed over."""
-    from transformers.utils import logging as hf_logging
+    """Let through what tptt says, what text is passed over, and how far long stages are; silence the other libraries."""
+    from transformers import logging as hf_logging
 
     from tptt.data import TextWarning
 
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", TextWarning)
-    warnings.showwarning = _say
-    for name in ("transformers", "tptt"):  # what ours warns of stands among the results
-        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.showwarning = _show_warning
+    logging.getLogger("transformers").setLevel(logging.ERROR)
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
+    logger = logging.getLogger("tptt")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.handlers = [_ToStderr()]
 
 
-def _say(message, category, filename, lineno, file=None, line=None) -> None:
-    Console(stderr=True, highlight=False).print(f"warning: {message}", markup=False, style="yellow", soft_wrap=True)
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    warn(str(message))
+
+
+class _ToStderr(logging.Handler):
+    """Writes what tptt logs to what ``sys.stderr`` is at that moment: warnings as such, the rest with the time of day."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            warn(record.getMessage())
+        else:
+            print(self.format(record), file=sys.stderr, flush=True)
 
 
 @contextmanager
-def errors_told() -> Iterator[None]:
-    """What a user can mend is told in a line, and the verb ends with 1."""
+def errors_told(debug: bool) -> Iterator[None]:
+    """Tell what a user can mend in one line and end the verb with 1; with ``debug`` let every error through."""
     try:
         yield
-    except typer.Exit:  # a RuntimeError, too
-        raise
     except (ValueError, OSError, RuntimeError, ImportError) as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", markup=False, style="red", soft_wrap=True)
+        if debug or isinstance(error, typer.Exit | typer.Abort):  # these two are RuntimeErrors
+            raise
+        print(f"error: {error}\n(--debug shows where)", file=sys.stderr, flush=True)
         raise typer.Exit(1) from error

@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import typer
+from typer.core import TyperGroup
 
+from .console import Debug
 from .quickstart import quickstart
-from .train import CONTEXT, train
+
+
+class _Verbs(TyperGroup):
+    """Verbs. Those whose flags are the fields of other rooms' classes import them when they are called, not when listed."""
+
+    def resolve_command(self, ctx, args):
+        name, command, rest = super().resolve_command(ctx, args)
+        if name == "train":
+            from .train import train_command
+
+            command = train_command()
+        return name, command, rest
+
 
 app = typer.Typer(
-    name="tptt", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    name="tptt",
+    cls=_Verbs,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
     help="Give a pretrained transformer a linear-attention memory of fixed size.",
-)  # fmt: skip
+)
 app.command("quickstart")(quickstart)
-app.command("train", context_settings=CONTEXT)(train)
 
 
 @app.callback()
-def _verbs() -> None:
-    """Give a pretrained transformer a linear-attention memory of fixed size."""
+def _main(context: typer.Context, debug: Debug = False) -> None:
+    context.obj = debug
+
+
+@app.command("train")
+def _listed_train() -> None:
+    """Convert a base and train it, from a YAML file and flags."""
 
 
 if __name__ == "__main__":

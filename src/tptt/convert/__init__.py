@@ -1,6 +1,7 @@
-"""What happens between attaching a memory and training it: start values, widths, which layers."""
+"""What is decided between loading a base and training it: which layers get a memory, and how wide it is."""
 
-from .choose_layers import LayerChoice, choose_layers
+from .layer_search import LayerChoice, choose_layers
 from .widths import allocate_widths
+from .windowed import windowed
 
-__all__ = ["LayerChoice", "choose_layers", "allocate_widths"]
+__all__ = ["LayerChoice", "allocate_widths", "choose_layers", "windowed"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -17,17 +17,24 @@ Change = tuple[Collection[int], Collection[int]]
 """Layers made whole, and layers whose softmax gives nothing (`tptt.hf.softmax_as`)."""
 
 
-def divergences(model: nn.Module, batches: Sequence[Batch], changes: Sequence[Change]) -> list[float]:
+def divergences(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    changes: Sequence[Change],
+    advance: Callable[[float], None] | None = None,
+) -> list[float]:
     """KL(base || model) in nats per token with each of the ``changes``.
 
     Args:
         model: converted, with its base inside (LoRA or frozen).
         batches: ``input_ids`` [B, T] and, where tokens weigh differently, ``loss_weights`` [B, T].
         changes: nothing is left of one when the next is measured.
+        advance: told of the forward passes done.
 
     Raises:
         ValueError: the base's own weights train.
     """
+    advance = advance or (lambda amount: None)
     totals, count = [0.0] * len(changes), 0
     device = next(model.parameters()).device
 
@@ -41,9 +48,11 @@ def divergences(model: nn.Module, batches: Sequence[Batch], changes: Sequence[Ch
             count += ids[:, 1:].numel()
             with as_base(model):
                 base = logits(ids)
+            advance(1)
             for i, (whole, none) in enumerate(changes):
                 with softmax_as(model, whole, none):
                     totals[i] += kl_from_base(logits(ids), base, weights).item()
+                advance(1)
     return [x / count for x in totals]
 
 

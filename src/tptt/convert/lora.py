@@ -26,11 +26,24 @@ def lora_targets(base: nn.Module, layout: str | Mapping[str, Any] | None = None)
 
 
 def lora_config(
-    base: nn.Module, rank: int = 8, alpha: float = 16, dropout: float = 0.0, targets: str | Sequence[str] = "auto",
+    base: nn.Module,
+    r: int = 8,
+    lora_alpha: float = 16,
+    lora_dropout: float = 0.0,
+    target_modules: str | Sequence[str] = "auto",
     layout: str | Mapping[str, Any] | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """``LoraConfig(...).to_dict()``; ``targets`` are `lora_targets` ("auto"), or what peft takes as ``target_modules``."""
-    chosen = lora_targets(base, layout) if targets == "auto" else targets if isinstance(targets, str) else list(targets)
+) -> dict[str, Any]:
+    """``peft.LoraConfig(...).to_dict()``; ``target_modules="auto"`` are the `lora_targets` of ``base``, anything else goes to
+    peft as it is."""
+    if target_modules == "auto":
+        target_modules = lora_targets(base, layout)
+    elif not isinstance(target_modules, str):
+        target_modules = list(target_modules)
     return LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none", task_type="CAUSAL_LM", target_modules=chosen
+        r=r,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        bias="none",
+        task_type="CAUSAL_LM",
+        target_modules=target_modules,
     ).to_dict()

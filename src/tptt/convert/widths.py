@@ -1,56 +1,74 @@
-"""How wide each layer's memory is: wide where the base's predictions need what lies far back."""
+"""How wide each layer's memory is: wide where the base's layers depend on what lies beyond the window."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tptt.config import MemoryConfig
-from tptt.evaluation import mag_weight
-from tptt.hf import attach_memory, detach_memory, memory_layers
-from tptt.hf.configuration import TpttConfig
-from tptt.hf.model import TpttModel
-from tptt.processes import agreed
+from torch import nn
 
-from .divergence import Batch, divergences, untrained
+from tptt.config import MemoryConfig
+from tptt.evaluation.perplexity import evaluating
+from tptt.hf import memory_layers, window_changes
+from tptt.processes import agreed
+from tptt.progress import report_progress
+
+from .divergence import Batch, untrained
+from .windowed import windowed
 
 MOST = 3
 """Times the mean that a memory becomes at most: its layer's features are held at once while gradients are computed."""
 _UNIT = 64  # features are given out in as many, or in sixteenths of a mean that is small
 
 
-def allocate_widths(model: TpttModel, batches: Sequence[Batch]) -> tuple[int, ...]:
-    """Give the memories of ``model`` new widths, in proportion to KL(base || base with a window in that layer alone).
+def allocate_widths(base: nn.Module, config: MemoryConfig, batches: Sequence[Batch]) -> dict[int, int] | None:
+    """The feature width of each memory that ``config`` will give ``base``, {layer number: width}.
 
-    Their mean stays ``model.config.feature_width``, and with it the size of all states together. The memories are attached
-    anew: to be called before they are calibrated or trained. ``model.config`` then names the widths.
+    Widths are in proportion to `dependence`, and their mean is ``config.feature_width``, so that all states together stay
+    as large. ``feature_width=list(widths.values())`` of a configuration takes them.
 
     Args:
-        model: not trained yet, with one ``feature_width`` for all layers. Nothing changes where widths have been named, or
-            where nothing lies beyond a window (there is none, or the rows are no longer).
-        batches: ``input_ids`` [B, T] and perhaps ``loss_weights`` [B, T]: plain text says enough. One forward pass of a
-            batch per layer.
+        base: as it was loaded, without a memory.
+        config: with one ``feature_width`` for all layers.
+        batches: ``input_ids`` [B, T]; plain text says enough.
 
     Returns:
-        the width of each memory, in layer order.
+        None where there is nothing to allocate: widths have been named, there is no window, or no row is longer than it.
     """
-    carrying = memory_layers(model)
-    now = tuple(x.memory.key_features.width for x in carrying)
-    if not can_allocate_widths(model.config):
-        return now
-    layers = [x.layer for x in carrying]
-    others = [([x for x in layers if x != n], ()) for n in layers]
-    mixed = any(not x.mu_fixed for x in carrying)
-    with untrained(model), mag_weight(model, 0.0 if mixed else None):
-        lost = divergences(model, batches, others)
-    widths = agreed(shares(lost, model.config.feature_width))
-    if widths != now:
-        detach_memory(model.backbone)
-        model.config.feature_width = list(widths)
-        attach_memory(model.backbone, model.config.memory_config())
-    return widths
+    width, window = config.feature_width, config.window
+    if not isinstance(width, int) or window is None or not can_allocate_widths(config):
+        return None
+    if max((batch["input_ids"].shape[1] for batch in batches), default=0) <= window:
+        return None
+    with windowed(base, config):
+        found = dependence(base, batches)
+    return dict(zip(found, agreed(shares(list(found.values()), width)), strict=True))
 
 
-def can_allocate_widths(config: MemoryConfig | TpttConfig) -> bool:
+def dependence(model: nn.Module, batches: Sequence[Batch]) -> dict[int, float]:
+    """By how much a window in one layer alone changes that layer's output, {layer number: |change|^2 / |output|^2} per token.
+
+    All layers are measured in one pass of the base, each on the base's own hidden states; it costs about two. What counts in
+    the end is KL(base || base with a window in that layer alone), which takes a pass for each layer: the two give nearly
+    the same widths (`benchmarks.widths` prints both).
+
+    Args:
+        model: carries a window (`windowed`, or a converted model); its base must not train.
+        batches: ``input_ids`` [B, T].
+    """
+    tokens = 0
+    device = next(model.parameters()).device
+    rows = sum(len(batch["input_ids"]) for batch in batches)
+    progressing = report_progress("measuring widths", rows, "rows")
+    with progressing as progress, evaluating(model), untrained(model), window_changes(model) as found:
+        for batch in batches:
+            ids = batch["input_ids"].to(device)
+            model(input_ids=ids, use_cache=False)
+            tokens += ids.numel()
+            progress.advance(len(ids))
+    return {x.layer: found.get(x.layer, 0.0) / tokens for x in memory_layers(model)}
+
+
+def can_allocate_widths(config: MemoryConfig) -> bool:
     """Whether ``config`` has widths, leaves them open, and bounds what is seen without a memory."""
     return (
         config.feature_map == "fourier"

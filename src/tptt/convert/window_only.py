@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from tptt.config import MemoryConfig
-from tptt.hf import memories, memory_layers
+from tptt.hf import NoMemory, memories, memory_layers
 from tptt.memory import LinearMemory
-
-
-class _NoMemory(nn.Module):
-    """In the place of a LinearMemory: the same window, nothing read, nothing written, nothing mixed in."""
-
-    def __init__(self, config: MemoryConfig) -> None:
-        super().__init__()
-        self.config = config
 
 
 def window_alone(model: nn.Module) -> nn.Module:
@@ -29,5 +20,5 @@ def window_alone(model: nn.Module) -> nn.Module:
         raise ValueError(f"{type(model).__name__} carries no memory, so it has no window to leave")
     for layer in memory_layers(model):
         if isinstance(layer.memory, LinearMemory):
-            layer.replace_memory(_NoMemory(layer.memory.config))
+            layer.replace_memory(NoMemory(layer.memory.config))
     return model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tptt.run.options import RunOptions
-from tptt.train.loop import LONGEST, row_length
+from tptt.train.base import LONGEST, row_length
 
 from .hardware import HARDWARE
 from .resources import Survey, budget
@@ -33,11 +33,11 @@ def ways_to_fit(options: RunOptions, hardware: str, survey: Survey | None = None
                 * settings.per_device_train_batch_size,
             }
         )
-    if options.quantization == "none" and options.lora_rank and hardware != "cpu":
+    if options.quantization == "none" and options.lora_r and hardware != "cpu":
         ladder.append({"quantization": "4bit"})
     length = row_length(settings, survey.base)
     shorter = length // 2
-    while shorter >= max(LONGEST, 2 * (options.memory.max_self_attn_length or 0)):
+    while shorter >= max(LONGEST, 2 * (options.memory.window or 0)):
         ladder.append(
             {
                 "seq_len": shorter,

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tptt.data import IGNORE
-from tptt.hf.eval_mode import in_eval_mode
+from tptt.hf.modes import in_eval_mode
 
 
 @contextmanager

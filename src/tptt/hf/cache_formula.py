@@ -53,7 +53,7 @@ from .cache import (
     MemoryWindow,
 )
 from .cache_size import OF_WINDOW, CacheSize, LayerSize, bytes_of, cache_layers, held_as, tensors_in
-from .eval_mode import in_eval_mode
+from .modes import in_eval_mode
 from .read_with_cache import read_with_cache
 from .slots import patched_attention, slot_of
 from .teacher import softmax_as

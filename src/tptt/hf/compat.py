@@ -29,7 +29,6 @@ from transformers.cache_utils import (
     StaticLayer,
     StaticSlidingWindowLayer,
 )
-from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_utils import _add_variant
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -42,7 +41,6 @@ __all__ = [
     "LinearAttentionAndSlidingWindowAttentionLayer",
     "StaticLayer",
     "StaticSlidingWindowLayer",
-    "SubConfigSpec",
 ]
 
 
@@ -199,19 +197,22 @@ def lazy_layers(cache: Any) -> Callable[[], Any] | None:
 _PREPARE_CACHE = "_prepare_cache_for_generation"
 
 
-def hook_cache_preparation(model: nn.Module, prepared: Callable[[nn.Module, Any, dict], None]) -> None:
-    """Let ``model.generate`` call ``prepared(model, generation_config, model_kwargs)`` once it has made its cache.
+def check_cache_preparation(model: nn.Module) -> None:
+    """Refuse a ``model`` whose ``generate`` makes its cache where `hook_cache_preparation` does not reach.
 
     Raises:
-        UnsupportedTransformersError: ``generate`` of this version makes its cache elsewhere.
+        UnsupportedTransformersError: it does.
     """
-    if not isinstance(model, GenerationMixin):
-        return
-    if not hasattr(type(model), _PREPARE_CACHE):
+    if isinstance(model, GenerationMixin) and not hasattr(type(model), _PREPARE_CACHE):
         raise UnsupportedTransformersError(
             f"{type(model).__name__} has no {_PREPARE_CACHE}: its cache would get no states"
         )
-    setattr(model, _PREPARE_CACHE, functools.partial(_prepare_cache, model, prepared))
+
+
+def hook_cache_preparation(model: nn.Module, prepared: Callable[[nn.Module, Any, dict], None]) -> None:
+    """Let ``model.generate`` call ``prepared(model, generation_config, model_kwargs)`` once it has made its cache."""
+    if isinstance(model, GenerationMixin):
+        setattr(model, _PREPARE_CACHE, functools.partial(_prepare_cache, model, prepared))
 
 
 def unhook_cache_preparation(model: nn.Module) -> None:

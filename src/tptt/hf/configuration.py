@@ -8,9 +8,10 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from tptt.config import MemoryConfig, __version__, one_of
+from tptt.config import MemoryConfig, one_of
+from tptt.version import __version__
 
-from .compat import SubConfigSpec
+from .config_compat import SubConfigSpec
 
 
 def jsonable(value: Any) -> Any:
@@ -80,7 +81,7 @@ class TpttConfig(PreTrainedConfig):
     mix_gate: str = MemoryConfig.mix_gate
     cross_gate: bool = MemoryConfig.cross_gate
     mag_weight: float = MemoryConfig.mag_weight
-    max_self_attn_length: int | None = None
+    max_self_attn_length: int | str | None = None
     sink_tokens: int = 0
     layers: str | int | list | tuple = "all"
     memory_only_layers: str | list | tuple = ()
@@ -88,6 +89,8 @@ class TpttConfig(PreTrainedConfig):
     attention_layout: str | dict | None = None
 
     def __post_init__(self, **kwargs):
+        from . import model  # noqa: F401  # its import lets AutoModelForCausalLM know the model of this configuration
+
         _check_version(self.tptt_version)
         unknown = sorted(k for k in kwargs if k not in _HF_KEYS and not hasattr(PreTrainedConfig, k))
         if unknown:
@@ -185,3 +188,6 @@ def base_error(name: str, error: Exception, what_to_do: str = _IN_CODE) -> Excep
             f"it. Check the name; {what_to_do}. ({error})"
         )
     return ValueError(f"base model {name!r} cannot be used as a causal language model: {error}")
+
+
+AutoConfig.register(TpttConfig.model_type, TpttConfig, exist_ok=True)

@@ -51,11 +51,11 @@ def before_body(
     if ids is None:
         return (), kwargs
     mask, tokens = kwargs.get("attention_mask"), ids.shape[1]
-    if config.max_self_attn_length is not None and isinstance(mask, torch.Tensor) and mask.ndim > 2:
+    if config.window is not None and isinstance(mask, torch.Tensor) and mask.ndim > 2:
         raise ValueError(f"with max_self_attn_length the attention mask must be 2-D, [B, T]; got {tuple(mask.shape)}")
     sequences = _packed_sequences(kwargs, ids, mask, body)
     for slot in slots:
-        slot.context.packed = sequences is not None
+        slot.running.packed = sequences is not None
     if not takes_any:
         return (), kwargs
     if sequences is not None:
@@ -154,7 +154,7 @@ def apply_window(slot: MemorySlot, hidden: torch.Tensor, kwargs: dict, mask, seq
     assert window is not None
     if isinstance(layer, WindowLayer):
         has_alibi = kwargs.get("alibi") is not None
-        band = layer.expect(mask, batch, tokens, hidden.device, ordered=has_alibi)
+        band = layer.prepare(mask, batch, tokens, hidden.device, ordered=has_alibi)
         if has_alibi:
             kwargs["alibi"] = _biases_of_keys(kwargs["alibi"], layer.slots)
     elif tokens <= window and sequences is None:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextvars
 import copy
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
-from tptt.config import require_chosen_layers
+from tptt.config import require_decided
 
-from .calibrate import calibrate
+from .calibration import calibrate
 from .checkpoint import CheckpointMixin
 from .compat import (
     ConvertedModelBase,
     cache_in,
     cache_keyword,
     chosen_attention_implementation,
+    register_causal_lm,
     set_attention_implementation,
     set_tied_names,
 )
@@ -27,16 +29,39 @@ from .patch import attach_memory, base_of, prepare_generation, weights_loaded
 
 _without_weights: contextvars.ContextVar[bool] = contextvars.ContextVar("tptt_without_weights", default=False)
 _adapter_follows: contextvars.ContextVar[bool] = contextvars.ContextVar("tptt_adapter_follows", default=False)
+_given_base: contextvars.ContextVar[PreTrainedModel | None] = contextvars.ContextVar("tptt_given_base", default=None)
 _TOKENS_TO_CALIBRATE = 128
 
 
 @contextmanager
-def _set(variable: contextvars.ContextVar[bool]):
-    token = variable.set(True)
+def _set(variable: contextvars.ContextVar[Any], value: Any = True):
+    token = variable.set(value)
     try:
         yield
     finally:
         variable.reset(token)
+
+
+def load_base(config: TpttConfig, **options) -> PreTrainedModel:
+    """The base of ``config`` with its weights; ``options`` are those of `TpttModel`.
+
+    Raises:
+        OSError: the base was not found (the message says how to name it, and the token for gated ones).
+        ValueError: the base is no causal language model.
+    """
+    return _load_base(config, _noted(config, options))
+
+
+def _noted(config: TpttConfig, options: dict[str, Any]) -> dict[str, Any]:
+    """``options`` for the base's ``from_pretrained``; ``config`` notes what of them belongs to the model."""
+    options = dict(options)
+    if (dtype := options.pop("torch_dtype", None)) is not None:
+        options.setdefault("dtype", dtype)
+    if options.get("revision") is not None:
+        config.base_model_revision = options["revision"]
+    if options.get("attn_implementation") is not None:
+        set_attention_implementation(config, options["attn_implementation"])
+    return options
 
 
 def _load_base(config: TpttConfig, options: dict) -> PreTrainedModel:
@@ -104,17 +129,13 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
     accepts_loss_kwargs = True
 
     def __init__(self, config: TpttConfig, **options) -> None:
-        if (dtype := options.pop("torch_dtype", None)) is not None:
-            options.setdefault("dtype", dtype)
-        if options.get("revision") is not None:
-            config.base_model_revision = options["revision"]
-        if options.get("attn_implementation") is not None:
-            set_attention_implementation(config, options["attn_implementation"])
-        require_chosen_layers(config.memory_config())  # before a base is loaded
+        options = _noted(config, options)
+        require_decided(config.memory_config())  # before a base is loaded
         super().__init__(config)
         self.loss_type = "ForCausalLM"
         fresh = not _without_weights.get()
-        base = _load_base(config, options)
+        given = _given_base.get()
+        base = _load_base(config, options) if given is None else given
         config.text_config = base.config  # one object, so that later changes of the implementation reach the base
         self.base_vocabulary = base.config.vocab_size
         self.backbone = base if config.lora_config is None else _with_lora(base, config.lora_config)
@@ -126,7 +147,7 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
             config.name_or_path = config.name_or_path or config.base_model_name
             self.generation_config = copy.deepcopy(base.generation_config)
             self.post_init()
-            if not _adapter_follows.get():
+            if given is None and not _adapter_follows.get():
                 ids = torch.randint(base.config.vocab_size, (2, _TOKENS_TO_CALIBRATE // 2),
                                     generator=torch.Generator().manual_seed(0))  # fmt: skip
                 calibrate(self.backbone, ids.to(base.device))
@@ -246,6 +267,13 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
         with _set(_adapter_follows):
             return cls(config, **options)
 
+    @classmethod
+    def on_base(cls, config: TpttConfig, base: PreTrainedModel) -> TpttModel:
+        """A converted model around ``base``, which `load_base` loaded for ``config``. Its memory is not calibrated yet: that is
+        done on the text that it will be trained on (`tptt.calibrate`)."""
+        with _set(_given_base, base):
+            return cls(config)
+
     def merge_and_unload(self) -> TpttModel:
         """Fold LoRA into the base's weights; from then on `save_pretrained` writes a self-contained checkpoint."""
         if isinstance(self.backbone, PeftModel):
@@ -258,3 +286,7 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
             self.post_init()
         self.config.weights_format = "full"
         return self
+
+
+AutoModelForCausalLM.register(TpttConfig, TpttModel, exist_ok=True)
+register_causal_lm(TpttConfig.model_type, TpttModel.__name__)

@@ -6,31 +6,38 @@ Nothing is wrapped: the memory is a child called ``liza`` of each attention modu
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+import torch
 from torch import nn
 
-from tptt.config import MemoryConfig, check_mag_weight, require_chosen_layers
+from tptt.config import MemoryConfig, check_mag_weight, require_decided
 from tptt.memory import LinearMemory
 
+from .cache import unknown_cache_layers
 from .compat import (
     CACHE_ARGUMENTS,
     cache_argument,
     cache_in,
     can_replace_attention,
     check_cache_layers,
+    check_cache_preparation,
     hook_cache_preparation,
     unhook_cache_preparation,
     unknown_arguments,
 )
 from .discovery import Found, UnsupportedAttentionError, choose, find_attention
 from .forward import after_attention, before_attention, before_layer, cache_layer
+from .layouts import Geometry
 from .masks import before_body, takes_keywords
+from .no_memory import NoMemory
 from .slots import MEMORY, Branches, MemorySlot, memories, memory_of, patched_attention, put_slot, slot_of, take_slot
 from .softmax import follow_mag_weight, set_branches, window_of, window_refusal
 
 _BODY_HOOK = "_tptt_handle"
+MakeMemory = Callable[[MemoryConfig, Geometry, torch.device], nn.Module]
 
 
 def attach_memory(model: nn.Module, config: MemoryConfig | None = None) -> nn.Module:
@@ -50,9 +57,34 @@ def attach_memory(model: nn.Module, config: MemoryConfig | None = None) -> nn.Mo
         ValueError: the model already carries a memory; ``config`` names a layer that is not there, has another number of
             feature widths than layers, or has ``layers="auto"``, which needs data.
     """
-    config = config or MemoryConfig()
-    require_chosen_layers(config)
-    if memories(model):
+    return _attach(model, config or MemoryConfig(), _new_memory)
+
+
+def attach_window(model: nn.Module, config: MemoryConfig) -> nn.Module:
+    """Give the attention layers of ``model`` the softmax window of ``config`` and no memory, in place.
+
+    For measuring what a memory would be needed for, before there is one; `detach_memory` takes it off again. In the place
+    of each memory stands a `NoMemory`, which knows how large the memory would be.
+
+    Raises:
+        As `attach_memory`.
+    """
+    return _attach(model, config, _planned_memory)
+
+
+def _new_memory(config: MemoryConfig, sizes: Geometry, device: torch.device) -> nn.Module:
+    memory = LinearMemory(config, sizes.hidden, sizes.heads, sizes.kv_heads, sizes.head_dim, sizes.value_dim)
+    return memory.to(device)
+
+
+def _planned_memory(config: MemoryConfig, sizes: Geometry, device: torch.device) -> nn.Module:
+    with torch.device("meta"):
+        return NoMemory(config, _new_memory(config, sizes, torch.device("meta")))
+
+
+def _attach(model: nn.Module, config: MemoryConfig, make: MakeMemory) -> nn.Module:
+    require_decided(config)
+    if patched_attention(model):
         raise ValueError("this model already carries a memory: detach_memory(model) takes it off")
     body = attention_body(model, config.bidirectional)
     found = find_attention(body, config.attention_layout)
@@ -65,10 +97,12 @@ def attach_memory(model: nn.Module, config: MemoryConfig | None = None) -> nn.Mo
         _check(x, body, config, x in fixed)
     if not config.bidirectional:
         check_cache_layers()
+        check_cache_preparation(base_of(model))
+        _check_own_cache(model, [x.layer for x in chosen])
     others = frozenset(_mask_kind(x) for x in found if x not in chosen)
     slots: list[MemorySlot] = []
     for x, width in zip(chosen, widths, strict=True):
-        _give(x, body, replace(config, feature_width=width), x in fixed, others, slots)
+        _give(x, body, replace(config, feature_width=width), x in fixed, others, slots, make)
     parameters = tuple(inspect.signature(type(body).forward).parameters)[1:]
     if "attention_mask" in parameters:
         hook = partial(before_body, parameters, config, slots, takes_keywords(body))
@@ -121,7 +155,7 @@ def _check(x: Found, body: nn.Module, config: MemoryConfig, alone: bool) -> None
         does, needs = ("causal", False) if causal else ("not causal", True)
         raise UnsupportedAttentionError(f"{who} is {does}: its memory needs bidirectional={needs}")
     if (
-        config.max_self_attn_length is not None
+        config.window is not None
         and not alone
         and (reason := window_refusal(x.module, _config(x, body), config.sink_tokens))
     ):
@@ -150,6 +184,18 @@ def _check_cache_argument(x: Found, body: nn.Module) -> None:
         )
 
 
+def _check_own_cache(model: nn.Module, layers: list[int]) -> None:
+    """Refuse a model for which ``generate`` makes cache layers of a kind that is not known."""
+    config = getattr(base_of(model), "config", None)
+    if config is None or not hasattr(base_of(model), "generate"):
+        return
+    if strange := unknown_cache_layers(config.get_text_config(decoder=True), layers):
+        raise UnsupportedAttentionError(
+            f"generate makes cache layers of type {', '.join(strange)} for {type(base_of(model)).__name__}, which cannot carry a "
+            "memory in this version of tptt"
+        )
+
+
 def _of_another_kind(name: str) -> bool:
     """Whether the module of that name reads pictures or sound."""
     return any(word in name for word in ("vision", "visual", "image", "img_", "video", "audio", "speech"))
@@ -173,22 +219,27 @@ def _mask_kind(x: Found) -> str | None:
 
 
 def _give(
-    x: Found, body: nn.Module, config: MemoryConfig, fixed: bool, others: frozenset[str | None], slots: list[MemorySlot]
+    x: Found,
+    body: nn.Module,
+    config: MemoryConfig,
+    fixed: bool,
+    others: frozenset[str | None],
+    slots: list[MemorySlot],
+    make: MakeMemory,
 ) -> None:
     """Give one attention module its memory, its slot and its hooks."""
     module, sizes = x.module, x.sizes
     if fixed:
         config = replace(config, mag_weight=1.0, mix_gate="none")
-    memory = LinearMemory(config, sizes.hidden, sizes.heads, sizes.kv_heads, sizes.head_dim, sizes.value_dim)
-    module.add_module(MEMORY, memory.to(next(module.parameters()).device))
-    layer, base = _layer(body, x.name), _config(x, body)
+    module.add_module(MEMORY, make(config, sizes, next(module.parameters()).device))
+    layer, base = decoder_layer(body, x.name), _config(x, body)
     slot = MemorySlot(
         geometry=sizes,
         parameters=tuple(inspect.signature(type(module).forward).parameters)[1:],
         layer=x.layer,
         mask_kind=_mask_kind(x),
         config=base,
-        window=window_of(module, base, x.layer, config.max_self_attn_length),
+        window=window_of(module, base, x.layer, config.window),
         sinks=config.sink_tokens,
         layer_takes_keywords=takes_keywords(layer),
         neighbours=slots,
@@ -213,7 +264,7 @@ def _loaded(module: nn.Module, incompatible_keys) -> None:
     follow_mag_weight(module)
 
 
-def _layer(body: nn.Module, name: str) -> nn.Module:
+def decoder_layer(body: nn.Module, name: str) -> nn.Module:
     """The layer of ``body`` that holds its child ``name``: an entry of a list of modules, or the parent."""
     parts = name.split(".")
     above = [i for i in range(len(parts)) if isinstance(body.get_submodule(".".join(parts[:i])), nn.ModuleList)]

@@ -6,6 +6,8 @@ import inspect
 
 from torch import nn
 
+from tptt.memory import LinearMemory
+
 from .compat import config_without_softmax
 from .slots import MEMORY, Branches, memory_of, slot_of
 
@@ -34,7 +36,9 @@ def follow_mag_weight(module: nn.Module) -> None:
     It stays where an adapter has a memory of its own: adapters are switched without a word, and mu may differ.
     """
     slot, memory = slot_of(module), memory_of(module)
-    if not slot.follows_mag_weight or memory.mag_weight.is_meta or slot.branches not in _WITH_MEMORY:
+    if not isinstance(memory, LinearMemory) or not slot.follows_mag_weight or memory.mag_weight.is_meta:
+        return
+    if slot.branches not in _WITH_MEMORY:
         return
     alone = float(memory.mag_weight) == 1.0 and memory is getattr(module, MEMORY)
     if alone is not (slot.branches is Branches.MEMORY):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from .patch import attention_body, decoder_layer
 from .slots import Branches, is_memory_parameter, memories, patched_attention, slot_of
 from .softmax import set_branches
 
@@ -72,6 +74,41 @@ def _collected(model: nn.Module, name: str) -> Iterator[list[Any]]:
     finally:
         for slot in slots:
             found += slot.records.pop(name)
+
+
+@contextmanager
+def window_changes(model: nn.Module) -> Iterator[dict[int, float]]:
+    """Within, `as_base`; and each call of ``model`` also computes every layer that carries a window a second time, from the
+    same hidden states, with its window. Yields {layer number: sum over tokens of |change|^2 / |output|^2} of the layers'
+    outputs [B, T, hidden], to which each call adds.
+
+    For calls without a cache. Costs a second forward pass of the layers, however many they are.
+    """
+    found: dict[int, float] = {}
+    body = attention_body(model)
+    windowed = {m for m in patched_attention(model) if slot_of(m).window is not None}
+    with as_base(model):
+        handles = [
+            decoder_layer(body, name).register_forward_hook(
+                partial(_add_window_change, found, module), with_kwargs=True
+            )
+            for name, module in body.named_modules()
+            if module in windowed
+        ]
+        try:
+            yield found
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _add_window_change(found: dict[int, float], attention: nn.Module, layer: nn.Module, args, kwargs, output) -> None:
+    with _computing([attention], Branches.SOFTMAX):
+        changed = layer.forward(*args, **kwargs)  # not the module itself: this hook would be called again
+    changed, output = (x[0] if isinstance(x, tuple | list) else x for x in (changed, output))
+    change = (changed.float() - output.float()).pow(2).sum(-1) / output.float().pow(2).sum(-1).clamp_min(1e-12)
+    number = slot_of(attention).layer
+    found[number] = found.get(number, 0.0) + float(change.sum())
 
 
 def attention_outputs(model: nn.Module) -> AbstractContextManager[list[torch.Tensor]]:

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from tptt.hf.compat import cache_keyword
-from tptt.hf.eval_mode import in_eval_mode
+from tptt.hf.modes import in_eval_mode
 
 from .options import check_options, chosen
-from .rollback import Mark
+from .rollback import RollbackPoint
 from .snapshot import MemorySnapshot, new_cache
 from .source import in_chunks, token_pieces
 
@@ -68,20 +68,21 @@ class Session:
         try:
             with in_eval_mode(self.model):
                 for chunk in in_chunks(pieces, self.chunk_size):
-                    said = [*self._pending] + chunk.tolist()
-                    ids = torch.tensor([said[:-1]], dtype=torch.long, device=self.model.device)
-                    self._check_room(ids.shape[1])
-                    with self._whole_or_not_at_all():
-                        if ids.shape[1]:
-                            self.model(
-                                input_ids=ids, use_cache=True, logits_to_keep=1, **cache_keyword(self.model, self.cache)
-                            )
-                        self._pending = (said[-1],)
+                    self._read_chunk(chunk)
                     done += len(chunk)
                     report(done, time.perf_counter() - start)
         finally:
             report(-1, time.perf_counter() - start)
         return self
+
+    def _read_chunk(self, chunk: torch.Tensor) -> None:
+        said = [*self._pending] + chunk.tolist()
+        ids = torch.tensor([said[:-1]], dtype=torch.long, device=self.model.device)
+        self._check_room(ids.shape[1])
+        with self._whole_or_not_at_all():
+            if ids.shape[1]:
+                self.model(input_ids=ids, use_cache=True, logits_to_keep=1, **cache_keyword(self.model, self.cache))
+            self._pending = (said[-1],)
 
     def generate(self, prompt: Any = None, **options) -> torch.Tensor:
         """Go on with ``prompt`` (text or ids) and return the new ids [n]; both become part of the conversation.
@@ -129,11 +130,11 @@ class Session:
     @contextmanager
     def _whole_or_not_at_all(self) -> Iterator[None]:
         """Within, an exception takes the session back to where it was: layers and ``tokens`` would disagree otherwise."""
-        mark, pending = Mark(self.cache), self._pending
+        point, pending = RollbackPoint(self.cache), self._pending
         try:
             yield
         except BaseException:  # Ctrl-C is none of Exception
-            mark.go_back()
+            point.go_back()
             self._pending = pending
             raise
 

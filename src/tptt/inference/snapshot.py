@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import DynamicCache
 
-from tptt.config import __version__
 from tptt.hf import memories
 from tptt.hf.patch import prepare_cache
+from tptt.version import __version__
 
 _SAMPLES = 16
 """Values of each weight that go into the fingerprint of a model."""
@@ -75,8 +75,8 @@ class MemorySnapshot:
         for index, layer in enumerate(cache.layers):
             if getattr(layer, "record_past", False):
                 raise ValueError("this cache records its past, as assisted decoding needs it: crop it, or take another")
-            if hasattr(layer, "settle"):
-                layer.settle()
+            if hasattr(layer, "linearize"):
+                layer.linearize()
             plain[f"{index}.class"] = type(layer).__name__
             for name, value in vars(layer).items():
                 _take(f"{index}.{name}", value, tensors, plain)

@@ -9,31 +9,40 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from tptt.assets import BASE
 from tptt.convert.lora import lora_config
 from tptt.hf.configuration import TpttConfig, base_error
+from tptt.train.base import row_length
+from tptt.train.window import decided_window
 
 from .options import RunOptions
 
 
+def base_name(options: RunOptions) -> str:
+    """Path or hub id of the run's base."""
+    return str(BASE) if options.base_model is None else options.base_model
+
+
 def base_config(options: RunOptions) -> PreTrainedConfig:
-    """The base's configuration: from ``base_config``, or from where its name says.
+    """The base's configuration: from the file ``base_config``, or from where ``base_model`` says.
 
     In a file, keys that begin with an underscore are remarks.
 
     Raises:
         OSError: there is none.
-        ValueError: the file is not a configuration, or no base is named.
+        ValueError: the file is not a configuration, or the base has code of its own that may not run.
     """
     if options.base_config is not None:
         return config_from_file(options.base_config)
-    if options.base_model_name is None:
-        raise ValueError("base_model_name is missing: the path or hub id of a causal language model")
+    name = base_name(options)
     try:
-        return AutoConfig.from_pretrained(options.base_model_name, revision=options.base_model_revision)
+        return AutoConfig.from_pretrained(
+            name, revision=options.base_model_revision, trust_remote_code=options.trust_remote_code
+        )
     except (OSError, ValueError) as error:
-        here = f"a relative path counts from {Path.cwd()}, and a base that has moved is named by base_model_name"
+        here = f"a relative path counts from {Path.cwd()}, and a base that has moved is named by base_model"
         token = "for a gated or private model set HF_TOKEN"
-        raise base_error(options.base_model_name, error, f"{here}; {token}") from error
+        raise base_error(name, error, f"{here}; {token}") from error
 
 
 def config_from_file(path: str | Path) -> PreTrainedConfig:
@@ -53,17 +62,37 @@ def config_from_file(path: str | Path) -> PreTrainedConfig:
         ) from error
 
 
+def decided(options: RunOptions) -> RunOptions:
+    """``options`` with a number of tokens, or None, in the place of ``max_self_attn_length: auto``.
+
+    Raises:
+        OSError: there is no configuration of the base, which says how long rows are.
+        ValueError: as `base_config`.
+    """
+    if options.memory.max_self_attn_length != "auto":
+        return options
+    seq_len = row_length(options.training, base_config(options))
+    return options.changed(max_self_attn_length=decided_window(options.memory, seq_len))
+
+
 def conversion_config(options: RunOptions, base: PreTrainedConfig, name: str | None = None) -> TpttConfig:
     """The converted model's configuration; ``name`` is the base's, None for one that is not to be loaded."""
     lora: dict[str, Any] | None = None
-    if options.lora_rank:
+    if options.lora_r:
         with torch.device("meta"):
-            plain = AutoModelForCausalLM.from_config(base)
+            plain = AutoModelForCausalLM.from_config(base, trust_remote_code=options.trust_remote_code)
         lora = lora_config(
-            plain, options.lora_rank, options.lora_alpha, options.lora_dropout, options.lora_targets,
+            plain,
+            options.lora_r,
+            options.lora_alpha,
+            options.lora_dropout,
+            options.lora_target_modules,
             options.memory.attention_layout,
-        )  # fmt: skip
+        )
     return TpttConfig(
-        text_config=base, base_model_name=name, base_model_revision=options.base_model_revision, lora_config=lora,
+        text_config=base,
+        base_model_name=name,
+        base_model_revision=options.base_model_revision,
+        lora_config=lora,
         **vars(options.memory),
-    )  # fmt: skip
+    )

@@ -10,36 +10,56 @@ from transformers import TrainerCallback
 from tptt.processes import is_first
 from tptt.train.checkpoints import broken_checkpoints, last_checkpoint
 
-from .options import RunOptions, flat_options, load_run
+from .options import RunOptions
+from .run_file import load_run
 
 RUN_FILE = "run.yaml"
 _TRAINER = "trainer"
 _MADE_OF = (
-    "lora_rank", "lora_targets", "operator", "feature_map", "feature_width", "write_gate", "states", "mix_gate", "cross_gate",
-    "layers", "memory_only_layers", "bidirectional", "kv_budget", "kv_length",
-)  # fmt: skip
+    "lora_r",
+    "lora_target_modules",
+    "operator",
+    "feature_map",
+    "feature_width",
+    "write_gate",
+    "states",
+    "mix_gate",
+    "cross_gate",
+    "layers",
+    "memory_only_layers",
+    "bidirectional",
+    "kv_budget",
+    "kv_length",
+)
 """Keys that say which weights a model has."""
 
 
 def check_output(options: RunOptions) -> None:
-    """Raises ValueError where ``out`` holds something that is not to be resumed, or is to be and cannot. The first of
-    several processes looks, before it writes there."""
-    out = Path(options.out)
+    """Refuse an output folder that the run must not write to. Where several processes run, the first one looks.
+
+    Raises:
+        ValueError: ``output_dir`` is a file, or holds something that is not to be resumed, or that cannot be.
+    """
+    out = Path(options.output_dir)
     if not is_first():
         return
     if out.is_file():
-        raise ValueError(f"out: {out} is a file, it must be a folder")
+        raise ValueError(f"output_dir: {out} is a file, it must be a folder")
     if not out.is_dir() or _holds_nothing(out):
         return
-    if not options.resume:
-        raise ValueError(f"out: {out} is not empty; name another folder, or resume what is in it (resume: true)")
+    if not options.resume_from_checkpoint:
+        raise ValueError(
+            f"output_dir: {out} is not empty; name another folder, or resume the run in it (resume_from_checkpoint: true)"
+        )
     if last_checkpoint(out / _TRAINER) is None:
-        raise ValueError(f"resume: {out} holds no checkpoint to go on from (save_every says how often one is saved)")
+        raise ValueError(
+            f"resume_from_checkpoint: {out} holds no checkpoint to go on from (save_steps says how often one is saved)"
+        )
     _check_same_model(options, out / RUN_FILE)
 
 
 def _holds_nothing(out: Path) -> bool:
-    """Whether all that lies there is what a run leaves that ended before its first checkpoint."""
+    """Whether ``out`` holds nothing but what a run leaves that ended before its first checkpoint."""
     names = {x.name for x in out.iterdir()}
     if not names:
         return True
@@ -52,48 +72,53 @@ def _holds_nothing(out: Path) -> bool:
 def _check_same_model(options: RunOptions, file: Path) -> None:
     if not file.is_file():
         return
-    before, now = (flat_options(x) for x in (load_run(file), options))
+    before, now = load_run(file).flat(), options.flat()
     changed = [f"{k} {before[k]!r}, not {now[k]!r}" for k in _MADE_OF if before[k] != now[k]]
     if changed:
         raise ValueError(
-            f"resume: {file} made the model with {', '.join(changed)}; keep these keys, or name another folder (out) for "
-            "a new run"
+            f"resume_from_checkpoint: {file} made the model with {', '.join(changed)}; keep these keys, or name another "
+            "output_dir for a new run"
         )
 
 
 def where_it_begins(options: RunOptions) -> str:
-    """What a run with ``resume`` goes on from, in a line."""
-    folder = Path(options.out) / _TRAINER
+    """What a resumed run goes on from, in a line."""
+    folder = Path(options.output_dir) / _TRAINER
     last, broken = last_checkpoint(folder), broken_checkpoints(folder)
     passed = f"; passed over as half written: {', '.join(broken)}" if broken else ""
     if last is None:
-        return f"no checkpoint in {options.out}: the run starts from the beginning{passed}"
+        return f"no checkpoint in {options.output_dir}: the run starts from the beginning{passed}"
     return f"going on from {last}{passed}"
 
 
 def how_to_go_on(options: RunOptions) -> str:
     """What a run that was interrupted has saved, and how to resume it, in a line."""
-    last = last_checkpoint(Path(options.out) / _TRAINER)
+    out = Path(options.output_dir)
+    last = last_checkpoint(out / _TRAINER)
     if last is None:
         return "no checkpoint was saved: the run can be started again as it was"
-    return f"saved: {last}; go on with: tptt train {shlex.quote(str(Path(options.out) / RUN_FILE))} --resume"
+    return f"saved: {last}; go on with: tptt train {shlex.quote(str(out / RUN_FILE))} --resume-from-checkpoint"
 
 
 class WriteRunFile(TrainerCallback):
-    """Writes ``out``/run.yaml when training begins: before, a run may fail or be refused, and what lies there stays."""
+    """Writes run.yaml into the output folder when training begins.
+
+    Until then a run may fail or be refused, and what an earlier run has written there stays.
+    """
 
     def __init__(self, options: RunOptions) -> None:
         self.options = options
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         if is_first():
-            out = Path(self.options.out)
+            out = Path(self.options.output_dir)
             out.mkdir(parents=True, exist_ok=True)
             (out / RUN_FILE).write_text(_from_anywhere(self.options).to_yaml(), encoding="utf-8")
 
 
 def _from_anywhere(options: RunOptions) -> RunOptions:
-    """``options`` for a run file that can be resumed from another folder: what is a path here is absolute."""
-    here = {name: value for name in ("base_model_name", "data") if (value := getattr(options, name)) is not None}
+    """``options`` with absolute paths, for a run file that can be resumed from another working directory."""
+    here = {name: value for name in ("base_model", "data") if (value := getattr(options, name)) is not None}
     found = {name: str(path.absolute()) for name, value in here.items() if (path := Path(value).expanduser()).exists()}
-    return options.changed(resume=False, out=str(Path(options.out).absolute()), **found)
+    output_dir = str(Path(options.output_dir).absolute())
+    return options.changed(resume_from_checkpoint=False, output_dir=output_dir, **found)

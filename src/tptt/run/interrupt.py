@@ -1,4 +1,8 @@
-"""Ctrl-C during training: a checkpoint first, then the end."""
+"""Signals that end a training early: a checkpoint first, then the end.
+
+Trainer's own ``enable_jit_checkpoint`` is not used: it knows SIGTERM alone, waits three seconds before it acts, returns from
+`Trainer.train` as if the training were complete, and lets every process of a run save at a step of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,44 +13,71 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from tptt.processes import any_of, is_first
 
-class SaveOnInterrupt(TrainerCallback):
-    """Within its ``with`` block the first Ctrl-C in a training saves a checkpoint after the current step and ends with
-    KeyboardInterrupt; a second one ends at once.
+SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
+"""Ctrl-C; what Slurm, Kubernetes and spot machines send before they end a job; what a Slurm job asks for by
+``--signal=USR1@120``, to be requeued."""
 
-    For one process: several get the signal at different steps, and would wait for each other.
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has ended the training; a checkpoint is saved.
+
+    Args:
+        number: of the signal.
+        step, steps: optimizer steps done, and of the whole training.
+    """
+
+    def __init__(self, number: int, step: int, steps: int) -> None:
+        super().__init__(f"{signal.Signals(number).name}: saved after step {step} of {steps}")
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell reports a process that a signal has ended: 128 and its number."""
+        return 128 + self.number
+
+
+class SaveOnSignal(TrainerCallback):
+    """Within its ``with`` block the first of `SIGNALS` in a training saves a checkpoint after the current step and ends with
+    `Interrupted`; a second one ends at once.
+
+    Where several processes train, all of them save and end after the same step, whichever of them got the signal.
     """
 
     def __init__(self) -> None:
-        self.asked = False
-        self.before: Any = None
+        self.asked: int | None = None  # the signal's number
+        self.before: dict[int, Any] = {}
 
-    def __enter__(self) -> SaveOnInterrupt:
+    def __enter__(self) -> SaveOnSignal:
         return self
 
-    def __exit__(self, *exception) -> None:
-        if self.before is not None:
-            signal.signal(signal.SIGINT, self.before)
-            self.before = None
+    def __exit__(self, *exception: object) -> None:
+        while self.before:
+            signal.signal(*self.before.popitem())
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        # in another than the main thread Python takes no handlers; a run in the background ignores the signal, and goes on
-        ours = (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
-        )
-        if args.world_size == 1 and ours:
-            self.before = signal.signal(signal.SIGINT, self._ask)
+        if threading.current_thread() is not threading.main_thread():
+            return  # there Python takes no handlers
+        for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as Ctrl-C is by a process in the background
+                self.before[number] = signal.signal(number, self._ask)
 
-    def _ask(self, number, frame) -> None:
-        self.asked = True
+    def _ask(self, number: int, frame: object) -> None:
+        self.asked = number
         self.__exit__()
-        print("\nstopping: saves a checkpoint after this step; Ctrl-C again stops at once", file=sys.stderr)
+        if is_first():
+            print(
+                "\nstopping: a checkpoint is saved after this step; the same signal again stops at once",
+                file=sys.stderr,
+            )
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        if self.asked:
+        if args.world_size > 1:
+            self.asked = any_of(self.asked)
+        if self.asked is not None:
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
-        if self.asked and state.global_step < state.max_steps:
-            raise KeyboardInterrupt(f"saved after step {state.global_step} of {state.max_steps}")
+        if self.asked is not None and state.global_step < state.max_steps:
+            raise Interrupted(self.asked, state.global_step, state.max_steps)

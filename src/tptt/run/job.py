@@ -12,16 +12,19 @@ import torch
 from transformers import BitsAndBytesConfig, TrainerCallback
 
 from tptt.data import TextSplit, load_text
+from tptt.hf.configuration import TpttConfig
 from tptt.hf.meta_model import skeleton
 from tptt.processes import is_first
+from tptt.train.allocator import keep_freed_memory
 from tptt.train.auto_layers import check_auto, measured_config
-from tptt.train.loop import Converted, convert_and_train, row_length
+from tptt.train.base import row_length
+from tptt.train.loop import Converted, convert_and_train
 
-from .base import base_config, conversion_config
+from .base import base_config, base_name, conversion_config, decided
 from .folder import WriteRunFile, check_output
-from .interrupt import SaveOnInterrupt
+from .interrupt import SaveOnSignal
 from .options import RunOptions
-from .report import write_summary
+from .report import write_report
 
 
 def model_options(options: RunOptions) -> dict[str, Any]:
@@ -31,6 +34,8 @@ def model_options(options: RunOptions) -> dict[str, Any]:
         ValueError: 4 bits are asked for and bitsandbytes is not installed.
     """
     found: dict[str, Any] = {"dtype": options.dtype if options.dtype == "auto" else getattr(torch, options.dtype)}
+    if options.trust_remote_code:
+        found["trust_remote_code"] = True
     if options.attn_implementation is not None:
         found["attn_implementation"] = options.attn_implementation
     if options.quantization == "4bit":
@@ -47,39 +52,64 @@ def model_options(options: RunOptions) -> dict[str, Any]:
 def trainer_arguments(options: RunOptions) -> dict[str, Any]:
     """What Trainer is given beside the settings."""
     found: dict[str, Any] = {"disable_tqdm": True}
-    if options.save_every:
-        found |= {"save_strategy": "steps", "save_steps": options.save_every, "save_total_limit": 1}
+    if options.save_steps:
+        found |= {"save_strategy": "steps", "save_steps": options.save_steps, "save_total_limit": 1}
     if options.dtype == "float16" and torch.cuda.is_available():  # gradients of float16 need a scaled loss
         found |= {"fp16": True, "bf16": False}
     return found
 
 
+def checked_config(options: RunOptions) -> TpttConfig:
+    """The converted model's configuration, of which it is known that such a model can be built: on torch's meta device.
+
+    What does not fit each other is told before data or weights are read.
+
+    Raises:
+        ValueError: base, memory and training do not fit each other.
+        OSError: there is no such base.
+    """
+    base = base_config(options)
+    config = conversion_config(options, base, base_name(options))
+    built = copy.deepcopy(config)  # building a model changes its configuration
+    if check_auto(built, options.training):
+        built = measured_config(built, row_length(options.training, base))
+    skeleton(built, torch.float32)
+    return config
+
+
 def run(options: RunOptions, callbacks: Sequence[TrainerCallback] = ()) -> Converted:
-    """Train as ``options`` say and write the folder ``options.out``.
+    """Train as ``options`` say and write the folder ``options.output_dir``.
+
+    Without a GPU the process keeps freed memory from here on (`tptt.train.allocator`).
 
     Args:
         options: of the run.
-        callbacks: of the Trainer, further ones.
+        callbacks: further ones for Trainer.
 
     Raises:
         ValueError: the folder is not empty, or base, text and settings do not fit each other.
         OSError: base or data were not found.
-        KeyboardInterrupt: on Ctrl-C; once training has begun a checkpoint is saved first.
+        Interrupted: a signal ended the training, and a checkpoint was saved.
     """
     check_output(options)
     loading = model_options(options)
-    plain = options.changed(base_config=None)  # a dry run's stand-in for the base: here is the base itself
-    # what does not fit each other is told before data or weights are read; on a copy, which building a model changes
-    config = conversion_config(plain, base_config(plain), options.base_model_name)
-    auto, length = check_auto(config, options.training), row_length(options.training, config.text_config)
-    skeleton(copy.deepcopy(measured_config(config, length) if auto else config), torch.float32)
+    options = decided(options.changed(base_config=None))  # a file that stands for the base in a dry run
+    config = checked_config(options)
     data: TextSplit | None = None if options.data is None else load_text(options.data, options.column)
-    out = Path(options.out)
-    with SaveOnInterrupt() as stop:
+    if not torch.cuda.is_available():
+        keep_freed_memory()
+    out = Path(options.output_dir)
+    with SaveOnSignal() as stop:
         converted = convert_and_train(
-            config, data, options.training, out, [WriteRunFile(plain), stop, *callbacks], trainer_arguments(options),
-            options.resume, **loading,
-        )  # fmt: skip
+            config,
+            data,
+            options.training,
+            out,
+            [WriteRunFile(options), stop, *callbacks],
+            trainer_arguments(options),
+            options.resume_from_checkpoint,
+            **loading,
+        )
     if is_first():
-        write_summary(out, options, converted)
+        write_report(out, options, converted)
     return converted

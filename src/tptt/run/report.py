@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
-from tptt.config import __version__
 from tptt.evaluation import markdown_table
 from tptt.hf import memories
 from tptt.train.loop import Converted
 from tptt.train.optim import peak_rates
-from tptt.train.probe import ProbeResult
+from tptt.train.probe_result import ProbeResult
+from tptt.version import __version__
 
-from .options import RunOptions, flat_options
+from .options import RunOptions
 
 
 def probe_table(results: list[ProbeResult]) -> str:
@@ -40,37 +40,45 @@ def _cell(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def write_summary(out: Path, options: RunOptions, converted: Converted) -> Path:
+def write_report(out: Path, options: RunOptions, converted: Converted) -> Path:
     """Write ``out``/report.md and return its path."""
-    model = converted.model
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    lr, memory_learning_rate = peak_rates(model, options.training.learning_rate, options.training.memory_learning_rate)
-    losses = [(x["step"], x["loss"]) for x in converted.history if "loss" in x]
-    changed = {k: v for k, v in flat_options(options).items() if v != flat_options(RunOptions())[k]}
-    settings = markdown_table(["key", "value"], [[k, f"`{v}`"] for k, v in changed.items()])
-    window = options.memory.max_self_attn_length
-    seen = f"Softmax window W = {window} tokens." if window else "No softmax window."
-    parts = [
-        "# Training report",
-        f"Base: `{options.base_model_name}`. {seen} {trained:,} parameters trained, {converted.seconds:.0f} s, "
-        f"peak learning rates {lr:.3g} of LoRA and {memory_learning_rate:.3g} of the memory, "
-        f"tptt {__version__}, torch {torch.__version__}. All settings: [run.yaml](run.yaml); other than by default:",
-        settings,
-        "## Warnings",
-        "\n".join(f"- {w}" for w in converted.warnings) or "None.",
-    ]
+    parts = [*_run_part(options, converted), *_warnings_part(converted.warnings)]
     if options.memory.layers == "auto":
-        chosen = converted.choice or f"layers {list(model.config.layers)} have a memory"
+        chosen = converted.choice or f"layers {list(converted.model.config.layers)} have a memory"
         parts += ["## Layers", f"Chosen: {chosen}."]
+    losses = [(x["step"], x["loss"]) for x in converted.history if "loss" in x]
     if losses:
         (first, start), (last, end) = losses[0], losses[-1]
         parts += ["## Training", f"Loss in nats: {start:.3f} at step {first}, {end:.3f} at step {last}."]
     if converted.probe_results:
+        last_result = converted.probe_results[-1]
         parts += [
-            "## Who does the work", "Held-out text and recall rows of the training length; \"window only\" is mu = 0, \"memory only\" "
-            "mu = 1 in the same model.", probe_table(converted.probe_results), f"After step {converted.probe_results[-1].step}:",
-            layers_table(converted.probe_results[-1], [m.key_features.width for m in memories(model)]),
-        ]  # fmt: skip
+            "## Who does the work",
+            'Held-out text and recall rows of the training length; "window only" is mu = 0, "memory only" mu = 1 in the '
+            "same model.",
+            probe_table(converted.probe_results),
+            f"After step {last_result.step}:",
+            layers_table(last_result, [m.key_features.width for m in memories(converted.model)]),
+        ]
     path = out / "report.md"
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
+
+
+def _run_part(options: RunOptions, converted: Converted) -> list[str]:
+    model, settings = converted.model, options.training
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    rate, memory_rate = peak_rates(model, settings.learning_rate, settings.memory_learning_rate)
+    window = model.config.max_self_attn_length
+    return [
+        "# Training report",
+        f"Base: {'the embedded one' if options.base_model is None else f'`{options.base_model}`'}. "
+        f"{f'Softmax window W = {window} tokens' if window else 'No softmax window'}. {trained:,} parameters trained, "
+        f"{converted.seconds:.0f} s, peak learning rates {rate:.3g} of LoRA and {memory_rate:.3g} of the memory, "
+        f"tptt {__version__}, torch {torch.__version__}. All settings: [run.yaml](run.yaml); other than by default:",
+        markdown_table(["key", "value"], [[key, f"`{value}`"] for key, value in options.not_default().items()]),
+    ]
+
+
+def _warnings_part(warnings: list[str]) -> list[str]:
+    return ["## Warnings", "\n".join(f"- {text}" for text in warnings) or "None."]

@@ -1,27 +1,22 @@
-"""``layers="auto"``: from a configuration that leaves its layers open to a model whose layers are chosen."""
+"""``layers="auto"``: what a configuration and settings must say for it, and what is measured on."""
 
 from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers.utils import CONFIG_NAME
 
-from tptt.convert.choose_layers import LayerChoice, choose_layers
-from tptt.convert.divergence import untrained
-from tptt.evaluation import mag_weight
-from tptt.hf import attach_memory, detach_memory
 from tptt.hf.configuration import TpttConfig
-from tptt.hf.model import TpttModel
-from tptt.processes import agreed
 
 from .corpus import Corpus
 from .settings import TrainingSettings
 
-_ROWS = 16  # that are measured on
-_SETTINGS = ("layers", "memory_only_layers", "max_self_attn_length", "feature_width")
+LAYER_ROWS = 16
+"""Rows that layers are chosen on."""
 
 
 def check_auto(config: TpttConfig, settings: TrainingSettings) -> bool:
@@ -33,8 +28,8 @@ def check_auto(config: TpttConfig, settings: TrainingSettings) -> bool:
     auto = config.layers == "auto"
     if auto and settings.kv_budget is None:
         raise ValueError(
-            "layers='auto' needs TrainingSettings(kv_budget=...), of a run the key kv_budget: the share of the base's keys and values that may remain, "
-            "for example 0.5"
+            "layers='auto' needs TrainingSettings(kv_budget=...), of a run the key kv_budget: the share of the base's keys "
+            "and values that may remain, for example 0.5"
         )
     if settings.kv_budget is not None and not auto:
         raise ValueError(
@@ -48,56 +43,43 @@ def check_auto(config: TpttConfig, settings: TrainingSettings) -> bool:
     return auto
 
 
-def resumed_config(config: TpttConfig, checkpoint: str) -> TpttConfig:
-    """``config`` with the layers and widths that ``checkpoint`` has: measured anew they might be others."""
-    config, saved = copy.deepcopy(config), json.loads((Path(checkpoint) / CONFIG_NAME).read_text())
-    for name in ("feature_width", *(("layers", "memory_only_layers") if config.layers == "auto" else ())):
+def resumed_config(
+    config: TpttConfig, settings: TrainingSettings, checkpoint: str
+) -> tuple[TpttConfig, TrainingSettings]:
+    """``config`` and ``settings`` with what ``checkpoint`` decided: measured anew layers and widths might be others."""
+    config, saved = copy.deepcopy(config), json.loads((Path(checkpoint) / CONFIG_NAME).read_text(encoding="utf-8"))
+    decided = ["feature_width"]
+    if config.layers == "auto":
+        decided += ["layers", "memory_only_layers"]
+    if config.max_self_attn_length == "auto":
+        decided += ["max_self_attn_length"]
+    for name in decided:
         setattr(config, name, saved[name])
-    return config
+    return config, replace(settings, kv_budget=None, kv_length=None, allocate_widths=False)
 
 
-def measured_config(config: TpttConfig, length: int) -> TpttConfig:
+def measured_config(config: TpttConfig, seq_len: int) -> TpttConfig:
     """``config`` with a memory and a window in every layer, to measure on.
 
-    Where there is no window, because the layers not chosen are to have memory alone, one of ``length`` / 8 stands for what
-    a memory learns soonest: before training nobody knows what it will hold.
+    Where there is no window, because the layers not chosen are to have memory alone, one of ``seq_len`` / 8 stands for
+    what a memory learns first: before training nobody knows what it will hold.
     """
     config = copy.deepcopy(config)
-    window = config.max_self_attn_length or max(1, length // 8)
+    window = config.max_self_attn_length or max(1, seq_len // 8)
     config.layers, config.memory_only_layers, config.max_self_attn_length = "all", (), window
     if not isinstance(widths := config.feature_width, int):  # of the layers that are to be chosen
         config.feature_width = sum(widths) // len(widths) // 2 * 2
     return config
 
 
-def first_rows(corpus: Corpus, settings: TrainingSettings, length: int) -> list[dict[str, torch.Tensor]]:
-    """Batches of the first rows of ``length`` tokens that a training with ``settings`` sees, for `choose_layers`."""
-    rows = corpus.rows(settings, length, _ROWS)
-    items = [rows[i] for i in range(_ROWS)]
-    parts = (
-        items[i : i + settings.per_device_train_batch_size]
-        for i in range(0, _ROWS, settings.per_device_train_batch_size)
-    )
-    return [{k: torch.stack([x[k] for x in part]) for k in ("input_ids", "loss_weights")} for part in parts]
+def first_rows(corpus: Corpus, settings: TrainingSettings, seq_len: int) -> list[dict[str, torch.Tensor]]:
+    """Batches of the first rows of ``seq_len`` tokens that a training with ``settings`` sees, for `choose_layers`.
 
-
-def settle_layers(
-    model: TpttModel, config: TpttConfig, corpus: Corpus, settings: TrainingSettings, length: int
-) -> LayerChoice:
-    """Choose the layers of ``model``, made of `measured_config`, and attach its memories anew: to those that ``config``, the
-    budget and the measurement leave them. ``model.config`` then names them.
-
-    Measured at mu = 0 on the first rows that it will be trained on, which it has not seen yet, weighted as the training
-    weighs them: the held-out part stays unseen for what comes after.
+    Training weighs them as these do, and has not seen them yet when layers are chosen. The held-out part stays unseen for
+    what is measured after training.
     """
-    batches = first_rows(corpus, settings, length)
-    with untrained(model), mag_weight(model, 0.0):
-        assert settings.kv_budget is not None
-        choice = agreed(
-            choose_layers(model, batches, settings.kv_budget, settings.kv_length or length, config.memory_only_layers)
-        )
-    detach_memory(model.backbone)
-    for name in _SETTINGS:
-        setattr(model.config, name, choice.settings.get(name, getattr(config, name)))
-    attach_memory(model.backbone, model.config.memory_config())
-    return choice
+    rows = corpus.rows(settings, seq_len, LAYER_ROWS)
+    items = [rows[i] for i in range(LAYER_ROWS)]
+    size = settings.per_device_train_batch_size
+    parts = [items[i : i + size] for i in range(0, LAYER_ROWS, size)]
+    return [{k: torch.stack([x[k] for x in part]) for k in ("input_ids", "loss_weights")} for part in parts]

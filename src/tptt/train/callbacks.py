@@ -117,9 +117,7 @@ def _constant(options: _Options) -> Schedule:
 
 
 def _gradual(options: _Options) -> Schedule:
-    return partial(
-        gradual, initial=options.initial, final=options.final, transition_step=options.transition_step
-    )
+    return partial(gradual, initial=options.initial, final=options.final, transition_step=options.transition_step)
 
 
 def _cyclic(options: _Options) -> Schedule:

@@ -5,41 +5,51 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoTokenizer, PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from tptt.convert.choose_layers import LayerChoice
-from tptt.convert.widths import allocate_widths
-from tptt.data import TextSplit, pack_rows
-from tptt.hf import calibrate, memories
-from tptt.hf.configuration import TpttConfig, base_error
+from tptt.convert.layer_choice import LayerChoice
+from tptt.data import TextSplit
+from tptt.hf import memories
+from tptt.hf.configuration import TpttConfig
 from tptt.hf.model import TpttModel
-from tptt.inference.session import position_limit
-from tptt.processes import devices, gpu, is_first, wait
+from tptt.processes import devices, is_first, wait
+from tptt.progress import report_progress
 
-from .allocator import keep_freed_memory
-from .auto_layers import check_auto, measured_config, resumed_config, settle_layers
+from .arguments import training_arguments
+from .auto_layers import resumed_config
+from .base import load_tokenizer, row_length
+from .begin import begin_conversion
 from .callbacks import AdjustMaGWeightCallback
 from .checkpoints import last_checkpoint
 from .corpus import Corpus
 from .probe import BranchProbe, ProbeResult, diverged
+from .report_steps import ReportSteps
 from .settings import TrainingSettings
 from .trainer import ConversionTrainer
+from .window import decided_window
 
-LONGEST = 512  # tokens of a row where nobody says and the base could read more
-_CALIBRATED_ON = 4  # rows
+CHECKPOINTS = "trainer"
+"""Folder of Trainer's checkpoints in the output folder."""
 
 
 @dataclass
 class Converted:
-    """What `convert_and_train` made and saw: Trainer's log history, the looks at the branches, what was wrong, and with
-    ``layers="auto"`` which layers it chose and why (None where a resumed run had chosen them before)."""
+    """What `convert_and_train` made and saw.
+
+    Args:
+        model, tokenizer, corpus: what was trained, and on what.
+        history: Trainer's log history.
+        probe_results: what the probes found; empty with ``probe_steps=None``.
+        warnings: what is not as it should be: about the configuration, and what the probes found.
+        choice: with ``layers="auto"`` which layers were chosen and why; None where a resumed run had chosen them before.
+        seconds: duration of the training.
+    """
 
     model: TpttModel
     tokenizer: Any
@@ -52,146 +62,133 @@ class Converted:
 
     @property
     def diverged(self) -> bool:
-        """Whether the last look found a model that computes numbers no longer."""
+        """Whether the last probe found a model whose predictions are no finite numbers."""
         return bool(self.probe_results) and diverged(self.probe_results[-1].use)
 
 
-def row_length(settings: TrainingSettings, base_config) -> int:
-    """Tokens of a training row."""
-    return settings.seq_len or min(getattr(base_config, "max_position_embeddings", None) or LONGEST, LONGEST)
-
-
-def load_tokenizer(config: TpttConfig, **options):
-    """The base's tokenizer.
-
-    Raises:
-        OSError: there is none.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(config.base_model_name, revision=config.base_model_revision, **options)
-    except (OSError, ValueError) as error:
-        raise base_error(str(config.base_model_name), error) from error
-
-
-def check_reach(model, tokens: int) -> None:
-    """Raises ValueError where a base with a table of positions cannot read ``tokens`` tokens."""
-    limit = position_limit(model)
-    if limit is not None and tokens > limit:
-        raise ValueError(
-            f"the base has positions for {limit} tokens, rows of {tokens} (seq_len * tbptt_chunks) are too long"
-        )
-
-
-def begin_memory(model: TpttModel, corpus: Corpus, settings: TrainingSettings, length: int) -> None:
-    """Measure on the text that ``model`` will be trained on how wide its memories are and where they start."""
-    few = pack_rows(corpus.stream[: _CALIBRATED_ON * length], length)
-    if settings.allocate_widths:
-        allocate_widths(model, [{"input_ids": row[None]} for row in few])
-    calibrate(model.backbone, few.to(model.device), length)
-
-
 def convert_and_train(
-    config: TpttConfig, data: str | TextSplit | Corpus | None = None, settings: TrainingSettings | None = None,
-    out: str | Path | None = None, callbacks: Sequence[TrainerCallback] = (), arguments: dict[str, Any] | None = None,
-    resume: bool = False, **model_options,
-) -> Converted:  # fmt: skip
+    config: TpttConfig,
+    data: str | TextSplit | Corpus | None = None,
+    settings: TrainingSettings | None = None,
+    output_dir: str | Path | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    arguments: Mapping[str, Any] | None = None,
+    resume_from_checkpoint: bool = False,
+    **model_options,
+) -> Converted:
     """Give the base of ``config`` a memory and train it on ``data``.
 
-    Trainer does the work, so that accelerate, FSDP and reporting integrations come along. The base is its own teacher
-    where the settings ask for one. A row is text, or states facts and asks for them again (`tptt.data.FORMATS`): a memory
-    recalls only what its training asked it to recall. Under torchrun or accelerate every process calls this; the first one
-    writes.
+    Trainer does the work, so that accelerate, FSDP and reporting integrations come along. A row is text, or states facts
+    and asks for them again (`tptt.data.FORMATS`): a memory recalls only what its training asked it to recall. Under
+    torchrun or accelerate every process calls this; the first one writes.
 
     Args:
-        config: base, memory and LoRA. With ``layers="auto"`` the layers that keep their whole context are chosen under
-            ``settings.kv_budget``, and the configuration that is saved names the others.
+        config: base, memory and LoRA. What it leaves open is decided here: with ``max_self_attn_length="auto"`` the window
+            (a quarter of a row, at most 512 tokens), with ``layers="auto"`` the layers that keep their whole context under
+            ``settings.kv_budget``, with one ``feature_width`` the width of each memory. The saved configuration names them.
         data: text file, folder, table, data set of the hub (see `tptt.data.load_text`), a `TextSplit`, a `Corpus`, or
             None for the running Python's documentation.
         settings: how it is trained; None is the default recipe.
-        out: folder for the model and its tokenizer, with Trainer's own checkpoints in ``trainer``; None saves nothing.
-        callbacks: further ones.
+        output_dir: folder for the model and its tokenizer, with Trainer's own checkpoints in ``trainer``; None saves
+            nothing.
+        callbacks: further ones for Trainer.
         arguments: of `transformers.TrainingArguments`, over what the settings give.
-        resume: go on from Trainer's last complete checkpoint in ``out``, where there is one.
+        resume_from_checkpoint: go on from Trainer's last complete checkpoint in ``output_dir``, where there is one.
         model_options: go to `TpttModel` (``dtype``, ``token``, ``quantization_config``, ...).
 
     Raises:
         OSError: base or data were not found.
         ValueError: base, text and settings do not fit each other.
     """
-    settings, config = settings or TrainingSettings(), copy.deepcopy(config)
-    auto = check_auto(config, settings)
-    last = last_checkpoint(Path(out) / "trainer") if resume and out is not None else None
-    if last is not None:
-        config, auto = resumed_config(config, last), False
-    tokenizer = load_tokenizer(config)
-    torch.manual_seed(settings.seed)
-    length = row_length(settings, config.text_config)
-    model = TpttModel(measured_config(config, length) if auto else config, **model_options)
-    check_reach(model, length * settings.tbptt_chunks)
-    if isinstance(data, Corpus):
-        corpus = data
-    else:
-        corpus = Corpus.of(tokenizer, data, settings.tokens, length * settings.tbptt_chunks, settings.seed)
-    if (device := gpu()) is not None and not hasattr(model, "hf_device_map"):
-        model.to(device)
-    choice = settle_layers(model, config, corpus, settings, length) if auto else None
-    begin_memory(model, corpus, settings, length)
-    converted = Converted(model, tokenizer, corpus, choice=choice)
-    probe = BranchProbe.of(model, corpus, settings, length)
+    settings = settings or TrainingSettings()
+    config, settings, seq_len = _resolved(config, settings, output_dir, resume_from_checkpoint)
+    hub = {name: model_options[name] for name in ("token", "trust_remote_code") if name in model_options}
+    tokenizer = load_tokenizer(config, **hub)
+    longest = seq_len * settings.tbptt_chunks
+    corpus = data if isinstance(data, Corpus) else Corpus.of(tokenizer, data, settings.tokens, longest, settings.seed)
+    begun = begin_conversion(config, corpus, settings, seq_len, **model_options)
+    converted = Converted(begun.model, tokenizer, corpus, warnings=begun.warnings, choice=begun.choice)
+    probes = [] if settings.probe_steps is None else [BranchProbe.of(begun.model, corpus, settings, seq_len)]
     start = time.perf_counter()
-    converted.history = train(model, corpus, settings, length, out, [probe, *callbacks], arguments, resume)
+    converted.history = train(
+        begun.model, corpus, settings, seq_len, output_dir, [*probes, *callbacks], arguments, resume_from_checkpoint
+    )
     converted.seconds = time.perf_counter() - start
-    converted.probe_results, converted.warnings = probe.probe_results, probe.warnings
-    if out is not None:
-        weights = model.whole_state_dict()  # where they are sharded, each process has its part
-        if is_first():
-            model.save_pretrained(out, state_dict=weights)
-            tokenizer.save_pretrained(out)
+    for probe in probes:
+        converted.probe_results = probe.probe_results
+        converted.warnings += probe.warnings
+    if output_dir is not None:
+        _save(converted, output_dir)
     wait()
     return converted
 
 
+def _resolved(
+    config: TpttConfig, settings: TrainingSettings, output_dir: str | Path | None, resume: bool
+) -> tuple[TpttConfig, TrainingSettings, int]:
+    """Configuration, settings and tokens of a row. A resumed run keeps what it decided when it began."""
+    last = last_checkpoint(Path(output_dir) / CHECKPOINTS) if resume and output_dir is not None else None
+    if last is not None:
+        config, settings = resumed_config(config, settings, last)
+    config, seq_len = copy.deepcopy(config), row_length(settings, config.text_config)
+    config.max_self_attn_length = decided_window(config.memory_config(), seq_len)
+    return config, settings, seq_len
+
+
+def _save(converted: Converted, output_dir: str | Path) -> None:
+    with report_progress("saving the model"):
+        weights = converted.model.whole_state_dict()  # where they are sharded, each process has its part
+        if is_first():
+            converted.model.save_pretrained(output_dir, state_dict=weights)
+            converted.tokenizer.save_pretrained(output_dir)
+
+
 def train(
-    model: TpttModel, corpus: Corpus, settings: TrainingSettings, length: int, out: str | Path | None = None,
-    callbacks: Sequence[TrainerCallback] = (), arguments: dict[str, Any] | None = None, resume: bool = False,
-) -> list[dict]:  # fmt: skip
+    model: TpttModel,
+    corpus: Corpus,
+    settings: TrainingSettings,
+    seq_len: int,
+    output_dir: str | Path | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    arguments: Mapping[str, Any] | None = None,
+    resume_from_checkpoint: bool = False,
+) -> list[dict]:
     """Train ``model`` in place, with a memory or with its window alone; returns Trainer's log history.
 
-    The arguments are those of `convert_and_train`; ``length`` is that of a row (or of a piece of it, with ``tbptt_chunks``).
+    The arguments are those of `convert_and_train`; ``seq_len`` is the number of tokens of a row (with ``tbptt_chunks``, of a
+    chunk of it). As Trainer does, this seeds the random state of the process with ``settings.seed``.
     """
-    if not torch.cuda.is_available():
-        keep_freed_memory()
     count = devices()
-    steps = settings.steps(length, count)
-    rows = corpus.rows(
-        settings,
-        length * settings.tbptt_chunks,
-        steps * settings.per_device_train_batch_size * settings.gradient_accumulation_steps * count,
-    )
-    callbacks = list(callbacks)
-    if settings.mag_weight_start is not None and memories(model):
-        ramp = min(settings.mag_weight_steps, steps)
-        callbacks.append(AdjustMaGWeightCallback(model, settings.mag_weight_start, model.config.mag_weight, ramp))
-    bf16 = settings.bf16
-    if bf16 is None:
-        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    with tempfile.TemporaryDirectory() if out is None else nullcontext(str(Path(out) / "trainer")) as folder:
-        options: dict[str, Any] = {
-            "output_dir": folder, "max_steps": steps, "per_device_train_batch_size": settings.per_device_train_batch_size,
-            "gradient_accumulation_steps": settings.gradient_accumulation_steps, "lr_scheduler_type": "cosine",
-            "warmup_steps": min(settings.warmup_steps, steps // 2), "max_grad_norm": 1.0, "seed": settings.seed,
-            "logging_steps": max(1, steps // 100), "save_strategy": "no", "report_to": "none", "bf16": bf16,
-            "gradient_checkpointing": settings.gradient_checkpointing, "remove_unused_columns": False,
-            "dataloader_pin_memory": torch.cuda.is_available(), "use_cpu": not torch.cuda.is_available(),
-        }  # fmt: skip
+    steps = settings.steps(seq_len, count)
+    rows = corpus.rows(settings, seq_len * settings.tbptt_chunks, steps * settings.rows_per_step(count))
+    with _checkpoint_folder(output_dir) as folder, report_progress("training", steps, "steps") as progress:
         trainer = ConversionTrainer(
-            model=model, args=TrainingArguments(**options | (arguments or {})), train_dataset=rows, callbacks=callbacks,
-            write_gate_weight=settings.write_gate_weight, fact_weight=settings.fact_weight, write_gate_steps=settings.write_gate_steps, write_gate_floor=settings.write_gate_floor, kl_weight=settings.kl_weight, attention_transfer_weight=settings.attention_transfer_weight, long_context_weight=settings.long_context_weight, tbptt_chunks=settings.tbptt_chunks, rates=(settings.learning_rate, settings.memory_learning_rate),
-        )  # fmt: skip
+            model=model,
+            args=training_arguments(settings, folder, steps, arguments),
+            train_dataset=rows,
+            callbacks=[*callbacks, *_mag_weight_ramp(model, settings, steps), ReportSteps(progress)],
+            settings=settings,
+        )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
-        trainer.train(resume_from_checkpoint=last_checkpoint(folder) if resume else None)
-        trainer.accelerator.unwrap_model(
-            trainer.model_wrapped, keep_fp32_wrapper=False
-        )  # else it computes on under autocast
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder) if resume_from_checkpoint else None)
+        # without this the model would compute on under autocast
+        trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     return trainer.state.log_history
+
+
+def _mag_weight_ramp(model: TpttModel, settings: TrainingSettings, steps: int) -> list[TrainerCallback]:
+    if settings.mag_weight_start is None or not memories(model):
+        return []
+    length = min(settings.mag_weight_steps, steps)
+    return [AdjustMaGWeightCallback(model, settings.mag_weight_start, model.config.mag_weight, length)]
+
+
+@contextmanager
+def _checkpoint_folder(output_dir: str | Path | None) -> Iterator[str]:
+    """Trainer's folder in ``output_dir``; a temporary one where nothing is to be saved."""
+    if output_dir is not None:
+        yield str(Path(output_dir) / CHECKPOINTS)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield folder

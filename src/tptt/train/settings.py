@@ -7,93 +7,119 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tptt.convert.choose_layers import check_kv_budget
+from tptt.convert.layer_choice import check_kv_budget
 from tptt.data import chosen_formats
+from tptt.fields import described, documented
 
 
+@documented
 @dataclass(frozen=True)
 class TrainingSettings:
     """How a converted model is trained; the defaults are the best recipe that `benchmarks.conversion` found.
 
     Names that `transformers.TrainingArguments` has as well mean what they mean there.
 
-    Args:
-        tokens: tokens of the whole training. Its optimizer steps follow from them.
-        seq_len: tokens of a row; None is the base's context, 512 at most.
-        per_device_train_batch_size: rows of a batch on each device.
-        gradient_accumulation_steps: batches of an optimizer step.
-        learning_rate: peak learning rate of LoRA and of whatever else of the base trains; None is the one for the base's
-            hidden size (`tptt.train.default_rates`).
-        memory_learning_rate: peak learning rate of the memory; None likewise.
-        warmup_steps: optimizer steps until the peak, half of all at most; from there the rates fall along a cosine to 0.
-        recall_share: share of the rows that state facts and ask for them again, in [0, 1].
-        recall_formats: formats of these rows, "all" or names in `tptt.data.FORMATS`.
-        facts: numbers of facts in a recall row; one of them is drawn for each row.
-        answer_weight, filler_weight: weights in the loss of the answers asked for and of all else in a recall row; text has
-            weight 1.
-        write_gate_weight: weight of the write gates' own loss: what a recall row states is to be written, the rest is not.
-        fact_weight: weight in it of tokens that state a fact over that of the others. A gate is in doubt about a form of
-            text that it was not taught. A fact that is not written is lost; filler that is written costs little.
-        write_gate_steps: optimizer steps after which ``write_gate_weight`` falls to its floor, over as many steps again;
-            None: it stays. Gates that are taught for long know the forms they are taught and take others for filler.
-        write_gate_floor: share of ``write_gate_weight`` that stays, in [0, 1]. Gates that are taught nothing any more forget
-            what to leave out, which shows in long texts.
-        allocate_widths: make memories wide where the base needs what lies beyond the window (`tptt.convert.allocate_widths`);
-            the mean stays ``feature_width``.
-        kl_weight: weight of KL(base || model) in nats per token; the base sees its whole context.
-        attention_transfer_weight: weight of the distance of the layers' attention outputs from the base's, beyond the
-            window (LoLCATs, arXiv 2410.10254).
-        long_context_weight: weight that a token of text gains for each nat by which the base predicts it better from its
-            whole context than from the window.
-        tbptt_chunks: chunks of ``seq_len`` tokens that a row has. Cache and state go on from chunk to chunk, gradients do
-            not (truncated backpropagation through time).
-        mag_weight_start: mu of the first step, from where it rises to the configuration's ``mag_weight``; None: no rise.
-        mag_weight_steps: optimizer steps of that rise.
-        probe_steps: optimizer steps between two probes of recall and perplexity. The last step is always probed; 0 probes it
-            alone, None never probes.
-        stop_at_recall: end the training at a probe that finds recall beyond the window of at least this; None: never.
-        kv_budget: for ``layers="auto"``: share of the base's bytes of keys and values that the converted model may hold, in
-            [0, 1). As many layers keep their whole context as fit (`tptt.convert.choose_layers`); states come on top.
-        kv_length: tokens of the sequence at which these bytes are counted; None is ``seq_len``. A window of W tokens is
-            W / kv_length of a layer: at the length of serving more layers fit than at that of training rows.
-        bf16: autocast to bfloat16; None: where the device is a GPU that has it.
-        gradient_checkpointing: recompute activations in the backward pass.
-        seed: of rows, LoRA's start and dropout.
-
     Raises:
         ValueError: a value is out of its range; the message names it and what is valid.
     """
 
-    tokens: int = 524_288
-    seq_len: int | None = None
-    per_device_train_batch_size: int = 2
-    gradient_accumulation_steps: int = 1
-    learning_rate: float | None = None
-    memory_learning_rate: float | None = None
-    warmup_steps: int = 10
-    recall_share: float = 0.5
-    recall_formats: str | Sequence[str] = "all"
-    facts: Sequence[int] = (2, 4, 8, 16)
-    answer_weight: float = 5.0
-    filler_weight: float = 0.1
-    write_gate_weight: float = 0.5
-    fact_weight: float = 3.0
-    write_gate_steps: int | None = 512
-    write_gate_floor: float = 0.25
-    allocate_widths: bool = True
-    kl_weight: float = 0.0
-    attention_transfer_weight: float = 0.0
-    long_context_weight: float = 0.0
-    tbptt_chunks: int = 1
-    mag_weight_start: float | None = None
-    mag_weight_steps: int = 100
-    probe_steps: int | None = 100
-    stop_at_recall: float | None = None
-    kv_budget: float | None = None
-    kv_length: int | None = None
-    bf16: bool | None = None
-    gradient_checkpointing: bool = False
-    seed: int = 0
+    tokens: int = described(524_288, "Tokens of the whole training. Its optimizer steps follow from them.")
+    seq_len: int | None = described(None, "Tokens of a row; null is the base's context, 512 at most.")
+    per_device_train_batch_size: int = described(2, "Rows of a batch on each device.")
+    gradient_accumulation_steps: int = described(1, "Batches of an optimizer step.")
+    learning_rate: float | None = described(
+        None,
+        "Peak learning rate of LoRA and of whatever else of the base trains; null is the one for the base's "
+        "hidden size (`tptt.train.default_rates`).",
+    )
+    memory_learning_rate: float | None = described(None, "Peak learning rate of the memory; null likewise.")
+    warmup_steps: int = described(
+        10,
+        "Optimizer steps until the peak, half of all at most; from there the rates fall along a cosine to 0.",
+    )
+    recall_share: float = described(0.5, "Share of the rows that state facts and ask for them again, in [0, 1].")
+    recall_formats: str | Sequence[str] = described(
+        "all",
+        'Formats of these rows, "all" or names in `tptt.data.FORMATS`.',
+    )
+    facts: Sequence[int] = described(
+        (2, 4, 8, 16),
+        "Numbers of facts in a recall row; one of them is drawn for each row.",
+    )
+    answer_weight: float = described(
+        5.0,
+        "Weight in the loss of the answers that a recall row asks for; text has weight 1.",
+    )
+    filler_weight: float = described(0.1, "Weight in the loss of all else in a recall row; text has weight 1.")
+    write_gate_weight: float = described(
+        0.5,
+        "Weight of the write gates' own loss: what a recall row states is to be written, the rest is not.",
+    )
+    fact_weight: float = described(
+        3.0,
+        "Weight in it of tokens that state a fact over that of the others. A gate is in doubt about a form of "
+        "text that it was not taught. A fact that is not written is lost; filler that is written costs "
+        "little.",
+    )
+    write_gate_steps: int | None = described(
+        512,
+        "Optimizer steps after which write_gate_weight falls, by all of it in as many steps again; null: it stays. "
+        "Gates that are taught for long know the forms they are taught and take others for filler.",
+    )
+    write_gate_floor: float = described(
+        0.25,
+        "Share of write_gate_weight below which it does not fall, in [0, 1]. Gates that are taught nothing any more forget what "
+        "to leave out, which shows in long texts.",
+    )
+    allocate_widths: bool = described(
+        True,
+        "Make memories wide where the base needs what lies beyond the window "
+        "(`tptt.convert.allocate_widths`); the mean stays feature_width.",
+    )
+    kl_weight: float = described(0.0, "Weight of KL(base || model) in nats per token; the base sees its whole context.")
+    attention_transfer_weight: float = described(
+        0.0,
+        "Weight of the distance of the layers' attention outputs from the base's, beyond the window (LoLCATs, "
+        "arXiv 2410.10254).",
+    )
+    long_context_weight: float = described(
+        0.0,
+        "Weight that a token of text gains for each nat by which the base predicts it better from its whole "
+        "context than from the window.",
+    )
+    tbptt_chunks: int = described(
+        1,
+        "Chunks of seq_len tokens that a row has. Cache and state go on from chunk to chunk, gradients do not "
+        "(truncated backpropagation through time).",
+    )
+    mag_weight_start: float | None = described(
+        None,
+        "Mu of the first step, from where it rises to the configuration's mag_weight; null: no rise.",
+    )
+    mag_weight_steps: int = described(100, "Optimizer steps of that rise.")
+    probe_steps: int | None = described(
+        100,
+        "Optimizer steps between two probes of recall and perplexity. The last step is always probed; 0 "
+        "probes it alone, null never probes.",
+    )
+    stop_at_recall: float | None = described(
+        None,
+        "End the training at a probe that finds recall beyond the window of at least this; null: never.",
+    )
+    kv_budget: float | None = described(
+        None,
+        'For layers="auto": share of the base\'s bytes of keys and values that the converted model may hold, '
+        "in [0, 1). As many layers keep their whole context as fit (`tptt.convert.choose_layers`); states "
+        "come on top.",
+    )
+    kv_length: int | None = described(
+        None,
+        "Tokens of the sequence at which these bytes are counted; null is seq_len. A window of W tokens is W "
+        "/ kv_length of a layer: at the length of serving more layers fit than at that of training rows.",
+    )
+    bf16: bool | None = described(None, "Autocast to bfloat16; null: where the device is a GPU that has it.")
+    gradient_checkpointing: bool = described(False, "Recompute activations in the backward pass.")
+    seed: int = described(0, "Of rows, LoRA's start and dropout.")
 
     def __post_init__(self) -> None:
         for name, least, most in _WHOLE:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import Cache, DynamicCache
 
-CACHE, BASE_CACHE = "past_key_values", "base_cache"
-"""Keys of a chunk under which the model's cache and the teacher's travel."""
+CACHE, BASE_CACHE = "model_cache", "base_cache"
+"""Keys of a chunk's inputs under which the caches of the model and of its teacher travel."""
 
 
 def new_cache(model: Any) -> Cache:

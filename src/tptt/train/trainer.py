@@ -13,8 +13,10 @@ from transformers import Cache, Trainer
 
 from tptt.data import IGNORE
 from tptt.evaluation.kl import kl_from_base
-from tptt.evaluation.perplexity import in_eval_mode, next_token_losses
+from tptt.evaluation.perplexity import next_token_losses
 from tptt.hf import as_base, attention_outputs, memories, write_gates
+from tptt.hf.compat import cache_keyword
+from tptt.hf.modes import in_eval_mode
 
 from .losses import attention_distance, nats_from_far, write_gate_loss
 from .optim import parameter_groups
@@ -48,13 +50,15 @@ class ConversionTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.settings = settings or TrainingSettings()
         found = memories(self.model)
-        self.window = (found[0].config.max_self_attn_length if found else None) or 0
+        self.window = (found[0].config.window if found else None) or 0
         self._check(bool(found))
 
     def _check(self, has_memory: bool) -> None:
         settings = self.settings
         if settings.needs_teacher and not has_memory:
-            raise ValueError("kl_weight and attention_transfer_weight need a model with a memory: its base is the teacher")
+            raise ValueError(
+                "kl_weight and attention_transfer_weight need a model with a memory: its base is the teacher"
+            )
         if settings.tbptt_chunks > 1 and self.args.gradient_checkpointing:
             raise ValueError("tbptt_chunks needs the cache that gradient_checkpointing takes away: use one of them")
         if settings.long_context_weight and not self.window:
@@ -107,7 +111,7 @@ class ConversionTrainer(Trainer):
         watched = attention_outputs(model) if teaches and settings.attention_transfer_weight else nullcontext([])
         gated = write_gates(model) if gate_weight else nullcontext([])
         with watched as attention, gated as gates:
-            outputs = model(**inputs, **{CACHE: cache}, use_cache=cache is not None)
+            outputs = model(**inputs, **cache_keyword(self.model, cache), use_cache=cache is not None)
         # per row, because a batch of Trainer's accumulation may hold other numbers of targets than the next
         targets = target_mask(labels).sum(1)
         total = (next_token_losses(outputs.logits, labels) * weights[:, 1:]).sum()
@@ -138,11 +142,17 @@ class ConversionTrainer(Trainer):
     def _teacher(self, model, inputs: Inputs, cache: Cache | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The base's logits on the whole context, and the attention outputs of its layers."""
         with torch.no_grad(), in_eval_mode(model), as_base(model), attention_outputs(model) as attention:
-            logits = model(**inputs, **{CACHE: cache}, use_cache=cache is not None).logits
+            logits = model(**inputs, **cache_keyword(self.model, cache), use_cache=cache is not None).logits
         return logits, attention
 
     def _teacher_loss(
-        self, logits: torch.Tensor, attention: list[torch.Tensor], teacher, labels: torch.Tensor, inputs: Inputs, seen: int
+        self,
+        logits: torch.Tensor,
+        attention: list[torch.Tensor],
+        teacher,
+        labels: torch.Tensor,
+        inputs: Inputs,
+        seen: int,
     ) -> torch.Tensor:
         """The teacher's terms, summed over targets; ``seen`` tokens of each row came before."""
         base_logits, base_attention = teacher
@@ -151,7 +161,8 @@ class ConversionTrainer(Trainer):
         counts = real[:, seen:] & (labels != IGNORE)
         total = logits.new_zeros((), dtype=torch.float32)
         if self.settings.kl_weight:
-            total = total + self.settings.kl_weight * kl_from_base(logits, base_logits, counts.float())
+            from_real = counts & real.roll(1, 1)[:, seen:]  # left padding predicts the first token of a row
+            total = total + self.settings.kl_weight * kl_from_base(logits, base_logits, from_real.float())
         if self.settings.attention_transfer_weight:
             if seen + tokens <= self.window and self.settings.tbptt_chunks == 1:
                 raise ValueError(

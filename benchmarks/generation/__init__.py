@@ -1,0 +1,1 @@
+"""Bytes held, prefill and decode by context length. `python -m benchmarks.generation`."""

@@ -1,0 +1,1 @@
+"""The operators against their peers. `python -m benchmarks.ops`."""
