@@ -32,3 +32,11 @@ def test_the_command_in_two_processes(tmp_path):
     assert said.count("model, run.yaml and report.md:") == 1
     assert "at step 4." in (out / "report.md").read_text()  # of two rows in each process
     assert tptt.TpttModel.from_pretrained(out).config.max_self_attn_length == 8
+
+
+def test_a_signal_to_one_process_ends_all_of_them_after_the_same_step(tmp_path):
+    torchrun(2, Path(__file__).parent / "run" / "interrupt_worker.py", tmp_path)
+    for rank in (0, 1):
+        ended = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert ended == {"code": 138, "words": "SIGUSR1: saved after step 2 of 8"}
+    assert [x.name for x in (tmp_path / "run" / "trainer").glob("checkpoint-*")] == ["checkpoint-2"]

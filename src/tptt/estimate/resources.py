@@ -18,7 +18,7 @@ from tptt.convert.widths import MOST, can_allocate_widths
 from tptt.hf import is_lora_parameter, is_memory_parameter, memories, memory_layers
 from tptt.hf.configuration import TpttConfig
 from tptt.hf.meta_model import skeleton
-from tptt.run.base import base_config, conversion_config
+from tptt.run.base import base_config, conversion_config, decided
 from tptt.run.options import RunOptions
 from tptt.train.auto_layers import check_auto, measured_config
 from tptt.train.base import row_length
@@ -121,6 +121,7 @@ class Survey:
     """
 
     def __init__(self, options: RunOptions) -> None:
+        options = decided(options)
         base = base_config(options)
         if options.attn_implementation is not None:
             base._attn_implementation = options.attn_implementation

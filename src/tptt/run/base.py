@@ -69,6 +69,8 @@ def decided(options: RunOptions) -> RunOptions:
         OSError: there is no configuration of the base, which says how long rows are.
         ValueError: as `base_config`.
     """
+    if options.memory.max_self_attn_length != "auto":
+        return options
     seq_len = row_length(options.training, base_config(options))
     return options.changed(max_self_attn_length=decided_window(options.memory, seq_len))
 

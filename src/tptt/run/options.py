@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import yaml
@@ -15,8 +15,6 @@ from tptt.train.settings import TrainingSettings
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "4bit")
-RUN_DEFAULTS: dict[str, Any] = {"max_self_attn_length": "auto"}
-"""Defaults of keys that are others than those of the class that holds them."""
 
 
 @documented
@@ -24,7 +22,8 @@ RUN_DEFAULTS: dict[str, Any] = {"max_self_attn_length": "auto"}
 class RunOptions:
     """All that a training run is given.
 
-    ``memory`` and ``training`` are the one nesting: in a run file their fields are keys beside the others.
+    ``memory`` and ``training`` are the one nesting: in a run file their fields are keys beside the others. The one default
+    that differs from theirs is the window, which a run chooses (``max_self_attn_length="auto"``).
 
     Raises:
         ValueError: a value is not valid; the message names it and what is valid.
@@ -69,7 +68,7 @@ class RunOptions:
     hardware: str | None = described(
         None, "Device that a dry run is made for, a name in tptt.estimate.hardware.HARDWARE. Null is all of them."
     )
-    memory: MemoryConfig = field(default_factory=lambda: MemoryConfig(**RUN_DEFAULTS))
+    memory: MemoryConfig = field(default_factory=lambda: MemoryConfig(max_self_attn_length="auto"))
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
     def __post_init__(self) -> None:
@@ -92,11 +91,17 @@ class RunOptions:
         Raises:
             ValueError: a value is not valid.
         """
-        values = {**RUN_DEFAULTS, **values}
-        own, *parts = (
-            {f.name: values[f.name] for f in fields(kind) if f.name in values} for kind in (cls, *PARTS.values())
+
+        def given(kind: type) -> dict[str, Any]:
+            return {f.name: values[f.name] for f in fields(kind) if f.name in values}
+
+        default = cls()
+        return replace(
+            default,
+            **given(cls),
+            memory=replace(default.memory, **given(MemoryConfig)),
+            training=replace(default.training, **given(TrainingSettings)),
         )
-        return cls(**own, **{name: kind(**part) for (name, kind), part in zip(PARTS.items(), parts, strict=True)})
 
     def flat(self) -> dict[str, Any]:
         """{key: value} of all keys."""

@@ -102,7 +102,8 @@ def convert_and_train(
     """
     settings = settings or TrainingSettings()
     config, settings, seq_len = _resolved(config, settings, output_dir, resume_from_checkpoint)
-    tokenizer = load_tokenizer(config)
+    hub = {name: model_options[name] for name in ("token", "trust_remote_code") if name in model_options}
+    tokenizer = load_tokenizer(config, **hub)
     longest = seq_len * settings.tbptt_chunks
     corpus = data if isinstance(data, Corpus) else Corpus.of(tokenizer, data, settings.tokens, longest, settings.seed)
     begun = begin_conversion(config, corpus, settings, seq_len, **model_options)
