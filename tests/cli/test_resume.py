@@ -17,7 +17,7 @@ def run_file(small_base, tmp_path):
     keys = {
         "base_model": str(small_base), "data": str(small_base / "text.txt"), "output_dir": str(tmp_path / "out"), "seq_len": 128,
         "per_device_train_batch_size": 1, "tokens": 4 * 128, "max_self_attn_length": 16, "lora_r": 2, "recall_formats": ["records"],
-        "probe_steps": 2, "save_steps": 2, "feature_width": 16,
+        "probe_steps": 2, "save_steps": 2, "feature_width": 16, "allocate_widths": False,
     }  # fmt: skip
     path.write_text(yaml.safe_dump(keys))
     return path
