@@ -115,9 +115,7 @@ def test_a_signal_saves_and_says_how_to_go_on(run_file, tmp_path, monkeypatch, n
 def test_a_run_that_ignores_interrupts_goes_on(run_file, tmp_path, monkeypatch):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        monkeypatch.setattr(
-            ShowProbes, "on_optimizer_step", lambda *args, **kwargs: signal.raise_signal(signal.SIGINT)
-        )
+        monkeypatch.setattr(ShowProbes, "on_optimizer_step", lambda *args, **kwargs: signal.raise_signal(signal.SIGINT))
         code, output = invoke(run_file)
     finally:
         signal.signal(signal.SIGINT, before)

@@ -58,9 +58,7 @@ def _run_table(options: RunOptions, plan: Budget, rates: tuple[float, float]) ->
         "multiplied per token": f"{found.active:,} of the base",
         "tokens": f"{plan.tokens:,} in {plan.steps:,} steps of {per_step:,} (rows of {plan.length})",
         "learning rates": "{:.3g} for LoRA, {:.3g} for the memory".format(*rates),
-        "softmax window": "none"
-        if options.memory.window is None
-        else f"{options.memory.window} tokens",
+        "softmax window": "none" if options.memory.window is None else f"{options.memory.window} tokens",
     }.items():
         table.add_row(name, value)
     return table

@@ -54,7 +54,10 @@ def branch_tables(results: Results) -> str:
         ["", *(f"layer {i}" for i in range(len(use.layers)))],
         [["mean mu", *(f"{layer.mu:.2f}" for layer in use.layers)], ["size of memory / softmax", *scales]],
     )
-    wrong = "\n".join(f"- {text}" for text in results.converted.warnings) or "Nothing was found wrong with them during training."
+    wrong = (
+        "\n".join(f"- {text}" for text in results.converted.warnings)
+        or "Nothing was found wrong with them during training."
+    )
     return f"{arms}\n\n{layers}\n\n{wrong}"
 
 
@@ -85,7 +88,9 @@ def arm_lines(results: Results) -> list[str]:
     for arm, measures in results.measures.items():
         for length, score in measures.recall.items():
             shares = f"inside W {_percent(score.inside)}, beyond W {_percent(score.beyond)}"
-            lines.append(f"{arm:<13} length {length:>5}: perplexity {measures.perplexity[length]:8.2f}, recall {shares}")
+            lines.append(
+                f"{arm:<13} length {length:>5}: perplexity {measures.perplexity[length]:8.2f}, recall {shares}"
+            )
     return lines
 
 

@@ -61,9 +61,9 @@ def run(options: QuickstartOptions) -> Results:
     if not torch.cuda.is_available():
         keep_freed_memory()
     base, job = _begin(options)
-    with _stage(job, "compare the base with mu = 0"):
+    with _stage(job, "attach the memory, mu = 0"), report_progress("comparing with the base"):
         _check_identity(base, job.corpus.held_out[None, : job.results.seq_len])
-    print("  with the memory attached at mu = 0 the logits equal the base's, bit for bit")
+    print("  logits with the memory attached at mu = 0 equal the base's, bit for bit")
     _measure(job, "base", base)
     _train_window_alone(job)
     model = _convert(job)
@@ -72,7 +72,7 @@ def run(options: QuickstartOptions) -> Results:
             job.results.by_format[arm] = recall_by_format(
                 one, job.corpus, job.results.seq_len, job.results.window, max(1, options.eval_rows // 2), options.seed
             )
-    with _stage(job, "memory held"):
+    with _stage(job, "memory held"), report_progress("reading with a cache"):
         _hold(job, {"base": base, "converted": model})
     for line in (*arm_lines(job.results), *held_lines(job.results)):
         print(f"  {line}")
@@ -86,10 +86,9 @@ def run(options: QuickstartOptions) -> Results:
 
 @contextmanager
 def _stage(job: _Job, name: str) -> Iterator[None]:
-    """Report a stage while it lasts; print it with its seconds when it is done."""
+    """Print a stage with its seconds when it is done; what takes long in it reports how far it is."""
     begun = time.perf_counter()
-    with report_progress(name):
-        yield
+    yield
     job.results.seconds[name] = time.perf_counter() - begun
     print(f"{name} ({job.results.seconds[name]:.1f} s)", flush=True)
 
