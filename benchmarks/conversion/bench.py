@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.answers import LEAST, Share, beyond_counts, draws_of, generated_until, recall_until
 from benchmarks.held_out import PARTS, parts_of
 from benchmarks.runs import Row, Runs
-from tptt import MemoryConfig, TpttConfig, TpttModel
+from tptt import MemoryConfig, TpttConfig
 from tptt.convert.lora import lora_config
 from tptt.data import FORMATS as ALL_FORMATS
 from tptt.data import chosen_formats
@@ -23,7 +23,8 @@ from tptt.evaluation import branch_use, perplexity, perplexity_by_position
 from tptt.hf import memories
 from tptt.inference.snapshot import fingerprint
 from tptt.train import Corpus, TrainingSettings, default_rates, train
-from tptt.train.loop import begin_memory, load_tokenizer
+from tptt.train.base import load_tokenizer
+from tptt.train.begin import begin_conversion
 
 from .arms import FORMATS, Arm
 from .records import FACTS, RecordCorpus
@@ -152,8 +153,7 @@ class Bench:
         torch.manual_seed(seed)
         lora = lora_config(self.plain, arm.rank, 2 * arm.rank, targets=arm.targets)
         config = TpttConfig(base_model_name=self.base, lora_config=lora, max_self_attn_length=self.window, **arm.config)
-        model = TpttModel(config, dtype=torch.float32).to(DEVICE)
-        begin_memory(model, corpus, settings, self.length)
+        model = begin_conversion(config, corpus, settings, self.length, dtype=torch.float32).model
         if arm.change is not None:
             arm.change(model)
         history = train(model, corpus, settings, self.length)

@@ -228,7 +228,7 @@ def test_states_count_with_what_the_memory_keeps_of_the_last_tokens(operator):
     model = converted(config)
     with torch.no_grad():
         cache = model(input_ids=tokens(1, LENGTH), use_cache=True).past_key_values
-    kept = [x for layer in cache.layers for x in (layer.state, layer.taps, layer.seen) if x is not None]
+    kept = [x for layer in cache.layers for x in (layer.state, layer.history, layer.seen) if x is not None]
     assert sum(x.nbytes for x in kept) == sum(x.state for x in layer_kv(model, LENGTH))
     assert len(kept) > len(cache.layers)
 
