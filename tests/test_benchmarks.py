@@ -189,7 +189,7 @@ def test_decays_begin_at_the_distance_that_the_base_looks_back(monkeypatch):
     for memory in memories(model):
         left = torch.sigmoid(memory.decay_gate.bias.detach())
         lives = -0.6931 / left.log()
-        assert ((lives > 1) & (lives < 33)).all() and lives.shape == (memory.states,)
+        assert ((lives > 1) & (lives < 33)).all() and lives.shape == (memory.num_states,)
     assert len({round(memory.decay_gate.bias[0].item(), 3) for memory in memories(model)}) == 4
     assert model.backbone.config._attn_implementation == "sdpa"
     model(input_ids=torch.arange(2, 50)[None]).logits.sum().backward()
@@ -210,9 +210,9 @@ def test_a_second_write_begins_next_to_nothing_and_can_take_the_first_back():
         memory.second_write.of_values.zero_()
         mask = torch.ones(2, 5, dtype=torch.bool)
         mask[1, 3:] = False
-        (width, _), hidden = memory.widths, memory.write_gate.weight.shape[1]
-        k, v = torch.randn(2, 2, 5, memory.kv_heads, width)
-        writes = memory.writes(torch.randn(2, 5, hidden), k, v, mask)
+        width, hidden = memory.head_dim, memory.write_gate.weight.shape[1]
+        k, v = torch.randn(2, 2, 5, memory.num_key_value_heads, width)
+        writes = memory.update(torch.randn(2, 5, hidden), k, v, mask)
         assert writes.k.shape[2] == 2 and not writes.beta[1, 3:].any()
         for key in writes.k[:, 2:3, 0], writes.k[:, 2:3, 1]:  # of the last token that writes in both rows
             state = writes.map(lambda x: x[:, :3]).run(writes.k[:, :3, 0], None)[1]

@@ -24,6 +24,8 @@ def lower_bounds(project: dict, extras: tuple[str, ...]) -> list[str]:
         found += project["optional-dependencies"][extra]
     pins = []
     for requirement in found:
+        if requirement.startswith(f"{project['name']}["):  # another extra of the project
+            continue
         match = re.match(r"([\w.-]+)(?:\[[\w,]+\])?\s*>=\s*([\w.]+)", requirement)
         if match is None:
             raise ValueError(f"{requirement!r} has no lower bound: write name>=version")
