@@ -1,8 +1,5 @@
 import os
-import tempfile
 
-_cache = tempfile.TemporaryDirectory(prefix="tptt-tests-")  # of the texts that tests tokenize; it goes when they end
-os.environ.setdefault("HF_DATASETS_CACHE", _cache.name)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -34,6 +31,16 @@ class Words:
 @pytest.fixture
 def words():
     return Words()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _datasets_cache(tmp_path_factory):
+    """A cache of the tests' own, also for the processes that they start."""
+    folder = tmp_path_factory.mktemp("datasets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", str(folder))
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder)
+        yield
 
 
 @pytest.fixture(autouse=True)
