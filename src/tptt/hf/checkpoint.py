@@ -120,7 +120,7 @@ class CheckpointMixin(_Model):
         forget_auto_class(type(self), type(self.config))
         self.config.auto_map = dict(_AUTO_MAP)
         Path(save_directory).mkdir(parents=True, exist_ok=True)
-        (Path(save_directory) / SHIM).write_text(_SHIM_TEXT)
+        (Path(save_directory) / SHIM).write_text(_SHIM_TEXT, encoding="utf-8")
         quantizer = self.__dict__.pop("hf_quantizer", None)
         try:
             super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)

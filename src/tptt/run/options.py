@@ -40,9 +40,13 @@ class RunOptions:
         "to that file.",
     )
     data: str | None = described(
-        None, "Text file, folder, table or data set of the hub. Null is the running Python's documentation."
+        None,
+        "Text file, folder, pattern of file names, table or data set of the hub. Null is the running Python's "
+        "documentation.",
     )
-    column: str = described("text", "Column of a table that holds the text.")
+    data_config_name: str | None = described(None, "Configuration of a data set, where it has several.")
+    data_split: str | None = described(None, "Split of a data set; null is train.")
+    column: str = described("text", "Column of a table or data set that holds the text.")
     output_dir: str = described(
         "tptt-train-out", "Folder to write. It must be empty, or hold the run that is to be resumed."
     )
