@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FILES = [ROOT / "setup.py", *(p for folder in ("src", "tools", "benchmarks") for p in sorted((ROOT / folder).rglob("*.py")))]
-SNIPPETS = [p for p in sorted(ROOT.rglob("*.md")) if not any(part.startswith(".") for part in p.relative_to(ROOT).parts)]
+CODE = ("src", "tools", "benchmarks")
+FILES = [ROOT / "setup.py", *(path for folder in CODE for path in sorted((ROOT / folder).rglob("*.py")))]
+SNIPPETS = [*ROOT.glob("*.md"), *(path for folder in ("docs", *CODE) for path in sorted((ROOT / folder).rglob("*.md")))]
 
 
 def without_encoding(source):

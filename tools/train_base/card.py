@@ -13,15 +13,15 @@ tags: [llama, tiny, recall]
 # tptt base
 
 A {parameters:,}-parameter Llama ({layers} layers of width {hidden}, {heads} query and {kv} key/value heads, context
-{length}) with its own byte-level BPE tokenizer of {vocabulary} tokens. It exists so that `tptt quickstart` and the tests
-have a real pretrained model without a network. It writes standard-library prose and code, looks facts up in its context,
-and is good for nothing else.
+{length}) with its own byte-level BPE tokenizer of {vocabulary} tokens. It exists so that `tptt quickstart` and the
+tests have a real pretrained model without a network. It writes standard-library prose and code, looks facts up in its
+context, and is good for nothing else.
 
 ## Training
 `python -m tools.train_base.train` (seed {seed}): {tokens:,} tokens in {steps:,} steps, {minutes} minutes on {device},
 bf16 autocast, Muon on the matrices and AdamW on the rest. Text: the language reference, docstrings and sources of
-CPython's standard library ({unique_text_tokens:,} tokens; the PSF licence covers the text); {recall_share:.0%} of the rows
-are recall rows
+CPython's standard library ({unique_text_tokens:,} tokens; the PSF licence covers the text); {recall_share:.0%} of the
+rows are recall rows
 (`tptt.data`): facts stated in running text in nine formats and asked for again.{earlier}
 
 ## Scores

@@ -3,9 +3,9 @@
     python -m tools.train_base.train --out src/tptt/assets/base --minutes 40
 
 Makes tokenizer, weights and model card. On a GPU batches can be larger, and processes draw them beside the training
-(``--device cuda --rows 64 --recall-rows 28 --workers 8``). There the same script makes a larger base (``--hidden-size``,
-``--layers``) from more text (``--installed``). Muon trains the matrices and AdamW the rest; the learning rates warm up, stay
-constant, and decay linearly over the last part.
+(``--device cuda --rows 64 --recall-rows 28 --workers 8``). There the same script makes a larger base
+(``--hidden-size``, ``--layers``) from more text (``--installed``). Muon trains the matrices and AdamW the rest; the
+learning rates warm up, stay constant, and decay linearly over the last part.
 """
 
 from __future__ import annotations

@@ -37,8 +37,9 @@ def show_dry_run(options: RunOptions, console: Console) -> None:
         console.print(
             f"layers: auto: counted with {whole} that keep their whole context and {memory} that have a memory, "
             f"{len(survey.choice.memory_only)} of these without softmax; which ones the run measures on its text",
-            markup=False, soft_wrap=True,
-        )  # fmt: skip
+            markup=False,
+            soft_wrap=True,
+        )
     console.print(_memory_table(plans))
     for name, plan in plans.items():
         for line in verdict(options, name, plan, survey):
@@ -139,9 +140,12 @@ def _cache_table(plan: Budget) -> Table:
 
 
 _MEASURES = {
-    "recall_trained": "recall beyond the window", "recall_2x": "at twice the length", "recall_4x": "at four times the length",
-    "recall_unseen": "in a format never trained", "perplexity_ratio": "perplexity / base",
-}  # fmt: skip
+    "recall_trained": "recall beyond the window",
+    "recall_2x": "at twice the length",
+    "recall_4x": "at four times the length",
+    "recall_unseen": "in a format never trained",
+    "perplexity_ratio": "perplexity / base",
+}
 
 
 # of the run's own keys those that a result depends on

@@ -22,8 +22,8 @@ class QuickstartOptions:
         steps: optimizer steps of `TrainingSettings.per_device_train_batch_size` rows.
         seed: of all that is drawn.
         threads: of the CPU; None leaves torch's choice.
-        eval_rows: recall rows per length; text gets about 1.5 as many rows of ``seq_len`` tokens. Formats one by one get
-            half as many rows.
+        eval_rows: recall rows per length; perplexity is taken on 1.5 times as many rows of text, recall of one format
+            on half as many.
 
     Raises:
         ValueError: a number is below 1, or the window is not shorter than the row.

@@ -22,8 +22,8 @@ QUANTIZATIONS = ("none", "4bit")
 class RunOptions:
     """All that a training run is given.
 
-    ``memory`` and ``training`` are the one nesting: in a run file their fields are keys beside the others. The one default
-    that differs from theirs is the window, which a run chooses (``max_self_attn_length="auto"``).
+    ``memory`` and ``training`` are the one nesting: in a run file their fields are keys beside the others. One default
+    differs from theirs: a run chooses its window (``max_self_attn_length="auto"``).
 
     Raises:
         ValueError: a value is not valid; the message names it and what is valid.
