@@ -16,6 +16,7 @@ class QuickstartOptions:
     Args:
         output_dir: folder to write; must be empty or not exist.
         base_model: path or hub id of a causal LM; None is the embedded one.
+        trust_remote_code: let code that comes with the base run.
         data: text file, folder, table or data set; None is the running Python's documentation and sources.
         window: W in tokens; None is an eighth of a row.
         seq_len: tokens of a training row; None is the base's context, 512 at most.
@@ -31,6 +32,7 @@ class QuickstartOptions:
 
     output_dir: Path
     base_model: str | None = None
+    trust_remote_code: bool = False
     data: str | None = None
     window: int | None = None
     seq_len: int | None = None
