@@ -27,6 +27,7 @@ def run_file(small_base, tmp_path):
         "probe_steps": 2,
         "save_steps": 2,
         "feature_width": 16,
+        "allocate_widths": False,
     }
     path.write_text(yaml.safe_dump(keys))
     return path
