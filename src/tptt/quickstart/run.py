@@ -15,7 +15,7 @@ from tptt.assets import BASE
 from tptt.config import MemoryConfig
 from tptt.convert.lora import lora_config
 from tptt.convert.window_only import window_alone
-from tptt.evaluation import memory_held
+from tptt.evaluation import cache_growth
 from tptt.evaluation.perplexity import evaluating
 from tptt.hf import attach_memory, detach_memory
 from tptt.hf.configuration import TpttConfig, base_error
@@ -179,7 +179,7 @@ def _hold(job: _Job, models: dict[str, Any]) -> None:
     seq_len = job.results.seq_len
     steps = [n for n in (seq_len // 4, seq_len // 2, *job.lengths) if n >= 1]
     for arm, model in models.items():
-        job.results.held[arm] = memory_held(model, job.corpus.held_out, steps)
+        job.results.held[arm] = cache_growth(model, job.corpus.held_out, steps)
 
 
 def _reload_and_generate(job: _Job) -> None:
