@@ -1,4 +1,4 @@
-"""Tables of documents, read through `datasets`: streamed from a file or the hub, memory-mapped where they were saved."""
+"""Tables of documents, read through `datasets`: streamed from a file or the hub, memory-mapped where it saved them."""
 
 from __future__ import annotations
 

@@ -51,13 +51,14 @@ def tokenize(tokenizer, documents: Iterable[str], limit: int | None = None) -> t
 
 
 def tokenize_once(
-    tokenizer, documents: Sequence[str] | Documents, limit: int | None = None, name: str = "tokenize the text"
+    tokenizer, documents: Sequence[str] | Documents, limit: int | None = None, name: str = "tokenizing the text"
 ) -> TokenizedText:
     """Token ids of ``documents``, from the cache where they were tokenized before.
 
-    The cache is a folder in that of `datasets` (``HF_DATASETS_CACHE``, ``HF_HOME``). What is found there has the same
-    text, tokenizer and ``limit``. Ids are written as they are made and take no memory; what is interrupted leaves nothing
-    behind that would be taken for whole. Several processes tokenize a text once, the others wait.
+    The cache is a folder in that of `datasets` (``HF_DATASETS_CACHE``, ``HF_HOME``). What is found there was made of
+    the same text by the same tokenizer with the same ``limit``. Ids are written as they are made and take no memory.
+    A process that is interrupted leaves nothing that would be taken for whole. Of several processes one tokenizes, and
+    the others wait for it.
 
     Args:
         tokenizer: any tokenizer of Hugging Face.
