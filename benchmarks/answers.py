@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tptt.data import Draws
+from tptt.data import RecallSampler
 from tptt.evaluation import RecallScore, recall_accuracy, recall_by_generation
 
 LEAST = 500
@@ -130,7 +130,7 @@ class Recall:
 
 
 def recall_until(
-    model, recall: Draws, length: int, window: int, seed: int, least: int = LEAST, rows: int = 8
+    model, recall: RecallSampler, length: int, window: int, seed: int, least: int = LEAST, rows: int = 8
 ) -> Recall:
     """Recall on rows that are drawn until ``least`` answers beyond the window were asked.
 
@@ -157,7 +157,7 @@ def recall_until(
 
 
 def generated_until(
-    model, recall: Draws, length: int, window: int, seed: int, least: int = LEAST, rows: int = 8
+    model, recall: RecallSampler, length: int, window: int, seed: int, least: int = LEAST, rows: int = 8
 ) -> Share:
     """The share of answers beyond the window that greedy decoding from a cache gives; arguments as of `recall_until`.
 

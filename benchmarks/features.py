@@ -19,7 +19,7 @@ from benchmarks.record import section
 from tptt import MemoryConfig, attach_memory, calibrate
 from tptt.assets import BASE
 from tptt.config import FEATURE_MAPS
-from tptt.data import IGNORE
+from tptt.data import IGNORE, pack_rows
 from tptt.evaluation import markdown_table
 from tptt.hf import as_base, attention_outputs, memories, memory_layers
 from tptt.train import Corpus
@@ -57,7 +57,7 @@ def left_over(base: str, feature_map: str, steps: int, seed: int) -> tuple[list[
     model = AutoModelForCausalLM.from_pretrained(base).eval().requires_grad_(False)
     attach_memory(model, MemoryConfig(feature_map=feature_map, max_self_attn_length=LENGTH // 8))
     corpus = Corpus.of(AutoTokenizer.from_pretrained(base), None, 200_000, LENGTH, seed)
-    calibrate(model, corpus.stream[: 4 * LENGTH].view(4, LENGTH), LENGTH)
+    calibrate(model, pack_rows(corpus.stream[: 4 * LENGTH], LENGTH), LENGTH)
     generator = torch.Generator().manual_seed(seed)
     drawn = corpus.recall().draw(TRAINED + MEASURED, LENGTH, generator)
     layers = captured(model, drawn.input_ids)

@@ -1,20 +1,23 @@
 import os
+import tempfile
 
+_cache = tempfile.TemporaryDirectory(prefix="tptt-tests-")  # of the texts that tests tokenize; it goes when they end
+os.environ.setdefault("HF_DATASETS_CACHE", _cache.name)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-import random
+import random  # noqa: E402 - the variables above come first
 
-import numpy as np
-import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+import numpy as np  # noqa: E402 - the variables above come first
+import pytest  # noqa: E402 - the variables above come first
+import torch  # noqa: E402 - the variables above come first
+from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402 - the variables above come first
 
-from tptt import TpttConfig, TpttModel
-from tptt.data import RecallRows
-from tptt.train import MixedRows
+from tptt import TpttConfig, TpttModel  # noqa: E402 - the variables above come first
+from tptt.data import KeyValueRecall  # noqa: E402 - the variables above come first
+from tptt.train import MixedRows  # noqa: E402 - the variables above come first
 
 torch.set_num_threads(1)
 
@@ -47,7 +50,7 @@ def rows(words):
     def make(count=16, **options):
         stream = torch.randint(64, (500,), generator=torch.Generator().manual_seed(0))
         options = {"recall_share": 0.5, "facts": (2, 4)} | options
-        return MixedRows(stream, RecallRows(words, stream), 32, count, **options)
+        return MixedRows(stream, KeyValueRecall(words, stream), 32, count, **options)
 
     return make
 

@@ -57,6 +57,7 @@ def test_help_loads_nothing_large():
     [
         "import tptt; from transformers import AutoConfig, AutoModelForCausalLM",
         "from transformers import AutoConfig, AutoModelForCausalLM; import tptt",
+        "import tptt; import peft; from transformers import AutoConfig, AutoModelForCausalLM",
         "import tptt; from transformers import GenerationMixin, AutoConfig, AutoModelForCausalLM",
         "from tptt import Session; from transformers import AutoConfig, AutoModelForCausalLM",
     ],

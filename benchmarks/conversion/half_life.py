@@ -33,5 +33,5 @@ def half_life_by_distance(model: nn.Module, length: int = 512) -> None:
     finally:
         base.set_attn_implementation(before)
     for memory, attention in zip(memories(model), found, strict=True):
-        tokens = mean_distances(attention.float()).unflatten(0, (memory.states, -1)).mean(1)
+        tokens = mean_distances(attention.float()).unflatten(0, (memory.num_states, -1)).mean(1)
         memory.decay_gate.bias.copy_(torch.logit(2 ** (-1 / tokens)))

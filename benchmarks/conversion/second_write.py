@@ -14,15 +14,17 @@ _SELDOM = -3.0  # bias of the gate: .05 of a write at the start
 
 
 class SecondWrite(nn.Module):
-    """Key, value and strength of a token's second write. Key and value are linear maps of the first write's, which
-    begin as the identity (DeltaProduct, arXiv 2502.10297, has a projection for each write)."""
+    """Key and value of a token's second write, linear maps of the first's that begin as the identity, and how much of it is
+    written (DeltaProduct, arXiv 2502.10297, has projections of their own for each write)."""
 
     def __init__(self, memory: LinearMemory, hidden: int) -> None:
         super().__init__()
-        if memory.states != memory.kv_heads:
+        if memory.num_states != memory.num_key_value_heads:
             raise ValueError("a second write is for one state per key/value head")
-        self.of_keys, self.of_values = (nn.Parameter(torch.eye(w).repeat(memory.states, 1, 1)) for w in memory.widths)
-        self.gate = nn.Linear(hidden, memory.states)
+        self.of_keys, self.of_values = (
+            nn.Parameter(torch.eye(w).repeat(memory.num_states, 1, 1)) for w in (memory.head_dim, memory.value_dim)
+        )
+        self.gate = nn.Linear(hidden, memory.num_states)
         nn.init.zeros_(self.gate.weight)
         nn.init.constant_(self.gate.bias, _SELDOM)
 
@@ -33,9 +35,9 @@ class SecondWrite(nn.Module):
         return k, v, beta if mask is None else beta * mask[..., None]
 
 
-def _both(memory: LinearMemory, first, hidden, k, v, mask, taps=None, seen=None):
-    """The writes that ``first``, the memory's own method, makes of the tokens, and after each the second write."""
-    writes = first(hidden, k, v, mask, taps, seen)
+def _both(memory: LinearMemory, first, hidden, k, v, mask, history=None, seen=None):
+    """What ``first``, the memory's own `writes`, makes of the tokens, and after each the second write."""
+    writes = first(hidden, k, v, mask, history, seen)
     k, v, beta = memory.second_write(hidden, k, v, mask)
     more = memory.key_features(k), v, beta
     k, v, beta = (torch.stack(pair, 2) for pair in zip(writes[:3], more, strict=True))
@@ -43,8 +45,8 @@ def _both(memory: LinearMemory, first, hidden, k, v, mask, taps=None, seen=None)
 
 
 def second_write(model: nn.Module) -> None:
-    """Give every memory of ``model`` a learned second write; for whole sequences only, because no cache carries it."""
+    """Give every memory of ``model`` a learned second write; for whole sequences only, no cache carries it."""
     for memory in memories(model):
         memory.second_write = SecondWrite(memory, memory.write_gate.weight.shape[1]).to(memory.output_scale.device)
-        memory.writes = partial(_both, memory, memory.writes)
+        memory.update = partial(_both, memory, memory.update)
         memory.one_call = False

@@ -146,7 +146,7 @@ def step_bytes(model, window: int | None, context: int) -> int:
     weights = sum(p.nbytes for n, p in model.named_parameters() if "embed_tokens" not in n)
     kept = context if window is None else min(window, context)
     keys = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * kept
-    states = sum(m.states * m.key_features.width * m.widths[1] * 4 for m in memories(model))
+    states = sum(m.num_states * m.key_features.width * m.value_dim * 4 for m in memories(model))
     return weights + keys + 2 * states
 
 

@@ -7,7 +7,6 @@ from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from torch import distributed
 
 T = TypeVar("T")
@@ -27,7 +26,11 @@ def is_first() -> bool:
 
 def agreed(value: T) -> T:
     """The first process's ``value``, in every process: two machines may round what they measure differently."""
-    return value if _state() is None else broadcast_object_list([value])[0]
+    if (state := _state()) is None:
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values, device=state.device)
+    return values[0]
 
 
 def any_of(number: int | None) -> int | None:

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tptt.quickstart.records import RecordCorpus
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from tptt.cli.main import app
-from tptt.data import FORMATS, DrillRows, RecallRows
+from tptt.data import FORMATS, KeyValueRecall, RecallTask
 from tptt.quickstart import QuickstartOptions
-from tptt.quickstart.records import RecordCorpus
 from tptt.train import TrainingSettings
 
 
@@ -99,4 +99,5 @@ def test_rows_of_all_formats_are_records_and_those_of_one_are_its_own(base):
     asked = [i for i in range(8) if len(rows[i]["loss_weights"].unique()) == 2]
     assert asked == [i for i in range(8) if rows.is_recall(i)] and len(asked) == 4
     assert "\n@" in tokenizer.decode(rows[asked[0]]["input_ids"])
-    assert isinstance(corpus.recall(), RecallRows) and isinstance(corpus.recall("passkey"), DrillRows)
+    assert isinstance(corpus.recall(), KeyValueRecall) and isinstance(corpus.recall("passkey"), RecallTask)
+    assert corpus.recall().filler is corpus.held_out and corpus.taught("all").filler is corpus.stream

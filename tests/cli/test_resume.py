@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from tptt.cli.main import app
-from tptt.cli.progress import ShowProgress
+from tptt.cli.probes import ShowProbes
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_a_run_that_failed_before_its_first_checkpoint_can_be_started_again(run_
         raise RuntimeError("it broke")
 
     with monkeypatch.context() as broken:
-        broken.setattr(ShowProgress, "on_step_end", fail)
+        broken.setattr(ShowProbes, "on_step_end", fail)
         code, output = invoke(run_file)
     assert code == 1 and "it broke" in output and (tmp_path / "out" / "run.yaml").exists()
     code, output = invoke(run_file, "--resume-from-checkpoint", "--tokens", 256)
@@ -99,7 +99,7 @@ def test_a_signal_saves_and_says_how_to_go_on(run_file, tmp_path, monkeypatch, n
         signal.raise_signal(number)
 
     with monkeypatch.context() as interrupted:
-        interrupted.setattr(ShowProgress, "on_optimizer_step", interrupt)
+        interrupted.setattr(ShowProbes, "on_optimizer_step", interrupt)
         ended, output = invoke(run_file, "--save-steps", 0)
     out = tmp_path / "out"
     assert ended == code, output
@@ -116,7 +116,7 @@ def test_a_run_that_ignores_interrupts_goes_on(run_file, tmp_path, monkeypatch):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         monkeypatch.setattr(
-            ShowProgress, "on_optimizer_step", lambda *args, **kwargs: signal.raise_signal(signal.SIGINT)
+            ShowProbes, "on_optimizer_step", lambda *args, **kwargs: signal.raise_signal(signal.SIGINT)
         )
         code, output = invoke(run_file)
     finally:

@@ -196,8 +196,8 @@ def test_progress_lines_go_to_a_file(run_file, tmp_path):
     script = f"""
 import tptt.progress
 tptt.progress.SILENT = tptt.progress.EVERY = 0.0
-import tptt.cli.progress
-tptt.cli.progress.EVERY = 0.0
+import tptt.train.report_steps
+tptt.train.report_steps.EVERY = 0.0
 from typer.testing import CliRunner
 from tptt.cli.main import app
 from tptt.run.keys import keys
@@ -205,8 +205,9 @@ app(["train", {str(run_file)!r}])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^\d\d:\d\d:\d\d train: 4 of 6 steps \(67 %\) after \d+ s$", done.stderr, re.M), done.stderr
-    assert re.search(r"^  step +6: loss \d+\.\d{4}$", done.stdout, re.M), done.stdout
+    assert re.search(r"^\d\d:\d\d:\d\d training: 4 of 6 steps \(67 %\) after \d+ s$", done.stderr, re.M), done.stderr
+    assert re.search(r"^\d\d:\d\d:\d\d training: step 6 of 6: loss \d+\.\d{3}$", done.stderr, re.M), done.stderr
+    assert re.search(r"^  step +6: recall beyond, both ", done.stdout, re.M), done.stdout
 
 
 CODE = """

@@ -11,10 +11,10 @@ from tests.families.checks import assert_invariants
 from tests.families.models import tokens
 from tptt import MemoryConfig, TpttConfig, TpttModel, attach_memory, detach_memory
 from tptt.assets import BASE
-from tptt.convert import LayerChoice, choose_layers
+from tptt.convert import LayerChoice, choose_layers, layer_search, windowed
+from tptt.convert.divergence import untrained
 from tptt.data import TextSplit
 from tptt.evaluation import kv_bytes, layer_kv
-from tptt.evaluation.kl import kl_from_base
 from tptt.hf import as_base, memories, memory_layers, softmax_as
 from tptt.train import TrainingSettings, convert_and_train
 
@@ -78,8 +78,10 @@ def test_the_numbers_are_what_a_hybrid_model_has():
     with torch.no_grad():
         want = model(input_ids=ids, use_cache=False).logits
         hybrid = attach_memory(model, choice.harden(CONFIG))
-        got = kl_from_base(hybrid(input_ids=ids, use_cache=False).logits, want) / ids[:, 1:].numel()
-    assert len(choice.whole) == 2 and choice.end == pytest.approx(got.item(), rel=1e-4)
+        got = hybrid(input_ids=ids, use_cache=False).logits
+    p, q = want[:, :-1].double().softmax(-1), got[:, :-1].double().softmax(-1)
+    divergence = float((p * (p / q).log()).sum() / ids[:, 1:].numel())
+    assert len(choice.whole) == 2 and choice.end == pytest.approx(divergence, rel=1e-4)
 
 
 def test_weights_say_which_tokens_count():
@@ -117,6 +119,36 @@ def test_softmax_as_in_a_layer_of_memory_alone():
         with softmax_as(model, none=[0, 1]):
             assert [x.has_softmax for x in memory_layers(model)] == [False, False, True, True]
         assert torch.equal(model(input_ids=ids).logits, before)
+
+
+def test_a_base_without_a_memory_chooses_what_it_chooses_with_one():
+    """Windows alone decide: what states will take is known of memories that are not there yet."""
+    config = replace(CONFIG, feature_width=64, operator="delta_product")
+    want = choose_layers(converted(config), batches(), 0.65)
+    plain = base()
+    with windowed(plain, config), untrained(plain):
+        assert choose_layers(plain, batches(), 0.65) == want
+    assert want.state_bytes > 0 and not memory_layers(plain)
+
+
+def test_the_number_of_passes_is_known_beforehand(monkeypatch):
+    model, done = converted(), []
+    monkeypatch.setattr(layer_search, "report_progress", lambda *args: Stage(done, *args))
+    choose_layers(model, batches(), 0.7)
+    (total, *amounts) = done
+    assert total == sum(amounts) == 2 * (2 + (1 + 4) + (1 + 3)), "two batches; windows alone, then two rounds"
+
+
+class Stage:
+    def __init__(self, done, name, total, unit):
+        self.advance = done.append
+        done.append(total)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
 
 
 # ---- the budget --------------------------------------------------------------------------------------------------------
@@ -196,7 +228,7 @@ def test_states_count_with_what_the_memory_keeps_of_the_last_tokens(operator):
     model = converted(config)
     with torch.no_grad():
         cache = model(input_ids=tokens(1, LENGTH), use_cache=True).past_key_values
-    kept = [x for layer in cache.layers for x in (layer.state, layer.taps, layer.seen) if x is not None]
+    kept = [x for layer in cache.layers for x in (layer.state, layer.history, layer.seen) if x is not None]
     assert sum(x.nbytes for x in kept) == sum(x.state for x in layer_kv(model, LENGTH))
     assert len(kept) > len(cache.layers)
 
@@ -312,11 +344,9 @@ def convert(place, text, out=None, lora=LORA, settings=SETTINGS, **options):
 def test_a_run_with_chosen_layers_goes_on_with_their_widths(place, text, tmp_path):
     def run(resume):
         config = TpttConfig(base_model_name=str(place), lora_config=LORA, max_self_attn_length=WINDOW, layers="auto")
-        settings, saves = (
-            TrainingSettings(**SETTINGS | {"kv_budget": 0.65}),
-            {"save_strategy": "steps", "save_steps": 1},
-        )
-        return convert_and_train(config, text, settings, tmp_path, arguments=saves, resume=resume)
+        settings = TrainingSettings(**SETTINGS | {"kv_budget": 0.65, "tokens": 512})
+        saves = {"save_strategy": "steps", "save_steps": 1}
+        return convert_and_train(config, text, settings, tmp_path, arguments=saves, resume_from_checkpoint=resume)
 
     whole, again = run(False), run(True)
     assert again.choice is None and list(again.model.config.layers) == list(whole.choice.memory)

@@ -3,7 +3,7 @@ import torch
 from transformers import DynamicCache
 
 from tptt import MemoryConfig, attach_memory
-from tptt.data import RecallRows
+from tptt.data import KeyValueRecall
 from tptt.evaluation import cache_bytes, kv_entries, memory_held, perplexity, recall_accuracy
 
 
@@ -28,7 +28,7 @@ class Oracle(torch.nn.Module):
 
 @pytest.fixture
 def recall(words):
-    return RecallRows(words, torch.full((300,), 3), facts=6)
+    return KeyValueRecall(words, torch.full((300,), 3), facts=6)
 
 
 def test_perplexity_of_equal_logits_is_the_vocabulary():

@@ -20,7 +20,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from tests.families.models import randomize, tokens
 from tptt import AdjustMaGWeightCallback, TpttConfig, TpttModel
-from tptt.train import ConversionTrainer
+from tptt.train import ConversionTrainer, TrainingSettings
 
 GLOBAL_BATCH, STEPS = 4, 3
 RANK, RANKS = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -58,11 +58,14 @@ def with_trainer(model, out: str, conversion: bool) -> tuple[str, list[dict]]:
         kind, options = (
             OrderedConversion,
             {
-                "kl_weight": 0.5,
-                "attention_transfer_weight": 0.5,
-                "long_context_weight": 2.0,
-                "tbptt_chunks": 2,
-                "rates": (1e-2, 3e-2),
+                "settings": TrainingSettings(
+                    kl_weight=0.5,
+                    attention_transfer_weight=0.5,
+                    long_context_weight=2.0,
+                    tbptt_chunks=2,
+                    learning_rate=1e-2,
+                    memory_learning_rate=3e-2,
+                )
             },
         )
     trainer = kind(model=model, args=arguments, train_dataset=rows, callbacks=[callback], **options)

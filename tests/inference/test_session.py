@@ -10,7 +10,7 @@ from tests.families.models import assert_near, build, randomize, tokens
 from tptt import MemoryConfig, MemorySnapshot, Session, attach_memory, stream
 from tptt.assets import BASE
 from tptt.evaluation import cache_bytes
-from tptt.inference.rollback import Mark
+from tptt.inference.rollback import RollbackPoint
 
 WINDOW = {"max_self_attn_length": 6, "sink_tokens": 2}
 SETTINGS = [{}, WINDOW, {"memory_only_layers": "all"}, WINDOW | {"layers": [1], "operator": "gated_delta_product"}]
@@ -228,7 +228,7 @@ def test_a_mark_does_not_grow_with_the_conversation():
     model = attach_memory(build("llama"))
     sizes = set()
     for n in (32, 1024):
-        kept = [rest for _, rest in Mark(stream(model, tokens(1, n)).cache)._layers]
+        kept = [rest for _, rest in RollbackPoint(stream(model, tokens(1, n)).cache)._layers]
         sizes.add(sum(x.nbytes for rest in kept for x in rest.values() if isinstance(x, torch.Tensor)))
     assert len(sizes) == 1
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tools.train_base import train as train_base
-from tptt.data import FORMATS, IGNORE, DrillRows, Lexicon, RecallRows, RecallVocabulary, TextSplit, tokenize
+from tptt.data import FORMATS, IGNORE, KeyValueRecall, Lexicon, RecallTask, RecallVocabulary, TextSplit, tokenize
 
 SHAPE = {
     "--hidden-size": 32, "--layers": 2, "--heads": 2, "--kv-heads": 1, "--intermediate-size": 48, "--vocab-size": 1024,
@@ -59,8 +59,8 @@ def test_the_curriculum_covers_the_whole_training(split):
     tokenizer = train_base.build_tokenizer(split.train, 1024)
     stream = tokenize(tokenizer, split.train)
     args = type("Args", (), {"length": 128, "rows": 4, "recall_rows": 2, "seed": 0})
-    drills = DrillRows(tokenizer, Lexicon.of(split.train), stream)
-    batches = train_base.Batches(stream, RecallRows(RecallVocabulary(tokenizer), stream), drills, args)
+    drills = RecallTask(tokenizer, Lexicon.of(split.train), stream)
+    batches = train_base.Batches(stream, KeyValueRecall(RecallVocabulary(tokenizer), stream), drills, args)
     for begin, stage in zip((0.0, *(s.end for s in stages)), stages, strict=False):
         ids, weights = batches.draw((begin + stage.end) / 2, torch.Generator().manual_seed(0))
         rows = 4 * stage.shorter

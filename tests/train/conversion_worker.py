@@ -20,7 +20,7 @@ from tptt.hf import memories
 from tptt.train import TrainingSettings, convert_and_train
 
 RANK, LENGTH, STEPS = int(os.environ.get("RANK", "0")), 64, 4
-measured = widths.divergences
+measured = widths.shares
 
 
 def reversed_elsewhere(*args):
@@ -30,7 +30,7 @@ def reversed_elsewhere(*args):
 
 def main(out: str) -> None:
     torch.set_num_threads(1)
-    widths.divergences = reversed_elsewhere
+    widths.shares = reversed_elsewhere
     lora = lora_config(AutoModelForCausalLM.from_pretrained(BASE))
     config = TpttConfig(base_model_name=str(BASE), lora_config=lora, max_self_attn_length=8, feature_width=256)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))

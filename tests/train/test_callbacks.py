@@ -63,6 +63,19 @@ def test_mu_is_in_log_history_and_in_the_printed_logs(tiny, tmp_path, capsys):
     assert capsys.readouterr().out.count("mag_weight") >= 4
 
 
+def test_a_callback_sets_mu_in_every_training_that_it_serves(tiny, tmp_path):
+    """Between two trainings somebody may set another mu, as loading a checkpoint does."""
+    model = tiny()
+    callback = tptt.LiZACallback(model, mode="constant", final_weight=0.3)
+    trainer(model, callback, tmp_path, steps=1).train()
+    tptt.set_mag_weight(model, 0.9)
+    seen = Seen(model)
+    run = trainer(model, callback, tmp_path, steps=1)
+    run.add_callback(seen)
+    run.train()
+    assert seen.weights == {0: pytest.approx([0.3, 0.3])}
+
+
 def test_resume_goes_on_at_the_mu_of_its_step(tiny, tmp_path):
     model = tiny()
     trainer(

@@ -1,6 +1,8 @@
 """A base and a text in, a converted model out: end to end on a tiny base."""
 
 import json
+import logging
+import math
 import shutil
 from dataclasses import replace
 
@@ -19,13 +21,18 @@ from transformers import (
 
 from benchmarks.tiny import randomized
 from tools.train_base.train import build_tokenizer
-from tptt import TpttConfig, TpttModel
+from tptt import TpttConfig, TpttModel, calibrate, progress
 from tptt.convert import widths
 from tptt.convert.window_only import window_alone
 from tptt.data import TextSplit
 from tptt.hf import memories
-from tptt.train import Corpus, TrainingSettings, convert_and_train, train
-from tptt.train.loop import begin_memory, check_reach, load_tokenizer, row_length
+from tptt.hf import model as model_module
+from tptt.hf.configuration import TpttConfig as Configuration
+from tptt.hf.model import load_base
+from tptt.train import Corpus, TrainingSettings, begin, begin_conversion, convert_and_train, report_steps, train
+from tptt.train.base import check_reach, load_tokenizer, row_length
+from tptt.train.begin import rows_to_measure
+from tptt.train.window import default_window
 
 LENGTH, WINDOW = 48, 8
 WORDS = [a + b + c for a in ("ba", "ce", "di", "fo", "gu") for b in ("la", "me", "ni", "so", "tu") for c in "xyz"]
@@ -95,7 +102,7 @@ class Seen(TrainerCallback):
 
 def test_from_a_base_to_a_saved_model(config, split, tmp_path):
     done = convert_and_train(config(), split, settings(steps=4, probe_steps=2), tmp_path / "out")
-    assert [look.step for look in done.probe_results] == [2, 4] and done.seconds > 0
+    assert [x.step for x in done.probe_results] == [2, 4] and done.seconds > 0
     assert len(losses(done.history)) == 4 and all(map(torch.isfinite, torch.tensor(losses(done.history))))
     assert done.probe_results[-1].use.perplexity["both"] is not None
     untrained = state(TpttModel(config()))
@@ -141,14 +148,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(config, corpus, tmp_path, opt
     saves = {"save_strategy": "steps", "save_steps": 2}
     whole = convert_and_train(config(), corpus, recipe, tmp_path / "whole", arguments=saves)
     shutil.copytree(tmp_path / "whole" / "trainer" / "checkpoint-2", tmp_path / "part" / "trainer" / "checkpoint-2")
-    monkeypatch.setattr(widths, "divergences", lambda model, batches, changes: [0.0] * len(changes))
-    part = convert_and_train(config(), corpus, recipe, tmp_path / "part", arguments=saves, resume=True)
-    assert part.model.config.feature_width == whole.model.config.feature_width, "widths are not measured again"
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(widths, "dependence", lambda *args: pytest.fail("widths are measured again"))
+        part = convert_and_train(
+            config(), corpus, recipe, tmp_path / "part", arguments=saves, resume_from_checkpoint=True
+        )
+    assert part.model.config.feature_width == whole.model.config.feature_width
+    assert len(set(whole.model.config.feature_width)) == 2
     assert losses(part.history) == losses(whole.history)
     for name, value in state(whole.model).items():
         torch.testing.assert_close(state(part.model)[name], value, rtol=1e-6, atol=1e-7, msg=name)
-    afresh = convert_and_train(config(), corpus, recipe, tmp_path / "new", resume=True)
+    afresh = convert_and_train(config(), corpus, recipe, tmp_path / "new", resume_from_checkpoint=True)
     assert losses(afresh.history) == pytest.approx(losses(whole.history)), "there was nothing to go on from"
 
 
@@ -189,25 +199,171 @@ def test_rows_longer_than_fits_at_once(config, corpus):
     assert len(losses(done.history)) == 2 and losses(done.history)[0] > 0
 
 
-def test_a_model_of_memories_alone_is_looked_at_too(config, corpus):
-    done = convert_and_train(config(memory_only_layers="all"), corpus, settings(steps=2))
+def test_a_model_of_memories_alone_is_probed_too(config, corpus):
+    done = convert_and_train(config(memory_only_layers="all"), corpus, settings(steps=4))
     assert list(done.probe_results[-1].use.recall) == ["both"] and not done.warnings
 
 
-def test_the_start_is_measured_on_the_text(config, corpus, split):
-    model = TpttModel(config())
-    before = [m.key_features.weight.clone() for m in memories(model)]
-    begin_memory(model, corpus, settings(), LENGTH)
-    assert not any(map(torch.equal, before, [m.key_features.weight for m in memories(model)]))
+def test_the_start_is_measured_on_the_text(config, corpus):
+    def start(corpus):
+        model = begin_conversion(config(), corpus, settings(allocate_widths=False), LENGTH).model
+        return [m.key_features.weight for m in memories(model)]
+
+    on_random_ids = [m.key_features.weight for m in memories(TpttModel(config()))]
+    short = replace(corpus, stream=corpus.stream[: 2 * LENGTH + 5])  # less text than is measured otherwise
+    found = [on_random_ids, start(corpus), start(short)]
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert not any(map(torch.equal, found[a], found[b]))
+    model = TpttModel.on_base(config(), load_base(config()))
+    calibrate(model, corpus.stream[: 4 * LENGTH].view(4, LENGTH), LENGTH)
+    assert all(map(torch.equal, [m.key_features.weight for m in memories(model)], start(corpus)))
     sizes = [x.scale for x in convert_and_train(config(), corpus, settings(steps=1)).probe_results[-1].use.layers]
     assert all(0.05 < s < 20 for s in sizes)
-    short = replace(corpus, stream=corpus.stream[: 2 * LENGTH + 5])
-    begin_memory(model, short, settings(), LENGTH)  # less text than is measured otherwise
+
+
+class Calls:
+    """How often each function was called."""
+
+    def __init__(self, patch, *places):
+        self.count = {name: 0 for _, name in places}
+        for place, name in places:
+            patch.setattr(place, name, self._counting(name, getattr(place, name)))
+
+    def _counting(self, name, function):
+        def call(*args, **kwargs):
+            self.count[name] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+
+def test_a_run_attaches_once_and_calibrates_once(config, corpus, monkeypatch):
+    calls = Calls(
+        monkeypatch,
+        (model_module, "attach_memory"),
+        (model_module, "calibrate"),
+        (begin, "calibrate"),
+        (begin, "choose_layers"),
+        (widths, "dependence"),
+        (begin, "load_base"),
+    )
+    chosen = settings(steps=4, kv_budget=0.7, kv_length=400)
+    done = convert_and_train(config(layers="auto"), corpus, chosen)
+    assert calls.count == {"attach_memory": 1, "calibrate": 1, "choose_layers": 1, "dependence": 1, "load_base": 1}
+    assert len(done.choice.whole) == len(done.model.config.feature_width) == 1
+    monkeypatch.undo()
+    named = begin_conversion(config(layers=list(done.choice.memory)), corpus, settings(steps=4), LENGTH).model
+    (started,), (weight,) = memories(named), [m.key_features.start for m in memories(done.model)]
+    assert torch.equal(started.key_features.start, weight), "calibrated as a memory whose layers were named"
+
+
+def test_beginning_leaves_the_random_state_alone(config, corpus):
+    torch.manual_seed(5)
+    want = torch.rand(3)
+    torch.manual_seed(5)
+    one, two, other = (begin_conversion(config(), corpus, settings(seed=s), LENGTH).model for s in (1, 1, 2))
+    assert torch.equal(torch.rand(3), want)
+    drawn = [next(p for n, p in m.named_parameters() if "lora_A" in n) for m in (one, two, other)]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+def test_a_window_is_chosen_where_it_is_left_open(config, corpus, caplog):
+    with caplog.at_level(logging.INFO, "tptt"):
+        model = convert_and_train(config(max_self_attn_length="auto"), corpus, settings(steps=1)).model
+    assert model.config.max_self_attn_length == LENGTH // 4 == memories(model)[0].config.window
+    assert f"max_self_attn_length: {LENGTH // 4} tokens, chosen for rows of {LENGTH}" in caplog.text
+    assert [default_window(n) for n in (16, 512, 2048, 2052, 65536)] == [4, 128, 512, 512, 512]
+    alone = config(max_self_attn_length="auto", memory_only_layers="all")
+    assert convert_and_train(alone, corpus, settings(steps=1)).model.config.max_self_attn_length is None
+
+
+def test_no_window_is_warned_of(config, corpus, caplog):
+    done = convert_and_train(config(max_self_attn_length=None), corpus, settings(steps=1, probe_steps=None))
+    (said,) = done.warnings
+    assert "no softmax window: the cache holds all that the base's does" in said and said in caplog.text
+    assert done.model.config.max_self_attn_length is None and not done.probe_results
+    for options in ({}, {"memory_only_layers": "all", "max_self_attn_length": None}):
+        assert not convert_and_train(config(**options), corpus, settings(steps=4, probe_steps=None)).warnings
+
+
+def test_a_window_left_open_is_refused_where_nobody_decides_it(config):
+    with pytest.raises(ValueError, match="max_self_attn_length='auto' is decided by the length of training rows"):
+        TpttModel(config(max_self_attn_length="auto"))
+    with pytest.raises(ValueError, match="max_self_attn_length must be an integer of 1 or more, 'auto' or None"):
+        Configuration(max_self_attn_length="wide")
+
+
+def test_measuring_widths_takes_a_tenth_of_the_run_at_most(config, corpus, monkeypatch, caplog):
+    rows = []
+    measure = widths.dependence
+    monkeypatch.setattr(widths, "dependence", lambda base, batches: rows.append(len(batches)) or measure(base, batches))
+    for steps in (2, 4, 7, 14, 100):
+        assert rows_to_measure(settings(steps=steps), LENGTH) == min(4, int(0.1 * 3 * 2 * steps / 2))
+    assert rows_to_measure(settings(steps=2, tbptt_chunks=2, gradient_accumulation_steps=2), LENGTH) == 2
+    short = convert_and_train(config(), corpus, settings(steps=3, probe_steps=None))
+    (said,) = short.warnings
+    assert "all memories are equally wide" in said and said in caplog.text and not rows
+    assert [m.key_features.width for m in memories(short.model)] == [2048, 2048]
+    convert_and_train(config(), corpus, settings(steps=7, probe_steps=None))
+    assert rows == [2]
+
+
+class Steps(TrainerCallback):
+    """Learning rates and norms of the gradients of each step, as the optimizer gets them."""
+
+    def __init__(self):
+        self.rates, self.norms = [], []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
+        self.rates.append([g["lr"] for g in optimizer.param_groups])
+        gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        self.norms.append(float(torch.cat(gradients).norm()))
+
+
+def test_rates_rise_and_fall(config, corpus):
+    seen = Steps()
+    rates = {"learning_rate": 1e-3, "memory_learning_rate": 4e-3, "warmup_steps": 3, "allocate_widths": False}
+    convert_and_train(config(), corpus, settings(steps=8, probe_steps=None, **rates), callbacks=[seen])
+    lora, memory = ([x[i] for x in seen.rates] for i in (0, -1))
+    assert lora[:4] == pytest.approx([0.0, 1e-3 / 3, 2e-3 / 3, 1e-3]) and memory[:4] == pytest.approx(
+        [4 * x for x in lora[:4]]
+    )
+    assert lora[4:] == pytest.approx([5e-4 * (1 + math.cos(math.pi * i / 5)) for i in range(1, 5)])
+    short = Steps()
+    convert_and_train(config(), corpus, settings(steps=4, probe_steps=None, **rates), callbacks=[short])
+    assert [x[0] for x in short.rates][:3] == pytest.approx([0.0, 5e-4, 1e-3]), "half of the steps at most"
+
+
+def test_gradients_are_clipped(config, corpus):
+    seen = Steps()
+    loud = settings(steps=3, answer_weight=1000.0, recall_share=1.0, probe_steps=None, allocate_widths=False)
+    done = convert_and_train(config(), corpus, loud, callbacks=[seen])
+    before = [x["grad_norm"] for x in done.history if "grad_norm" in x]
+    assert min(before) > 2 and seen.norms == pytest.approx([1.0] * 3, rel=1e-3)
+
+
+def test_a_log_says_how_far_the_run_is_and_its_loss(config, corpus, caplog, monkeypatch):
+    monkeypatch.setattr(report_steps, "EVERY", 0.0)
+    monkeypatch.setattr(progress, "SILENT", 0.0)
+    with caplog.at_level(logging.INFO, "tptt.progress"):
+        convert_and_train(config(), corpus, settings(steps=4, probe_steps=2))
+    lines = [r.message for r in caplog.records if r.name == "tptt.progress"]
+    for stage in ("loading", "measuring widths", "calibrating the memory", "training", "probing recall and perplexity"):
+        assert any(line.startswith(stage) and "done" in line for line in lines), (stage, lines)
+    assert [x.partition(": loss")[0] for x in lines if ": loss" in x] == [
+        f"training: step {i} of 4" for i in range(1, 5)
+    ]
+    monkeypatch.setattr(report_steps, "EVERY", 1000.0)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "tptt.progress"):
+        convert_and_train(config(), corpus, settings(steps=4, probe_steps=None))
+    losses_told = [r.message for r in caplog.records if ": loss" in r.message]
+    assert [x.partition(": loss")[0] for x in losses_told] == ["training: step 1 of 4", "training: step 4 of 4"]
 
 
 def test_memories_become_as_wide_as_their_layers_need(config, corpus, tmp_path):
     def trained(**options):
-        model = convert_and_train(config(), corpus, settings(steps=1, **options), tmp_path).model
+        model = convert_and_train(config(), corpus, settings(steps=4, **options), tmp_path).model
         assert TpttModel.from_pretrained(tmp_path).config.feature_width == model.config.feature_width
         return [m.key_features.width for m in memories(model)]
 

@@ -10,7 +10,7 @@ from tptt import TpttConfig, TpttModel
 from tptt.convert.window_only import window_alone
 from tptt.data import IGNORE
 from tptt.hf import memories, write_gates
-from tptt.train import ConversionTrainer
+from tptt.train import ConversionTrainer, TrainingSettings
 
 WINDOW = 8
 GATES = {"write_gate_weight": 0.6}
@@ -41,10 +41,23 @@ def arguments(folder, **options):
     )  # fmt: skip
 
 
+def settings(**weights):
+    """At a learning rate of 0, and with no more than the ``weights`` in the loss beside cross entropy."""
+    still = {"learning_rate": 0.0, "memory_learning_rate": 0.0, "write_gate_weight": 0.0, "fact_weight": 1.0}
+    return TrainingSettings(**still | {"write_gate_steps": None, "write_gate_floor": 0.0} | weights)
+
+
+def conversion(model, folder, weights=None, rows=None, **options):
+    return ConversionTrainer(
+        model=model, args=arguments(folder, **options), train_dataset=rows, settings=settings(**(weights or {}))
+    )
+
+
 def trained(model, rows, folder, kind=ConversionTrainer, teacher=None, **options):
     """(losses, gradients) of each step at a learning rate of 0."""
     seen = Gradients(model)
-    run = kind(model=model, args=arguments(folder, **options), train_dataset=rows, callbacks=[seen], **(teacher or {}))
+    own = {"settings": settings(**(teacher or {}))} if kind is ConversionTrainer else {}
+    run = kind(model=model, args=arguments(folder, **options), train_dataset=rows, callbacks=[seen], **own)
     run.train()
     return [x["loss"] for x in run.state.log_history if "loss" in x], seen.found
 
@@ -85,10 +98,10 @@ def weighted(logits, batch):
     return -(chosen * weights * (labels != IGNORE)).sum(), (labels != IGNORE).sum()
 
 
-def divergence(logits, base_logits):
-    """Sum over all tokens but the last of each row of KL(base || model)."""
+def divergence(logits, base_logits, labels):
+    """Sum over all targets of KL(base || model)."""
     p, q = base_logits[:, :-1].softmax(-1), logits[:, :-1].softmax(-1)
-    return (p * (p.log() - q.log())).sum()
+    return ((p * (p.log() - q.log())).sum(-1) * (labels[:, 1:] != IGNORE)).sum()
 
 
 def into_output(model, ids):
@@ -102,7 +115,7 @@ def into_output(model, ids):
 
 def test_weighted_loss_by_hand(converted, batch, tmp_path):
     model = converted()
-    loss = ConversionTrainer(model=model, args=arguments(tmp_path)).compute_loss(model, batch)
+    loss = conversion(model, tmp_path).compute_loss(model, batch)
     total, count = weighted(model(batch["input_ids"]).logits, batch)
     torch.testing.assert_close(loss, total / count)
 
@@ -122,7 +135,8 @@ def test_evaluation_gives_trainers_own_loss(converted, rows, tmp_path):
         (ConversionTrainer, equal, {"kl_weight": 1.0, "attention_transfer_weight": 1.0}),
         (Trainer, plain, {}),
     ):
-        run = kind(model=converted(), args=arguments(tmp_path), **teacher)
+        own = {"settings": settings(**teacher)} if kind is ConversionTrainer else {}
+        run = kind(model=converted(), args=arguments(tmp_path), **own)
         results.append(run.evaluate(data)["eval_loss"])
     assert results[0] == pytest.approx(results[1], rel=1e-5)
 
@@ -131,37 +145,42 @@ def test_several_devices_average_gradients_of_a_loss_counted_over_all(converted,
     model, batch = converted(), batch | {"loss_weights": torch.ones(4, 32)}
     losses = []
     for kind, left_out in ((ConversionTrainer, ()), (Trainer, ("loss_weights", "stated"))):
-        run = kind(model=model, args=arguments(tmp_path))
+        own = {"settings": settings()} if kind is ConversionTrainer else {}
+        run = kind(model=model, args=arguments(tmp_path), **own)
         monkeypatch.setattr(type(run.accelerator), "num_processes", property(lambda self: 4))
         inputs = {k: v for k, v in batch.items() if k not in left_out}
         losses.append(run.compute_loss(model, inputs, num_items_in_batch=torch.tensor(400)))
     torch.testing.assert_close(losses[0], losses[1])
 
 
-def test_distilled_and_aligned_loss_by_hand(converted, base, batch, tmp_path):
+def test_loss_of_the_teacher_by_hand(converted, base, batch, tmp_path):
+    batch["labels"][1, :20] = IGNORE
     model = converted().train()
-    run = ConversionTrainer(model=model, args=arguments(tmp_path), kl_weight=0.7, attention_transfer_weight=0.3)
+    for one in (base, model):  # so that the KL's two directions are far apart
+        one.get_output_embeddings().weight.data *= 20
+    run = conversion(model, tmp_path, {"kl_weight": 0.7, "attention_transfer_weight": 0.3})
     loss = run.compute_loss(model, batch)
     base_logits, theirs = into_output(base, batch["input_ids"])
     logits, ours = into_output(model, batch["input_ids"])
     total, count = weighted(logits, batch)
-    shares = [
-        (a[row, WINDOW:] - b[row, WINDOW:]).pow(2).mean() / b[row, WINDOW:].pow(2).mean()
+    targets = (batch["labels"][:, 1:] != IGNORE).sum(1)
+    assert targets.tolist() == [24, 12, 31, 31]
+    first = [WINDOW, 20, WINDOW, WINDOW]
+    apart = sum(
+        (a[i, n:] - b[i, n:]).pow(2).mean() / b[i, n:].pow(2).mean() * targets[i] / 2
         for a, b in zip(ours, theirs, strict=True)
-        for row in range(4)
-    ]
-    expected = total + 0.7 * divergence(logits, base_logits) + 0.3 * sum(shares) / len(shares) * 4 * 31
-    torch.testing.assert_close(loss, expected / count)
-    assert 0.3 * sum(shares) > 0.01 and 0.7 * divergence(logits, base_logits) > 0.01
+        for i, n in enumerate(first)
+    )
+    kl, backwards = divergence(logits, base_logits, batch["labels"]), divergence(base_logits, logits, batch["labels"])
+    torch.testing.assert_close(loss, (total + 0.7 * kl + 0.3 * apart) / count)
+    assert 0.3 * apart > 0.01 * total and abs(backwards - kl) > 0.03 * kl > 1e-3 * total
 
 
 @pytest.mark.parametrize("fact_weight", [1.0, 3.0])
 def test_the_loss_of_write_gates_by_hand(converted, batch, tmp_path, fact_weight):
     model = converted(feature_width=[16, 48]).train()
     plain, gated = (
-        ConversionTrainer(
-            model=model, args=arguments(tmp_path), write_gate_weight=w, fact_weight=fact_weight
-        ).compute_loss(model, batch)
+        conversion(model, tmp_path, {"write_gate_weight": w, "fact_weight": fact_weight}).compute_loss(model, batch)
         for w in (0.0, 0.6)
     )
     lost, filler = fact_weight * 2 / (1 + fact_weight), 2 / (1 + fact_weight)
@@ -169,14 +188,13 @@ def test_the_loss_of_write_gates_by_hand(converted, batch, tmp_path, fact_weight
     for memory, found in zip(memories(model), logits, strict=True):
         memory.write_gate.register_forward_hook(lambda m, args, out, found=found: found.append(out))
     model(batch["input_ids"])
-    total = 0.0
+    total, targets = 0.0, (batch["labels"][:, 1:] != IGNORE).sum(1)
     for (found,), share in zip(logits, (0.25, 0.75), strict=True):
-        for beta, stated in zip(found.sigmoid(), batch["stated"], strict=True):
+        for beta, stated, count in zip(found.sigmoid(), batch["stated"], targets, strict=True):
             if (stated >= 0).any():
                 written, left = beta[stated == 1].log().mean(), (1 - beta[stated == 0]).log().mean()
-                total -= share * (lost * written + filler * left)
-    count = (batch["labels"][:, 1:] != IGNORE).sum()
-    torch.testing.assert_close(gated - plain, 0.6 * total / 4 * (4 * 31 / count), rtol=1e-4, atol=1e-5)
+                total -= share * count * (lost * written + filler * left)
+    torch.testing.assert_close(gated - plain, 0.6 * total / targets.sum(), rtol=1e-4, atol=1e-5)
     assert gated - plain > 0.1
 
 
@@ -190,9 +208,8 @@ def test_write_gates_learn_what_is_stated(converted, rows, tmp_path):
             model(ids)
         return [float(x[stated == 1].mean() - x[stated == 0].mean()) for _, x in gates]
 
-    before, options = apart(), arguments(tmp_path, max_steps=40)
-    options.learning_rate = 0.05
-    ConversionTrainer(model=model, args=options, train_dataset=found, write_gate_weight=1.0).train()
+    before, weights = apart(), {"write_gate_weight": 1.0, "learning_rate": 0.05, "memory_learning_rate": 0.05}
+    conversion(model, tmp_path, weights, found, max_steps=40).train()
     assert all(b - a > 0.5 for a, b in zip(before, apart(), strict=True)), (before, apart())
 
 
@@ -217,22 +234,17 @@ def test_write_gates_are_told_for_so_many_steps(converted, rows, tmp_path, monke
             found.append(float((full - rest).detach()))
             return full
 
-    monkeypatch.setattr(module, "write_loss", lambda gates, stated, weight: gates[0][1].sum() * 0 + 1)
+    monkeypatch.setattr(module, "write_gate_loss", lambda gates, stated, weight: gates[0][1].sum((1, 2)) * 0 + 1)
     options = arguments(tmp_path, max_steps=5)
     recall = rows(count=20, recall_share=1.0)
-    gates = {"write_gate_weight": 0.6, "write_gate_steps": steps, "write_gate_floor": floor}
-    Watched(model=converted(), args=options, train_dataset=recall, **gates).train()
-    each = found[0] / wanted[0]
-    assert each > 0
-    torch.testing.assert_close(torch.tensor(found), each * torch.tensor(wanted), rtol=1e-2, atol=1e-4)
+    gates = settings(write_gate_weight=0.6, write_gate_steps=steps, write_gate_floor=floor)
+    Watched(model=converted(), args=options, train_dataset=recall, settings=gates).train()
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(wanted), rtol=1e-4, atol=1e-6)
 
 
 def test_a_gate_without_parameters_has_nothing_to_learn(converted, batch, tmp_path):
     model = converted(write_gate="k").train()
-    losses = [
-        ConversionTrainer(model=model, args=arguments(tmp_path), write_gate_weight=w).compute_loss(model, batch)
-        for w in (0.0, 1.0)
-    ]
+    losses = [conversion(model, tmp_path, {"write_gate_weight": w}).compute_loss(model, batch) for w in (0.0, 1.0)]
     assert torch.equal(*losses)
 
 
@@ -262,8 +274,8 @@ def test_the_teacher_is_the_base_bit_for_bit(tiny_llama, base, batch, tmp_path):
     )
     model = randomize(TpttModel(config)).train()
     trains = {n: p.requires_grad for n, p in model.named_parameters()}
-    run = ConversionTrainer(model=model, args=arguments(tmp_path), kl_weight=1.0)
-    logits, attention = run._taught(model, {"input_ids": batch["input_ids"]}, None)
+    run = conversion(model, tmp_path, {"kl_weight": 1.0})
+    logits, attention = run._teacher(model, {"input_ids": batch["input_ids"]}, None)
     expected, theirs = into_output(base, batch["input_ids"])
     assert torch.equal(logits, expected) and not logits.requires_grad
     assert all(map(torch.equal, attention, theirs)) and len(attention) == 2
@@ -304,7 +316,7 @@ def test_text_weighs_by_what_the_base_sees_beyond_the_window(converted, base, fa
         parameter.data *= 3
     base.save_pretrained(tmp_path / "loud")
     model = converted(base_model_name=str(tmp_path / "loud"))
-    run = ConversionTrainer(model=model, args=arguments(tmp_path), long_context_weight=2.0, tbptt_chunks=pieces)
+    run = conversion(model, tmp_path, {"long_context_weight": 2.0, "tbptt_chunks": pieces})
     seen, compute = [], run.compute_loss
     run.compute_loss = lambda m, x, **k: seen.append(x["loss_weights"]) or compute(m, x, **k)
     run.training_step(model, dict(far_batch), num_items_in_batch=torch.tensor(50))
@@ -381,7 +393,7 @@ def test_carried_pieces_compute_what_the_whole_row_does(converted, batch, tmp_pa
     model = converted()
     if window_only:
         window_alone(model)
-    run = ConversionTrainer(model=model, args=arguments(tmp_path), tbptt_chunks=2)
+    run = conversion(model, tmp_path, {"tbptt_chunks": 2})
     seen = Pieces(model)
     loss = run.training_step(model, dict(batch), num_items_in_batch=torch.tensor(50))
     with torch.no_grad():
@@ -411,7 +423,7 @@ def test_gradients_end_between_pieces(tiny_llama, tmp_path):
 
 
 @pytest.mark.parametrize("teacher", [{}, TEACHERS[2]], ids=str)
-def test_carry_and_accumulation(converted, rows, tmp_path, teacher):
+def test_chunks_and_accumulation(converted, rows, tmp_path, teacher):
     found, teacher = rows(), teacher | {"tbptt_chunks": 2}
     whole = trained(converted(), found, tmp_path, teacher=teacher, per_device_train_batch_size=4)
     parts = trained(
@@ -425,31 +437,27 @@ def test_the_teacher_of_carried_pieces_reads_the_whole_row(converted, base, batc
     """By piece: the base's logits and attention are those of one pass over the row, the model's too; all beyond the window."""
     told, apart = [], []
     kl, distance = module.kl_from_base, module.attention_distance
-    monkeypatch.setattr(module, "kl_from_base", lambda a, b: told.append((a, b)) or kl(a, b))
+    monkeypatch.setattr(module, "kl_from_base", lambda a, b, w: told.append((a, b)) or kl(a, b, w))
     monkeypatch.setattr(module, "attention_distance", lambda a, b, n: apart.append((a, b, n)) or distance(a, b, n))
     model = converted()
-    run = ConversionTrainer(
-        model=model, args=arguments(tmp_path), tbptt_chunks=pieces, kl_weight=1.0, attention_transfer_weight=1.0
-    )
+    run = conversion(model, tmp_path, {"tbptt_chunks": pieces, "kl_weight": 1.0, "attention_transfer_weight": 1.0})
     run.training_step(model, dict(batch), num_items_in_batch=torch.tensor(50))
     with torch.no_grad():
         base_logits, theirs = into_output(base, batch["input_ids"])
         logits, ours = into_output(model.eval(), batch["input_ids"])
     for k, whole in enumerate((logits, base_logits)):
         torch.testing.assert_close(torch.cat([x[k] for x in told], 1), whole, rtol=1e-4, atol=1e-5)
-    size = 32 // pieces
-    beyond = [max(0, WINDOW - start) for start in range(0, 32, size)]
-    assert [n for *_, n in apart] == [n for n in beyond if n < size]
-    start = 32 - size * len(apart)
+    beyond = (torch.arange(32) >= WINDOW) & (batch["labels"] != IGNORE)
+    assert torch.equal(torch.cat([counts for *_, counts in apart], 1), beyond)
     for k, whole in enumerate((ours, theirs)):
         for layer in range(2):
             got = torch.cat([x[k][layer] for x in apart], 1)
-            torch.testing.assert_close(got, whole[layer][:, start:], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(got, whole[layer], rtol=1e-4, atol=1e-5)
 
 
 def test_rates_of_memory_and_lora(converted, rows, tmp_path):
     model = converted()
-    run = ConversionTrainer(model=model, args=arguments(tmp_path), train_dataset=rows(), rates=(1e-3, 1e-2))
+    run = conversion(model, tmp_path, {"learning_rate": 1e-3, "memory_learning_rate": 1e-2}, rows())
     assert run.optimizer is None, "made too early for FSDP"
     run.train()
     found = {id(p): g["initial_lr"] for g in run.optimizer.param_groups for p in g["params"]}
@@ -460,16 +468,98 @@ def test_rates_of_memory_and_lora(converted, rows, tmp_path):
 
 def test_what_cannot_be_taught_or_carried(converted, rows, batch, tmp_path, base):
     with pytest.raises(ValueError, match="need a model with a memory"):
-        ConversionTrainer(model=base, args=arguments(tmp_path), kl_weight=1.0)
+        conversion(base, tmp_path, {"kl_weight": 1.0})
     with pytest.raises(ValueError, match="whole context with the window: set max_self_attn_length"):
-        ConversionTrainer(model=converted(max_self_attn_length=None), args=arguments(tmp_path), long_context_weight=1.0)
+        conversion(converted(max_self_attn_length=None), tmp_path, {"long_context_weight": 1.0})
     with pytest.raises(ValueError, match="gradient_checkpointing takes away"):
-        ConversionTrainer(model=converted(), args=arguments(tmp_path, gradient_checkpointing=True), tbptt_chunks=2)
-    with pytest.raises(ValueError, match="rows of 32 tokens cannot be carried in 3 pieces"):
+        conversion(converted(), tmp_path, {"tbptt_chunks": 2}, gradient_checkpointing=True)
+    with pytest.raises(ValueError, match="rows of 32 tokens cannot be cut into tbptt_chunks=3"):
         trained(converted(), rows(), tmp_path, teacher={"tbptt_chunks": 3})
     short = {k: v[:, :WINDOW] for k, v in batch.items()}
     model = converted().train()
     with pytest.raises(ValueError, match="beyond the window of 8: rows of 8 tokens are too short"):
-        ConversionTrainer(model=model, args=arguments(tmp_path), attention_transfer_weight=1.0).compute_loss(
-            model, short
-        )
+        conversion(model, tmp_path, {"attention_transfer_weight": 1.0}).compute_loss(model, short)
+
+
+# ---- padding and ignored labels ---------------------------------------------------------------------------------------
+
+TERMS = {"kl_weight": 0.7, "attention_transfer_weight": 0.3, "write_gate_weight": 0.6}
+ALONE = ({"kl_weight": 0.7}, {"attention_transfer_weight": 0.3}, {"write_gate_weight": 0.6})
+
+
+def padded(batch, pad_id, side, mask=True, count=9):
+    """``batch`` with ``count`` tokens of padding in all rows but the first, which is as much longer."""
+    real = torch.ones(4, 32 + count, dtype=torch.long)
+    real[1:, -count:] = 0
+    if side == "left":
+        real = real.flip(1)
+    fillers = {"input_ids": pad_id, "labels": IGNORE, "loss_weights": 1.0, "stated": -1}
+    found = {}
+    for name, value in batch.items():
+        wider = torch.full((4, 32 + count), fillers[name], dtype=value.dtype)
+        wider[real.bool()] = torch.cat([value[0], value[0][:count], *value[1:]])
+        found[name] = wider
+    found["labels"][torch.arange(4), real.argmax(1)] = IGNORE  # nothing before it predicts a first token
+    return found | ({"attention_mask": real} if mask else {})
+
+
+@pytest.mark.parametrize("weights", [*ALONE, TERMS, FAR], ids=str)
+@pytest.mark.parametrize(("side", "mask"), [("right", True), ("left", True), ("right", False)])
+def test_padding_counts_in_no_term(converted, batch, tmp_path, weights, side, mask):
+    """The id of padding is a token like any other, and what the model makes of it must not reach the loss."""
+    losses = []
+    for pad_id in (0, 7):
+        run = conversion(model := converted(), tmp_path, weights)
+        step = run.training_step(model, padded(batch, pad_id, side, mask), num_items_in_batch=torch.tensor(50))
+        losses.append(step)
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("weights", [*ALONE, TERMS], ids=str)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padded_rows_lose_per_token_what_they_lose_alone(converted, batch, tmp_path, weights, side):
+    run, rows = conversion(model := converted().train(), tmp_path, weights), padded(batch, 0, side)
+    whole = run.compute_loss(model, rows)
+    alone = []
+    for i, real in enumerate(rows["attention_mask"].bool()):
+        row = {k: v[i][real][None] for k, v in rows.items() if k != "attention_mask"}
+        alone.append(run.compute_loss(model, row))
+    targets = (rows["labels"] != IGNORE).sum(1)
+    torch.testing.assert_close(whole, (torch.stack(alone) * targets).sum() / targets.sum(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_chunks_of_padded_rows_compute_what_the_whole_rows_do(converted, batch, tmp_path, side):
+    rows = padded(batch, 0, side, count=8)
+    runs = []
+    for chunks in (1, 2):
+        model = converted()
+        seen = Pieces(model)
+        run = conversion(model, tmp_path, {"tbptt_chunks": chunks})
+        run.training_step(model, dict(rows), num_items_in_batch=torch.tensor(50))
+        runs.append(torch.cat(seen.found, 1))
+    real = rows["attention_mask"].bool()
+    torch.testing.assert_close(runs[0][real], runs[1][real], rtol=1e-4, atol=1e-5)
+
+
+def test_packed_rows_lose_what_they_lost(converted, batch, tmp_path):
+    """Packing is told by position_ids, without a mask: every token counts."""
+    model = converted().train()
+    positions = torch.cat([torch.arange(20), torch.arange(12)]).expand(4, -1)
+    run = conversion(model, tmp_path, {"kl_weight": 0.7})
+    loss = run.compute_loss(model, batch | {"position_ids": positions})
+    with torch.no_grad():
+        base_logits, _ = run._teacher(model, {"input_ids": batch["input_ids"], "position_ids": positions}, None)
+    logits = model(batch["input_ids"], position_ids=positions).logits
+    total, count = weighted(logits, batch)
+    torch.testing.assert_close(loss, (total + 0.7 * divergence(logits, base_logits, batch["labels"])) / count)
+
+
+def test_a_teacher_leaves_frozen_parts_in_eval_mode(converted, batch, tmp_path):
+    model = converted().train()
+    model.inner.model.layers[0].mlp.eval()
+    before = [m.training for m in model.modules()]
+    run = conversion(model, tmp_path, TERMS | FAR)
+    run._teacher(model, {"input_ids": batch["input_ids"]}, None)
+    run._base_losses(model, {"input_ids": batch["input_ids"]}, batch["labels"], True)
+    assert [m.training for m in model.modules()] == before and len(set(before)) == 2

@@ -28,9 +28,9 @@ from tools.train_base.card import write_card
 from tptt.data import (
     FORMATS,
     IGNORE,
-    DrillRows,
+    KeyValueRecall,
     Lexicon,
-    RecallRows,
+    RecallTask,
     RecallVocabulary,
     installed_text,
     stdlib_text,
@@ -93,7 +93,7 @@ class Batches(IterableDataset):
     """
 
     def __init__(
-        self, stream: torch.Tensor, records: RecallRows, drills: DrillRows, args: argparse.Namespace
+        self, stream: torch.Tensor, records: KeyValueRecall, drills: RecallTask, args: argparse.Namespace
     ) -> None:  # fmt: skip
         self.stream, self.records, self.drills = stream, records, drills
         self.length, self.rows, self.recall_rows, self.seed = args.length, args.rows, args.recall_rows, args.seed
@@ -116,7 +116,7 @@ class Batches(IterableDataset):
         parts = []
         if recall_rows - drills:
             facts = _facts(stage, generator)
-            parts.append(self.records.draw_dense(recall_rows - drills, length, generator, facts))
+            parts.append(self.records.draw_without_filler(recall_rows - drills, length, generator, facts))
         if drills:
             parts.append(self.drills.draw(drills, length, generator, _facts(stage, generator)))
         if not parts:
@@ -193,7 +193,7 @@ def scores(model, rows: torch.Tensor, tokenizer, lexicon: Lexicon, held_out: tor
     length = rows.shape[1]
 
     def recall(name: str) -> float:
-        drawn = DrillRows(tokenizer, lexicon, held_out, name, facts=8)
+        drawn = RecallTask(tokenizer, lexicon, held_out, name, facts=8)
         return round(recall_accuracy(model, drawn, length, window=length, rows=32, seed=1).inside or 0.0, 4)
 
     by_format = {name: recall(name) for name in FORMATS}
@@ -257,8 +257,8 @@ def main() -> None:
     )
     model = LlamaForCausalLM.from_pretrained(args.init) if args.init else new_model(args, tokenizer)
     model.to(args.device)
-    drills = DrillRows(tokenizer, Lexicon.of(split.train), stream)
-    batches = Batches(stream, RecallRows(vocabulary, stream), drills, args)
+    drills = RecallTask(tokenizer, Lexicon.of(split.train), stream)
+    batches = Batches(stream, KeyValueRecall(vocabulary, stream), drills, args)
     record = train(model, batches, args)
     rows = held_out[: len(held_out) // args.length * args.length].view(-1, args.length)[:256]
     record |= scores(model, rows, tokenizer, Lexicon.of(split.held_out), held_out)

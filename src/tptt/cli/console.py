@@ -1,4 +1,4 @@
-"""How a verb speaks: its own lines only, and errors in one line."""
+"""How a verb speaks: its own lines, what tptt says of its work, and errors in one line."""
 
 from __future__ import annotations
 
@@ -26,40 +26,39 @@ def warn(text: str) -> None:
 
 
 def quiet() -> None:
-    """Let through what the verb itself says, what text is passed over, and how far long stages are."""
-    from transformers.utils import logging as hf_logging
+    """Let through what tptt says, what text is passed over, and how far long stages are; silence the other libraries."""
+    from transformers import logging as hf_logging
 
     from tptt.data import TextWarning
 
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", TextWarning)
     warnings.showwarning = _show_warning
-    for name in ("transformers", "tptt"):  # what tptt warns of stands among the results
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
-    _show_progress()
+    logger = logging.getLogger("tptt")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.handlers = [_ToStderr()]
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
     warn(str(message))
 
 
-def _show_progress() -> None:
-    """Write the lines of `tptt.progress` to stderr, each with the time of day."""
-    logger = logging.getLogger("tptt.progress")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    handler = _ToStderr()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logger.handlers = [handler]
-
-
 class _ToStderr(logging.Handler):
-    """Writes to what ``sys.stderr`` is at that moment."""
+    """Writes what tptt logs to what ``sys.stderr`` is at that moment: warnings as such, the rest with the time of day."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        if record.levelno >= logging.WARNING:
+            warn(record.getMessage())
+        else:
+            print(self.format(record), file=sys.stderr, flush=True)
 
 
 @contextmanager

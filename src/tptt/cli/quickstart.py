@@ -6,47 +6,47 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from .console import errors_told, quiet
+from .console import Debug, errors_told, quiet
 
 
 def quickstart(
+    context: typer.Context,
     base_model: Annotated[
         str | None, typer.Option(help="Path or hub id of a causal LM; default: the embedded one.")
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="Text file, folder, table or data set; default: this Python's documentation.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder to write; must be empty.")] = Path("quickstart-out"),
-    window: Annotated[int | None, typer.Option(help="Softmax window W in tokens; default: length / 8.")] = None,
-    length: Annotated[
+    output_dir: Annotated[Path, typer.Option(help="Folder to write; must be empty.")] = Path("quickstart-out"),
+    window: Annotated[int | None, typer.Option(help="Softmax window W in tokens; default: seq-len / 8.")] = None,
+    seq_len: Annotated[
         int | None, typer.Option(help="Tokens of a training row; default: the base's context, at most 512.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Optimizer steps of 2 rows.")] = 512,
     seed: Annotated[int, typer.Option(help="Seed of all that is drawn.")] = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's own choice.")] = None,
+    debug: Debug = False,
 ) -> None:
     """Convert a base, train it, compare it with the base and with its window alone, save, reload, generate, report."""
-    console = Console(highlight=False)
-    with errors_told():
+    with errors_told(debug or bool(context.obj)):
         from tptt.quickstart.options import QuickstartOptions, check_output
 
         options = QuickstartOptions(
-            out=out,
+            output_dir=output_dir,
             base_model=base_model,
             data=data,
             window=window,
-            length=length,
+            seq_len=seq_len,
             steps=steps,
             seed=seed,
             threads=threads,
         )
-        check_output(out)
+        check_output(output_dir)
         quiet()
         from tptt.quickstart.run import run
 
-        run(options, console)
+        run(options)
 
 
 def main() -> None:

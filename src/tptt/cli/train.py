@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from tptt.run.keys import Key, keys
 
-from .console import Debug, errors_told, quiet, say, warn
+from .console import Debug, errors_told, quiet, say
 
 _PANELS = {"run": "Keys of the run", "memory": "Keys of the memory", "training": "Keys of the training"}
 _WORDS = {int: "INTEGER", float: "NUMBER", str: "TEXT", dict: "MAPPING", tuple: "LIST", Sequence: "LIST"}
@@ -93,7 +93,7 @@ def _run(options) -> None:
     from tptt.run.interrupt import Interrupted
     from tptt.run.job import run
 
-    from .progress import ShowProgress
+    from .probes import ShowProbes
 
     def tell(text: str) -> None:
         if is_first():
@@ -103,13 +103,10 @@ def _run(options) -> None:
     if options.resume_from_checkpoint:
         tell(where_it_begins(options))
     try:
-        with ShowProgress() as shown:
-            converted = run(options, [shown])
+        converted = run(options, [ShowProbes()])
     except KeyboardInterrupt as stop:
         tell(f"interrupted; {how_to_go_on(options)}")
         raise typer.Exit(stop.exit_code if isinstance(stop, Interrupted) else 130) from stop
-    for text in converted.warnings if is_first() else ():
-        warn(text)
     tell(f"model, run.yaml and report.md: {options.output_dir}")
     if converted.diverged:
         raise typer.Exit(1)

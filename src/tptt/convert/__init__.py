@@ -1,6 +1,6 @@
 """What is decided between loading a base and training it: which layers get a memory, and how wide it is."""
 
-from .choose_layers import LayerChoice, choose_layers
+from .layer_search import LayerChoice, choose_layers
 from .widths import allocate_widths
 from .windowed import windowed
 

@@ -58,13 +58,13 @@ def dependence(model: nn.Module, batches: Sequence[Batch]) -> dict[int, float]:
     tokens = 0
     device = next(model.parameters()).device
     rows = sum(len(batch["input_ids"]) for batch in batches)
-    with report_progress("measuring widths", rows, "rows") as progress, evaluating(model), untrained(model):
-        with window_changes(model) as found:
-            for batch in batches:
-                ids = batch["input_ids"].to(device)
-                model(input_ids=ids, use_cache=False)
-                tokens += ids.numel()
-                progress.advance(len(ids))
+    progressing = report_progress("measuring widths", rows, "rows")
+    with progressing as progress, evaluating(model), untrained(model), window_changes(model) as found:
+        for batch in batches:
+            ids = batch["input_ids"].to(device)
+            model(input_ids=ids, use_cache=False)
+            tokens += ids.numel()
+            progress.advance(len(ids))
     return {x.layer: found.get(x.layer, 0.0) / tokens for x in memory_layers(model)}
 
 

@@ -75,7 +75,7 @@ def _few_tokens(model: nn.Module):
 
 
 def _state_bytes(layer) -> int:
-    return sum(x.numel() * x.element_size() for x in (layer.state, layer.taps, layer.seen) if x is not None)
+    return sum(x.numel() * x.element_size() for x in (layer.state, layer.history, layer.seen) if x is not None)
 
 
 def held_kv(kinds: Iterable[LayerKV], whole: Collection[int], none: Collection[int] = ()) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from tptt.data import IGNORE, Draws, RecallBatch
+from tptt.data import IGNORE, RecallBatch, RecallSampler
 
 from .perplexity import evaluating
 
@@ -45,7 +45,7 @@ def _by_answer(drawn: RecallBatch, hits: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def recall_accuracy(
-    model, recall: Draws, length: int, window: int, rows: int = 32, seed: int = 0,
+    model, recall: RecallSampler, length: int, window: int, rows: int = 32, seed: int = 0,
     facts: int | None = None, tokens_per_batch: int = 4096,
 ) -> RecallScore:  # fmt: skip
     """Ask ``rows`` recall rows of ``length`` tokens; "beyond" are answers stated more than ``window`` tokens back.
@@ -53,7 +53,7 @@ def recall_accuracy(
     The token that has to know the value stands one before it, so a value at distance ``window`` is the last it sees.
 
     Raises:
-        ValueError: no row fits (see `RecallRows.draw`), or ``rows`` < 1.
+        ValueError: no row fits (see `KeyValueRecall.draw`), or ``rows`` < 1.
     """
     if rows < 1:
         raise ValueError(f"rows must be 1 or more, got {rows}")
@@ -74,7 +74,7 @@ def recall_accuracy(
 
 
 def recall_by_generation(
-    model, recall: Draws, length: int, window: int, rows: int = 8, seed: int = 0, facts: int | None = None,
+    model, recall: RecallSampler, length: int, window: int, rows: int = 8, seed: int = 0, facts: int | None = None,
 ) -> tuple[int, int]:  # fmt: skip
     """(right, asked): the last answer of each row that was stated more than ``window`` tokens back, generated greedily from
     a cache, after everything that stands before it was read.

@@ -29,7 +29,6 @@ from transformers.cache_utils import (
     StaticLayer,
     StaticSlidingWindowLayer,
 )
-from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_utils import _add_variant
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -42,7 +41,6 @@ __all__ = [
     "LinearAttentionAndSlidingWindowAttentionLayer",
     "StaticLayer",
     "StaticSlidingWindowLayer",
-    "SubConfigSpec",
 ]
 
 

@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from tptt.config import MemoryConfig, one_of
 from tptt.version import __version__
 
-from .compat import SubConfigSpec
+from .config_compat import SubConfigSpec
 
 
 def jsonable(value: Any) -> Any:

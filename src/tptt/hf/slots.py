@@ -54,9 +54,8 @@ class Call:
     softmax_share: torch.Tensor | None = None
 
 
-class CallContext(threading.local):
-    """What belongs to the running call of one attention module. Every thread has its own: a server's threads share one
-    model, and the replicas of ``nn.DataParallel`` share everything that is no parameter."""
+class Running:
+    """What belongs to the running call of one attention module in one thread."""
 
     call: Call | None = None
     """None: no memory is to be mixed in."""
@@ -64,6 +63,17 @@ class CallContext(threading.local):
     """Whether the call has packed rows."""
     passed_down: dict[str, torch.Tensor | None] | None = None
     """What the body passed down to the layer; None: it has never passed anything in this thread."""
+
+
+class CallContext(threading.local):
+    """Every thread has its own `Running`: a server's threads share one model, and the replicas of ``nn.DataParallel``
+    share everything that is no parameter.
+
+    What is set is set on that object: torch.compile loses what is set on a ``threading.local`` itself.
+    """
+
+    def __init__(self) -> None:
+        self.running = Running()
 
     def __reduce__(self):
         return CallContext, ()  # a copied or pickled model begins anew
@@ -112,6 +122,11 @@ class MemorySlot:
     hooks: dict[str, tuple[int, list[Any]]] = field(default_factory=dict)
     handles: list[Any] = field(default_factory=list)
     records: dict[str, list[Any]] = field(default_factory=dict)
+
+    @property
+    def running(self) -> Running:
+        """What belongs to the running call in this thread."""
+        return self.context.running
 
     @property
     def window_now(self) -> int | None:

@@ -34,7 +34,7 @@ result = model.generate(
     **inputs, max_new_tokens=new_tokens, do_sample=False, repetition_penalty=1.2,
     streamer=TextStreamer(tokenizer, skip_prompt=True), return_dict_in_generate=True,
 )
-layers = result.past_key_values.layers
+layers = result["cache" if "cache" in result else "past_key_values"].layers  # the name before transformers 5.24
 print(json.dumps({
     "model": type(model).__name__,
     "tokens": result.sequences.shape[1],

@@ -42,7 +42,8 @@ def format_table(results: Results) -> str:
 
 def branch_tables(results: Results) -> str:
     """Who does the work in the converted model: its branches one by one, and mu and size of the memory by layer."""
-    use = results.probe_results[-1].use
+    assert results.converted is not None
+    use = results.converted.probe_results[-1].use
     rows = [
         [arm, _percent(score.inside), _percent(score.beyond), f"{use.perplexity[arm]:.2f}"]
         for arm, score in use.recall.items()
@@ -53,7 +54,7 @@ def branch_tables(results: Results) -> str:
         ["", *(f"layer {i}" for i in range(len(use.layers)))],
         [["mean mu", *(f"{layer.mu:.2f}" for layer in use.layers)], ["size of memory / softmax", *scales]],
     )
-    wrong = "\n".join(f"- {text}" for text in results.warnings) or "Nothing was found wrong with them during training."
+    wrong = "\n".join(f"- {text}" for text in results.converted.warnings) or "Nothing was found wrong with them during training."
     return f"{arms}\n\n{layers}\n\n{wrong}"
 
 
@@ -78,6 +79,24 @@ def held_table(results: Results) -> str:
     return markdown_table(["tokens read", *heads], rows)
 
 
+def arm_lines(results: Results) -> list[str]:
+    """Perplexity and recall of each arm at each length, and what the probes found wrong."""
+    lines = []
+    for arm, measures in results.measures.items():
+        for length, score in measures.recall.items():
+            shares = f"inside W {_percent(score.inside)}, beyond W {_percent(score.beyond)}"
+            lines.append(f"{arm:<13} length {length:>5}: perplexity {measures.perplexity[length]:8.2f}, recall {shares}")
+    return lines
+
+
+def held_lines(results: Results) -> list[str]:
+    """What each cache holds after the longest text that was read."""
+    return [
+        f"{arm:<13} holds {h[-1].bytes / 1024:.0f} KiB after {h[-1].tokens} tokens ({h[-1].entries} keys per layer)"
+        for arm, h in results.held.items()
+    ]
+
+
 def _counts(results: Results) -> str:
     scores = results.measures["base"].recall.values()
     return "; ".join(f"{s.length}: {s.inside_count} inside, {s.beyond_count} beyond" for s in scores)
@@ -85,76 +104,78 @@ def _counts(results: Results) -> str:
 
 def write_report(out: Path, results: Results, options: QuickstartOptions) -> Path:
     """Write ``out``/report.md and return its path."""
-    found = results.reloaded
-    seconds = results.seconds | {"all": sum(results.seconds.values())}
-    times = markdown_table(["stage", "seconds"], [[stage, f"{s:.1f}"] for stage, s in seconds.items()])
-    text = f"""# Quickstart report
-
-Base: `{results.base_model}` ({results.parameters:,} parameters). Softmax window W = {results.window} tokens.
-Training: {options.steps} steps of {options.rows} rows of {results.length} tokens
-({results.tokens:,} tokens), seed {options.seed}.
-"window alone" and "converted" saw the same rows in the same order; trained parameters: {_trained(results)}.
-
-With mu = 0 and no window the base with its memory gives the base's logits bit for bit (checked in this run).
-
-## Quality
-
-{quality_table(results)}
-
-"Beyond W" are answers stated more than {results.window} tokens before they are asked for. Answers asked, by length:
-{_counts(results)}. Perplexity is that of held-out text.
-
-{distance_table(results)}
-
-Trained and measured were key-value records. Other formats, in which nothing was trained, in rows of {results.length}:
-
-{format_table(results)}
-
-![perplexity and recall](plots/quality.png)
-
-## Branches
-
-The converted model on a few rows of {results.length} tokens: as it is, without its memory (mu = 0), without its softmax (mu = 1).
-
-{branch_tables(results)}
-
-## Training
-
-![loss and mu](plots/training.png)
-
-## Memory held
-
-Bytes of all tensors that the cache of one sequence keeps, after so many tokens:
-
-{held_table(results)}
-
-![memory held](plots/memory.png)
-
-## Reloaded in a fresh process
-
-`AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)` gave a {found["model"]}.
-After {found["tokens"]} tokens it held {found["kv_entries"]} keys per layer (window {found["window"]})
-and one state per layer, the first of shape {found["state_shape"]}. It wrote:
-
-```text
-{results.generated.strip()}
-```
-
-## Time
-
-{times}
-
-{torch.get_num_threads()} threads, torch {torch.__version__}.
-"""
+    parts = [
+        *_run_part(results, options),
+        *_quality_part(results),
+        "## Branches",
+        f"The converted model on a few rows of {results.seq_len} tokens: as it is, without its memory (mu = 0), without its "
+        "softmax (mu = 1).",
+        branch_tables(results),
+        *_plot_part(results, "## Training", "loss and mu", "training"),
+        "## Memory held",
+        "Bytes of all tensors that the cache of one sequence keeps, after so many tokens:",
+        held_table(results),
+        *_plot_part(results, None, "memory held", "memory"),
+        *_reload_part(results),
+        *_time_part(results),
+    ]
     if results.notes:
-        text += "\n## Notes\n\n" + "\n".join(f"- {note}" for note in results.notes) + "\n"
+        parts += ["## Notes", "\n".join(f"- {note}" for note in results.notes)]
     path = out / "report.md"
-    path.write_text(text, encoding="utf-8")
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
 
 
-def _trained(results: Results) -> str:
-    return ", ".join(f"{arm} {count:,}" for arm, count in results.trained.items())
+def _plot_part(results: Results, head: str | None, words: str, name: str) -> list[str]:
+    return [*([head] if head else []), f"![{words}](plots/{name}.png)"] if results.plots else []
+
+
+def _run_part(results: Results, options: QuickstartOptions) -> list[str]:
+    trained = ", ".join(f"{arm} {count:,}" for arm, count in results.trained.items())
+    return [
+        "# Quickstart report",
+        f"Base: {_base(results, options)} ({results.parameters:,} parameters). Softmax window W = {results.window} tokens. "
+        f"Training: {options.steps} steps, {results.tokens:,} tokens in rows of {results.seq_len}, seed {options.seed}. "
+        f'"window alone" and "converted" saw the same rows in the same order; trained parameters: {trained}.',
+        "With mu = 0 and no window the base with its memory gives the base's logits bit for bit (checked in this run).",
+    ]
+
+
+def _base(results: Results, options: QuickstartOptions) -> str:
+    return "the embedded one" if options.base_model is None else f"`{results.base_model}`"
+
+
+def _quality_part(results: Results) -> list[str]:
+    return [
+        "## Quality",
+        quality_table(results),
+        f'"Beyond W" are answers stated more than {results.window} tokens before they are asked for. Answers asked, by '
+        f"length: {_counts(results)}. Perplexity is that of held-out text.",
+        distance_table(results),
+        f"By format (`tptt.data.FORMATS`), in rows of {results.seq_len} tokens:",
+        format_table(results),
+        *_plot_part(results, None, "perplexity and recall", "quality"),
+    ]
+
+
+def _reload_part(results: Results) -> list[str]:
+    found = results.reloaded
+    return [
+        "## Reloaded in a fresh process",
+        f"`AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)` gave a {found['model']}. After "
+        f"{found['tokens']} tokens it held {found['kv_entries']} keys per layer (window {found['window']}) and one state "
+        f"per layer, the first of shape {found['state_shape']}. It wrote:",
+        f"```text\n{results.generated.strip()}\n```",
+    ]
+
+
+def _time_part(results: Results) -> list[str]:
+    seconds = results.seconds | {"all": sum(results.seconds.values())}
+    return [
+        "## Time",
+        markdown_table(["stage", "seconds"], [[stage, f"{s:.1f}"] for stage, s in seconds.items()]),
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}.",
+    ]
 
 
 def write_card(checkpoint: Path, results: Results) -> Path:
@@ -178,12 +199,12 @@ tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)  # needs the tptt package, 1.0 or newer
 ```
 
-Trained on {results.tokens:,} tokens of text and key-value recall rows by `tptt quickstart`:
+Trained on {results.tokens:,} tokens of text and recall rows by `tptt quickstart`:
 
 {quality_table(results)}
 
-Recall: key-value records stated in running text and asked again, W = {results.window}. Other formats, in which nothing
-was trained, in rows of {results.length} tokens:
+Recall: facts stated in running text in nine formats and asked for again, W = {results.window}. By format, in rows of
+{results.seq_len} tokens:
 
 {format_table(results)}
 

@@ -1,104 +1,123 @@
-"""The stages of a run, in order."""
+"""The stages of a quickstart, in order: each is a call that a user of the library would make."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from tptt.assets import BASE
 from tptt.config import MemoryConfig
 from tptt.convert.lora import lora_config
-from tptt.data import FORMATS
+from tptt.convert.window_only import window_alone
 from tptt.evaluation import memory_held
 from tptt.evaluation.perplexity import evaluating
 from tptt.hf import attach_memory, detach_memory
-from tptt.hf.configuration import base_error
+from tptt.hf.configuration import TpttConfig, base_error
+from tptt.hf.model import TpttModel
 from tptt.inference.session import position_limit
-from tptt.train import Corpus, TrainingSettings
-from tptt.train.base import check_reach
+from tptt.processes import gpu
+from tptt.progress import report_progress
+from tptt.train import Corpus, TrainingSettings, convert_and_train, keep_freed_memory, train
+from tptt.train.base import check_reach, load_tokenizer
 
-from .arms import new_arm, train_arm
 from .measures import measure, measured_lengths, recall_by_format
 from .options import QuickstartOptions, check_output
-from .plots import plot_memory, plot_quality, plot_training
-from .records import RecordCorpus
 from .reload import generate_fresh
-from .report import write_card, write_report
+from .report import arm_lines, held_lines, write_card, write_report
 from .results import Results
 
 NEW_TOKENS = 80
 
 
-class _Stage:
-    """Seconds and a progress bar per stage."""
+@dataclass
+class _Job:
+    """What the stages hand on."""
 
-    def __init__(self, console: Console, seconds: dict[str, float]) -> None:
-        self.console, self.seconds = console, seconds
-
-    @contextmanager
-    def __call__(self, name: str, total: int | None = None):
-        start = time.perf_counter()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        hidden = total is None or not self.console.is_terminal
-        with Progress(*columns, console=self.console, transient=True, disable=hidden) as bar:
-            task = bar.add_task(name, total=total or 1)
-            yield lambda n: bar.advance(task, n)
-        self.seconds[name] = time.perf_counter() - start
-        self.console.print(f"[bold]{name}[/bold] ({self.seconds[name]:.1f} s)")
+    options: QuickstartOptions
+    config: TpttConfig
+    settings: TrainingSettings
+    corpus: Corpus
+    lengths: tuple[int, ...]
+    results: Results
 
 
-def run(options: QuickstartOptions, console: Console | None = None) -> Results:
-    """Run all stages and write the folder ``options.out``.
+def run(options: QuickstartOptions) -> Results:
+    """Run all stages, print what they find, and write the folder ``options.output_dir``.
 
     Raises:
         ValueError: the folder is not empty, or base, text and sizes do not fit each other.
         OSError: base or data were not found.
         RuntimeError: mu = 0 did not give the base's logits, or reloading in a fresh process failed.
     """
-    console = console or Console(highlight=False)
-    check_output(options.out)
+    check_output(options.output_dir)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    name = str(options.base_model or BASE)
-    seconds: dict[str, float] = {}
-    stage = _Stage(console, seconds)
-    with stage("load the base"):
-        base, tokenizer = _load(name)
-    length, window = options.sizes(base.config)
-    settings = options.settings(length)
-    check_reach(base, length * settings.tbptt_chunks)
-    results = Results(name, length, window, parameters=base.num_parameters(), seconds=seconds, tokens=settings.tokens)
-    console.print(f"  {results.parameters:,} parameters; rows of {length} tokens, softmax window W = {window}")
-    with stage("read the text"):
-        corpus = RecordCorpus.of(
-            tokenizer, options.data, settings.tokens, length * settings.tbptt_chunks, settings.seed
-        )
-    lengths = measured_lengths(length, corpus, position_limit(base))
-    if len(lengths) < 3:
-        results.notes.append(f"measured at {lengths} only: the base or the text reaches no further")
-    with stage("attach the memory, mu = 0"):
-        _check_identity(base, corpus.held_out[None, :length])
-    console.print("  logits with the memory attached at mu = 0 equal the base's, bit for bit")
-    model = _compare(base, corpus, lengths, options, settings, results, stage)
-    with stage("memory held"):
-        _hold(base, model, corpus, lengths, results)
-    _show(results, console)
-    _save_and_reload(model, corpus, lengths, options, results, stage)
-    console.print(f"report: {options.out / 'report.md'}   all stages: {sum(seconds.values()):.0f} s", soft_wrap=True)
-    return results
+    if not torch.cuda.is_available():
+        keep_freed_memory()
+    base, job = _begin(options)
+    with _stage(job, "compare the base with mu = 0"):
+        _check_identity(base, job.corpus.held_out[None, : job.results.seq_len])
+    print("  with the memory attached at mu = 0 the logits equal the base's, bit for bit")
+    _measure(job, "base", base)
+    _train_window_alone(job)
+    model = _convert(job)
+    with _stage(job, "recall by format"):
+        for arm, one in (("base", base), ("converted", model)):
+            job.results.by_format[arm] = recall_by_format(
+                one, job.corpus, job.results.seq_len, job.results.window, max(1, options.eval_rows // 2), options.seed
+            )
+    with _stage(job, "memory held"):
+        _hold(job, {"base": base, "converted": model})
+    for line in (*arm_lines(job.results), *held_lines(job.results)):
+        print(f"  {line}")
+    _reload_and_generate(job)
+    with _stage(job, "plots and report"):
+        _write_plots(job)
+    report = write_report(options.output_dir, job.results, options)
+    print(f"report: {report}   all stages: {sum(job.results.seconds.values()):.0f} s")
+    return job.results
 
 
-def _load(name: str):
+@contextmanager
+def _stage(job: _Job, name: str) -> Iterator[None]:
+    """Report a stage while it lasts; print it with its seconds when it is done."""
+    begun = time.perf_counter()
+    with report_progress(name):
+        yield
+    job.results.seconds[name] = time.perf_counter() - begun
+    print(f"{name} ({job.results.seconds[name]:.1f} s)", flush=True)
+
+
+def _begin(options: QuickstartOptions) -> tuple[Any, _Job]:
+    """The base, and the job with its text."""
+    name, begun = str(options.base_model or BASE), time.perf_counter()
     try:
         base = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
-        return base, AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise base_error(name, error) from error
+    seq_len, window = options.sizes(base.config)
+    config = TpttConfig(base_model_name=name, lora_config=lora_config(base), max_self_attn_length=window)
+    check_reach(base, seq_len)
+    base.to(gpu() or "cpu")
+    settings = options.settings(seq_len)
+    corpus = Corpus.of(load_tokenizer(config), options.data, settings.tokens, seq_len, settings.seed)
+    lengths = measured_lengths(seq_len, corpus, position_limit(base))
+    results = Results(name, seq_len, window, base.num_parameters(), tokens=settings.tokens)
+    if len(lengths) < 3:
+        results.notes.append(f"measured at {lengths} only: the base or the text reaches no further")
+    results.seconds["load base and text"] = time.perf_counter() - begun
+    print(
+        f"load base and text ({results.seconds['load base and text']:.1f} s)\n"
+        f"  {results.parameters:,} parameters; rows of {seq_len} tokens, softmax window W = {window}",
+        flush=True,
+    )
+    return base, _Job(options, config, settings, corpus, lengths, results)
 
 
 def _check_identity(base, ids: torch.Tensor) -> None:
@@ -115,90 +134,78 @@ def _check_identity(base, ids: torch.Tensor) -> None:
         )
 
 
-def _compare(
-    base, corpus: Corpus, lengths: tuple[int, ...], options: QuickstartOptions, settings: TrainingSettings,
-    results: Results, stage,
-):  # fmt: skip
-    """Train and measure the arms; returns the converted model."""
-    length, window, formats = results.length, results.window, settings.recall_formats
-    lora = lora_config(base)
-    base.to("cuda" if torch.cuda.is_available() else "cpu")
-
-    def measured(arm: str, model) -> None:
-        with stage(f"measure: {arm}", len(lengths)) as tick:
-            found = measure(model, corpus, lengths, window, options.eval_rows, formats, options.seed, tick)
-        results.measures[arm] = found
-
-    measured("base", base)
-    for arm, memory in (("window alone", False), ("converted", True)):
-        model = new_arm(results.base_model, lora, window, corpus, settings, length, memory)
-        results.trained[arm] = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        with stage(f"train: {arm}", options.steps) as tick:
-            results.histories[arm], probe = train_arm(model, corpus, settings, length, tick)
-        if probe is not None:
-            results.probe_results, results.warnings = probe.probe_results, probe.warnings
-        measured(arm, model)
-    with stage("recall by format", 2 * len(FORMATS)) as tick:
-        rows = max(1, options.eval_rows // 2)
-        for arm, one in (("base", base), ("converted", model)):
-            results.by_format[arm] = recall_by_format(one, corpus, length, window, rows, options.seed, tick)
-    return model
-
-
-def _hold(base, model, corpus: Corpus, lengths: tuple[int, ...], results: Results) -> None:
-    length = results.length
-    steps = [n for n in (length // 4, length // 2, *lengths) if n >= 1]
-    for arm, one in (("base", base), ("converted", model)):
-        results.held[arm] = memory_held(one, corpus.held_out, steps)
-
-
-def _show(results: Results, console: Console) -> None:
-    for arm, measures in results.measures.items():
-        for n, ppl in measures.perplexity.items():
-            inside, beyond = measures.recall[n].inside, measures.recall[n].beyond
-            shares = ", ".join(
-                f"{side} W {'-' if x is None else format(x, '.2f')}"
-                for side, x in (("inside", inside), ("beyond", beyond))
-            )
-            console.print(f"  {arm:<13} length {n:>5}: perplexity {ppl:8.2f}, recall {shares}", soft_wrap=True)
-    for warning in results.warnings:
-        console.print(f"  {warning}", style="yellow", markup=False, soft_wrap=True)
-    for arm, held in results.held.items():
-        last = held[-1]
-        console.print(
-            f"  {arm:<13} holds {last.bytes / 1024:.0f} KiB after {last.tokens} tokens ({last.entries} keys per layer)",
-            soft_wrap=True,
+def _measure(job: _Job, arm: str, model) -> None:
+    options, results = job.options, job.results
+    with _stage(job, f"measure: {arm}"):
+        results.measures[arm] = measure(
+            model,
+            job.corpus,
+            job.lengths,
+            results.window,
+            options.eval_rows,
+            job.settings.recall_formats,
+            options.seed,
         )
 
 
-def _save_and_reload(
-    model, corpus: Corpus, lengths: tuple[int, ...], options: QuickstartOptions, results: Results, stage
-) -> None:
-    out, console, tokenizer = options.out, stage.console, corpus.tokenizer
-    checkpoint = out / "checkpoint"
-    with stage("save"):
-        model.to("cpu").save_pretrained(checkpoint)
-        tokenizer.save_pretrained(checkpoint)
-        write_card(checkpoint, results)
-    read = min(max(3 * results.window, 16), lengths[-1] // 2)
-    prompt = tokenizer.decode(corpus.held_out[:read])
-    new_tokens = min(NEW_TOKENS, lengths[-1] // 2 - 2)  # a base with a table of positions ends there
-    console.print(
-        "  a fresh process loads it with AutoModelForCausalLM and goes on with held-out text:\n", soft_wrap=True
-    )
+def _note_training(job: _Job, arm: str, model, history: list[dict]) -> None:
+    job.results.trained[arm] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    job.results.losses[arm] = [entry for entry in history if "loss" in entry]
 
-    def echo(piece: str) -> None:
-        console.print(piece, end="", markup=False, soft_wrap=True)
 
-    with stage("reload and generate"):
-        results.generated, results.reloaded = generate_fresh(out, prompt, new_tokens, torch.get_num_threads(), echo)
+def _train_window_alone(job: _Job) -> None:
+    """The arm that says what the memory adds: the same window and LoRA, the same rows in the same order."""
+    with _stage(job, "train: window alone"):
+        torch.manual_seed(job.settings.seed)
+        model = window_alone(TpttModel(job.config, dtype=torch.float32)).to(gpu() or "cpu")
+        history = train(model, job.corpus, job.settings, job.results.seq_len)
+    _note_training(job, "window alone", model, history)
+    _measure(job, "window alone", model)
+
+
+def _convert(job: _Job) -> TpttModel:
+    with _stage(job, "train: converted"):
+        converted = convert_and_train(
+            job.config, job.corpus, job.settings, job.options.output_dir / "checkpoint", dtype=torch.float32
+        )
+    job.results.converted = converted
+    _note_training(job, "converted", converted.model, converted.history)
+    _measure(job, "converted", converted.model)
+    return converted.model
+
+
+def _hold(job: _Job, models: dict[str, Any]) -> None:
+    seq_len = job.results.seq_len
+    steps = [n for n in (seq_len // 4, seq_len // 2, *job.lengths) if n >= 1]
+    for arm, model in models.items():
+        job.results.held[arm] = memory_held(model, job.corpus.held_out, steps)
+
+
+def _reload_and_generate(job: _Job) -> None:
+    """Let a fresh process load the checkpoint and go on with held-out text."""
+    out, results, tokenizer = job.options.output_dir, job.results, job.corpus.tokenizer
+    write_card(out / "checkpoint", results)
+    read = min(max(3 * results.window, 16), job.lengths[-1] // 2)
+    prompt = tokenizer.decode(job.corpus.held_out[:read])
+    new_tokens = min(NEW_TOKENS, job.lengths[-1] // 2 - 2)  # a base with a table of positions ends there
+    print("  a fresh process loads it with AutoModelForCausalLM and goes on with held-out text:\n")
+    with _stage(job, "reload and generate"):
+        results.generated, results.reloaded = generate_fresh(
+            out, prompt, new_tokens, torch.get_num_threads(), lambda piece: print(piece, end="", flush=True)
+        )
         found = results.reloaded
-        console.print(
+        print(
             f"\n  {found['tokens']} tokens read and written; "
             f"keys held per layer: {found['kv_entries']} (window {found['window']})"
         )
-    with stage("plots and report"):
-        plot_training(results, out / "plots" / "training.png")
-        plot_quality(results, out / "plots" / "quality.png")
-        plot_memory(results, out / "plots" / "memory.png")
-    write_report(out, results, options)
+
+
+def _write_plots(job: _Job) -> None:
+    try:
+        from .plots import write_plots
+    except ImportError as error:
+        job.results.notes.append(f"no plots were drawn: {error}. pip install matplotlib, or the extra tptt[plot]")
+        print(f"  {job.results.notes[-1]}")
+        return
+    write_plots(job.results, job.options.output_dir / "plots")
+    job.results.plots = True

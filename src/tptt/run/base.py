@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from tptt.assets import BASE
 from tptt.convert.lora import lora_config
 from tptt.hf.configuration import TpttConfig, base_error
+from tptt.train.base import row_length
+from tptt.train.window import decided_window
 
 from .options import RunOptions
 
@@ -58,6 +60,19 @@ def config_from_file(path: str | Path) -> PreTrainedConfig:
         raise ValueError(
             f"{path} is no model's configuration with a model_type that transformers knows: {error}"
         ) from error
+
+
+def decided(options: RunOptions) -> RunOptions:
+    """``options`` with a number of tokens, or None, in the place of ``max_self_attn_length: auto``.
+
+    Raises:
+        OSError: there is no configuration of the base, which says how long rows are.
+        ValueError: as `base_config`.
+    """
+    if options.memory.max_self_attn_length != "auto":
+        return options
+    seq_len = row_length(options.training, base_config(options))
+    return options.changed(max_self_attn_length=decided_window(options.memory, seq_len))
 
 
 def conversion_config(options: RunOptions, base: PreTrainedConfig, name: str | None = None) -> TpttConfig:

@@ -20,7 +20,7 @@ from tptt.train.auto_layers import check_auto, measured_config
 from tptt.train.base import row_length
 from tptt.train.loop import Converted, convert_and_train
 
-from .base import base_config, base_name, conversion_config
+from .base import base_config, base_name, conversion_config, decided
 from .folder import WriteRunFile, check_output
 from .interrupt import SaveOnSignal
 from .options import RunOptions
@@ -68,10 +68,12 @@ def checked_config(options: RunOptions) -> TpttConfig:
         ValueError: base, memory and training do not fit each other.
         OSError: there is no such base.
     """
-    config = conversion_config(options, base_config(options), base_name(options))
-    auto, length = check_auto(config, options.training), row_length(options.training, config.text_config)
+    base = base_config(options)
+    config = conversion_config(options, base, base_name(options))
     built = copy.deepcopy(config)  # building a model changes its configuration
-    skeleton(measured_config(built, length) if auto else built, torch.float32)
+    if check_auto(built, options.training):
+        built = measured_config(built, row_length(options.training, base))
+    skeleton(built, torch.float32)
     return config
 
 
@@ -91,7 +93,7 @@ def run(options: RunOptions, callbacks: Sequence[TrainerCallback] = ()) -> Conve
     """
     check_output(options)
     loading = model_options(options)
-    options = options.changed(base_config=None)  # that stands for the base in a dry run; here the base itself is read
+    options = decided(options.changed(base_config=None))  # a file that stands for the base in a dry run
     config = checked_config(options)
     data: TextSplit | None = None if options.data is None else load_text(options.data, options.column)
     if not torch.cuda.is_available():

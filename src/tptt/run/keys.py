@@ -78,11 +78,12 @@ def _strict(hint: Any) -> Any:
 def keys() -> dict[str, Key]:
     """{name: key} of all keys, in the order in which they are documented."""
     found = {}
+    defaults = RunOptions().flat()
     for part, kind in {"run": RunOptions, **PARTS}.items():
         hints = get_type_hints(kind)
         for f in fields(kind):
             if f.name not in PARTS:
-                found[f.name] = Key(f.name, part, hints[f.name], f.default, f.metadata["help"])
+                found[f.name] = Key(f.name, part, hints[f.name], defaults[f.name], f.metadata["help"])
     return found
 
 

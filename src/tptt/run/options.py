@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import yaml
@@ -22,7 +22,8 @@ QUANTIZATIONS = ("none", "4bit")
 class RunOptions:
     """All that a training run is given.
 
-    ``memory`` and ``training`` are the one nesting: in a run file their fields are keys beside the others.
+    ``memory`` and ``training`` are the one nesting: in a run file their fields are keys beside the others. The one default
+    that differs from theirs is the window, which a run chooses (``max_self_attn_length="auto"``).
 
     Raises:
         ValueError: a value is not valid; the message names it and what is valid.
@@ -67,7 +68,7 @@ class RunOptions:
     hardware: str | None = described(
         None, "Device that a dry run is made for, a name in tptt.estimate.hardware.HARDWARE. Null is all of them."
     )
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    memory: MemoryConfig = field(default_factory=lambda: MemoryConfig(max_self_attn_length="auto"))
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
     def __post_init__(self) -> None:
@@ -90,10 +91,17 @@ class RunOptions:
         Raises:
             ValueError: a value is not valid.
         """
-        own, *parts = (
-            {f.name: values[f.name] for f in fields(kind) if f.name in values} for kind in (cls, *PARTS.values())
+
+        def given(kind: type) -> dict[str, Any]:
+            return {f.name: values[f.name] for f in fields(kind) if f.name in values}
+
+        default = cls()
+        return replace(
+            default,
+            **given(cls),
+            memory=replace(default.memory, **given(MemoryConfig)),
+            training=replace(default.training, **given(TrainingSettings)),
         )
-        return cls(**own, **{name: kind(**part) for (name, kind), part in zip(PARTS.items(), parts, strict=True)})
 
     def flat(self) -> dict[str, Any]:
         """{key: value} of all keys."""

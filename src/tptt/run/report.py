@@ -11,7 +11,7 @@ from tptt.evaluation import markdown_table
 from tptt.hf import memories
 from tptt.train.loop import Converted
 from tptt.train.optim import peak_rates
-from tptt.train.probe import ProbeResult
+from tptt.train.probe_result import ProbeResult
 from tptt.version import __version__
 
 from .options import RunOptions

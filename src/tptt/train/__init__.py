@@ -1,6 +1,8 @@
 """The training of a converted model: its settings, rows, losses, schedules and loop."""
 
 from .allocator import keep_freed_memory
+from .arguments import training_arguments
+from .begin import begin_conversion
 from .callbacks import AdjustMaGWeightCallback, LiZACallback
 from .corpus import Corpus
 from .loop import Converted, convert_and_train, train
@@ -16,10 +18,11 @@ __all__ = [
     "BranchProbe",
     "ConversionTrainer",
     "Converted",
-    "LiZACallback",
     "Corpus",
+    "LiZACallback",
     "MixedRows",
     "TrainingSettings",
+    "begin_conversion",
     "constant",
     "convert_and_train",
     "cyclic",
@@ -29,4 +32,5 @@ __all__ = [
     "parameter_groups",
     "switch",
     "train",
+    "training_arguments",
 ]

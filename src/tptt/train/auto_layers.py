@@ -15,7 +15,7 @@ from tptt.hf.configuration import TpttConfig
 from .corpus import Corpus
 from .settings import TrainingSettings
 
-_ROWS = 16
+LAYER_ROWS = 16
 """Rows that layers are chosen on."""
 
 
@@ -78,8 +78,8 @@ def first_rows(corpus: Corpus, settings: TrainingSettings, seq_len: int) -> list
     Training weighs them as these do, and has not seen them yet when layers are chosen. The held-out part stays unseen for
     what is measured after training.
     """
-    rows = corpus.rows(settings, seq_len, _ROWS)
-    items = [rows[i] for i in range(_ROWS)]
+    rows = corpus.rows(settings, seq_len, LAYER_ROWS)
+    items = [rows[i] for i in range(LAYER_ROWS)]
     size = settings.per_device_train_batch_size
-    parts = [items[i : i + size] for i in range(0, _ROWS, size)]
+    parts = [items[i : i + size] for i in range(0, LAYER_ROWS, size)]
     return [{k: torch.stack([x[k] for x in part]) for k in ("input_ids", "loss_weights")} for part in parts]

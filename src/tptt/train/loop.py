@@ -32,7 +32,7 @@ from .probe import BranchProbe, ProbeResult, diverged
 from .report_steps import ReportSteps
 from .settings import TrainingSettings
 from .trainer import ConversionTrainer
-from .window import with_window
+from .window import decided_window
 
 CHECKPOINTS = "trainer"
 """Folder of Trainer's checkpoints in the output folder."""
@@ -46,7 +46,7 @@ class Converted:
         model, tokenizer, corpus: what was trained, and on what.
         history: Trainer's log history.
         probe_results: what the probes found; empty with ``probe_steps=None``.
-        warnings: what the probes found wrong.
+        warnings: what is not as it should be: about the configuration, and what the probes found.
         choice: with ``layers="auto"`` which layers were chosen and why; None where a resumed run had chosen them before.
         seconds: duration of the training.
     """
@@ -102,14 +102,12 @@ def convert_and_train(
     """
     settings = settings or TrainingSettings()
     config, settings, seq_len = _resolved(config, settings, output_dir, resume_from_checkpoint)
-    tokenizer = load_tokenizer(config)
-    corpus = data
-    if not isinstance(corpus, Corpus):
-        with report_progress("reading the text"):
-            longest = seq_len * settings.tbptt_chunks
-            corpus = Corpus.of(tokenizer, data, settings.tokens, longest, settings.seed)
+    hub = {name: model_options[name] for name in ("token", "trust_remote_code") if name in model_options}
+    tokenizer = load_tokenizer(config, **hub)
+    longest = seq_len * settings.tbptt_chunks
+    corpus = data if isinstance(data, Corpus) else Corpus.of(tokenizer, data, settings.tokens, longest, settings.seed)
     begun = begin_conversion(config, corpus, settings, seq_len, **model_options)
-    converted = Converted(begun.model, tokenizer, corpus, choice=begun.choice)
+    converted = Converted(begun.model, tokenizer, corpus, warnings=begun.warnings, choice=begun.choice)
     probes = [] if settings.probe_steps is None else [BranchProbe.of(begun.model, corpus, settings, seq_len)]
     start = time.perf_counter()
     converted.history = train(
@@ -117,7 +115,8 @@ def convert_and_train(
     )
     converted.seconds = time.perf_counter() - start
     for probe in probes:
-        converted.probe_results, converted.warnings = probe.probe_results, probe.warnings
+        converted.probe_results = probe.probe_results
+        converted.warnings += probe.warnings
     if output_dir is not None:
         _save(converted, output_dir)
     wait()
@@ -131,8 +130,9 @@ def _resolved(
     last = last_checkpoint(Path(output_dir) / CHECKPOINTS) if resume and output_dir is not None else None
     if last is not None:
         config, settings = resumed_config(config, settings, last)
-    seq_len = row_length(settings, config.text_config)
-    return with_window(copy.deepcopy(config), seq_len), settings, seq_len
+    config, seq_len = copy.deepcopy(config), row_length(settings, config.text_config)
+    config.max_self_attn_length = decided_window(config.memory_config(), seq_len)
+    return config, settings, seq_len
 
 
 def _save(converted: Converted, output_dir: str | Path) -> None:

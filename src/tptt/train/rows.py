@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch.utils.data import Dataset
 
-from tptt.data import IGNORE, Draws
+from tptt.data import IGNORE, RecallSampler
 
 
 class MixedRows(Dataset):
@@ -31,7 +31,7 @@ class MixedRows(Dataset):
     """
 
     def __init__(
-        self, stream: torch.Tensor, recall: Draws | None, length: int, count: int, seed: int = 0,
+        self, stream: torch.Tensor, recall: RecallSampler | None, length: int, count: int, seed: int = 0,
         recall_share: float = 0.5, facts: Sequence[int] = (2, 4, 8, 16),
         answer_weight: float = 5.0, filler_weight: float = 0.1,
     ) -> None:  # fmt: skip
@@ -62,6 +62,6 @@ class MixedRows(Dataset):
             stated = torch.where(drawn.answers[0] == IGNORE, drawn.stated[0].long(), -1)
         else:
             start = int(torch.randint(len(self.stream) - self.length, (1,), generator=generator))
-            ids, weights = self.stream[start : start + self.length], torch.ones(self.length)
+            ids, weights = self.stream[start : start + self.length].long(), torch.ones(self.length)
             stated = torch.full_like(ids, -1)
         return {"input_ids": ids, "labels": ids, "loss_weights": weights, "stated": stated}

@@ -161,7 +161,8 @@ class ConversionTrainer(Trainer):
         counts = real[:, seen:] & (labels != IGNORE)
         total = logits.new_zeros((), dtype=torch.float32)
         if self.settings.kl_weight:
-            total = total + self.settings.kl_weight * kl_from_base(logits, base_logits, counts.float())
+            from_real = counts & real.roll(1, 1)[:, seen:]  # left padding predicts the first token of a row
+            total = total + self.settings.kl_weight * kl_from_base(logits, base_logits, from_real.float())
         if self.settings.attention_transfer_weight:
             if seen + tokens <= self.window and self.settings.tbptt_chunks == 1:
                 raise ValueError(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 
+from tptt.config import MemoryConfig
 from tptt.hf.configuration import TpttConfig
 
-logger = logging.getLogger("tptt")
+logger = logging.getLogger("tptt.progress")
 MAX_WINDOW = 512
 """Tokens of the widest window that is chosen."""
+WITHOUT_WINDOW = (
+    "there is no softmax window: the cache holds all that the base's does, and the memories' states beside it. "
+    "max_self_attn_length: auto chooses a window, a number sets it"
+)
 
 
 def default_window(seq_len: int) -> int:
@@ -17,25 +21,19 @@ def default_window(seq_len: int) -> int:
     return max(1, min(MAX_WINDOW, seq_len // 4))
 
 
-def with_window(config: TpttConfig, seq_len: int) -> TpttConfig:
-    """``config`` with a number in the place of ``max_self_attn_length="auto"``; says which, or what it means to have none.
-
-    Layers without softmax (``memory_only_layers="all"``) need no window: they get none.
+def decided_window(config: MemoryConfig, seq_len: int) -> int | None:
+    """The window of ``config`` in tokens, chosen for training rows of ``seq_len`` tokens and told in the log of progress where
+    it is "auto"; None: no window. Layers that all have a memory alone need none.
     """
-    config = copy.deepcopy(config)
+    if config.max_self_attn_length != "auto":
+        return config.window
     if config.memory_only_layers == "all":
-        if config.max_self_attn_length == "auto":
-            config.max_self_attn_length = None
-    elif config.max_self_attn_length == "auto":
-        config.max_self_attn_length = default_window(seq_len)
-        logger.info(
-            "max_self_attn_length: a softmax window of %d tokens was chosen for rows of %d",
-            config.max_self_attn_length,
-            seq_len,
-        )
-    elif config.max_self_attn_length is None and not config.bidirectional:
-        logger.warning(
-            "no softmax window: the cache holds all that the base's does, and the memories' states beside it. "
-            "max_self_attn_length='auto' chooses a window, a number sets it"
-        )
-    return config
+        return None
+    window = default_window(seq_len)
+    logger.info("max_self_attn_length: %d tokens, chosen for rows of %d", window, seq_len)
+    return window
+
+
+def is_without_window(config: TpttConfig) -> bool:
+    """Whether some layer of ``config``, whose window is decided, keeps all that the base's layer keeps, beside a memory."""
+    return config.max_self_attn_length is None and config.memory_only_layers != "all" and config.layers != "auto"

@@ -55,8 +55,7 @@ def choose_layers(
     if not batches:
         raise ValueError("choose_layers needs one batch or more to measure on")
     length = batches[0]["input_ids"].shape[1] if length is None else length
-    kinds = _sizes(model, length)
-    total = passes(model, kinds, kv_budget, length, memory_only) * len(batches)
+    kinds, total = _sizes(model, length), passes(model, kv_budget, length, memory_only) * len(batches)
     with report_progress("choosing layers", total, "forward passes") as progress:
 
         def measure(changes: Sequence[Change]) -> list[float]:
@@ -76,9 +75,7 @@ def count_layers(
     return _Search(model, lambda changes: [0.0] * len(changes), kinds, kv_budget, length, memory_only).run()
 
 
-def passes(
-    model: nn.Module, kinds: list[LayerKV], kv_budget: float, length: int, memory_only: str | Collection[int] = ()
-) -> int:
+def passes(model: nn.Module, kv_budget: float, length: int, memory_only: str | Collection[int] = ()) -> int:
     """About how many forward passes of a batch `choose_layers` takes: the base's own and one for each candidate, in each
     round. Exact where all layers hold as much as each other."""
     taken = 0
@@ -88,7 +85,7 @@ def passes(
         taken += 1 + len(changes)
         return [0.0] * len(changes)
 
-    _Search(model, count, kinds, kv_budget, length, memory_only).run()
+    _Search(model, count, _sizes(model, length), kv_budget, length, memory_only).run()
     return taken
 
 
