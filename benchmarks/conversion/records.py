@@ -29,5 +29,10 @@ class RecordCorpus(Corpus):
         return KeyValueRecall(RecallVocabulary(self.tokenizer), self.held_out, 2 * facts)
 
 
+def with_records(corpus: Corpus) -> RecordCorpus:
+    """The same text with records for recall rows."""
+    return RecordCorpus(**vars(corpus))
+
+
 def _all(formats: str | Sequence[str]) -> bool:
     return set(chosen_formats(formats if isinstance(formats, str) else tuple(formats))) == set(FORMATS)

@@ -16,17 +16,24 @@ from benchmarks.held_out import PARTS
 from benchmarks.record import FIELDS, ROOT, provenance
 from benchmarks.runs import Runs, as_found
 from tptt.assets import BASE
-from tptt.data import FORMATS
+from tptt.data import FORMATS, stdlib_text
 from tptt.estimate.expectations import MEASURES, Curves
 
 TOKENS = 1024
 RESULTS = ROOT / "benchmarks" / "conversion" / "results.jsonl"
 
 
+@pytest.fixture(scope="module")
+def text():
+    return stdlib_text()
+
+
 @pytest.fixture
-def small_bench(tmp_path):
+def small_bench(tmp_path, text):
     runs = Runs(tmp_path / "runs" / "conversion.jsonl", "conversion")
-    return Bench(BASE, 128, 16, 128, runs, Effort(answers=12, text=1024, corpus=20_000))
+    bench = Bench(BASE, 128, 16, 128, runs, Effort(answers=12, text=1024, corpus=20_000))
+    bench.text = text
+    return bench
 
 
 def test_a_cell_is_trained_once_and_reported(small_bench, tmp_path, monkeypatch):
