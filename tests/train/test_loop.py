@@ -27,8 +27,8 @@ from tptt.convert.window_only import window_alone
 from tptt.data import TextSplit
 from tptt.hf import memories
 from tptt.hf import model as model_module
-from tptt.hf.configuration import TpttConfig as Configuration
 from tptt.hf.base_model import load_base
+from tptt.hf.configuration import TpttConfig as Configuration
 from tptt.train import Corpus, TrainingSettings, begin, begin_conversion, convert_and_train, report_steps, train
 from tptt.train.base import check_reach, load_tokenizer, row_length
 from tptt.train.begin import rows_to_measure
