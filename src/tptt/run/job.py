@@ -95,7 +95,9 @@ def run(options: RunOptions, callbacks: Sequence[TrainerCallback] = ()) -> Conve
     loading = model_options(options)
     options = decided(options.changed(base_config=None))  # a file that stands for the base in a dry run
     config = checked_config(options)
-    data: TextSplit | None = None if options.data is None else load_text(options.data, options.column)
+    data: TextSplit | None = (
+        None if options.data is None else load_text(options.data, options.column, options.config_name, options.split)
+    )
     if not torch.cuda.is_available():
         keep_freed_memory()
     out = Path(options.output_dir)

@@ -43,6 +43,8 @@ class RunOptions:
         None, "Text file, folder, table or data set of the hub. Null is the running Python's documentation."
     )
     column: str = described("text", "Column of a table that holds the text.")
+    config_name: str | None = described(None, "Configuration of a data set. Null is its only one.")
+    split: str | None = described(None, "Split of a data set that is read. Null is train.")
     output_dir: str = described(
         "tptt-train-out", "Folder to write. It must be empty, or hold the run that is to be resumed."
     )
