@@ -55,10 +55,9 @@ class Mean:
     """The mean of shares.
 
     Args:
-        share: the mean; shares of nothing asked count as 0.
-        asked: answers in all; None where one of the shares does not know its number.
-        error: standard error that the number of answers leaves, sqrt(sum of p (1 - p) / n) / number of shares; None likewise.
-        spread: standard deviation over seeds; None for one seed.
+        share: the mean; shares of nothing asked count as 0. asked: answers in all; None where one of the shares does
+        not know its number. error: standard error that the number of answers leaves, sqrt(sum of p (1 - p) / n) /
+        number of shares; None likewise. spread: standard deviation over seeds; None for one seed.
     """
 
     share: float

@@ -1,8 +1,8 @@
 """Two ways to say how wide each memory is to be, beside each other: `python -m benchmarks.widths`.
 
 What counts is KL(base || base with a window in one layer alone), which takes a forward pass for each layer. What
-`tptt.convert.allocate_widths` measures is the change of each layer's own output, in one pass for all layers. Printed are the
-shares that the layers of the embedded base get by both, their rank correlation, and the time that each takes.
+`tptt.convert.allocate_widths` measures is the change of each layer's own output, in one pass for all layers. Printed
+are the shares that the layers of the embedded base get by both, their rank correlation, and the time that each takes.
 """
 
 from __future__ import annotations

@@ -36,9 +36,17 @@ class Gradients(TrainerCallback):
 def arguments(folder, **options):
     options = {"max_steps": 2, "per_device_train_batch_size": 4} | options
     return TrainingArguments(
-        output_dir=str(folder), learning_rate=0.0, logging_steps=1, report_to="none", disable_tqdm=True, use_cpu=True,
-        save_strategy="no", max_grad_norm=0.0, remove_unused_columns=False, **options,
-    )  # fmt: skip
+        output_dir=str(folder),
+        learning_rate=0.0,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        save_strategy="no",
+        max_grad_norm=0.0,
+        remove_unused_columns=False,
+        **options,
+    )
 
 
 def settings(**weights):
@@ -249,7 +257,9 @@ def test_a_gate_without_parameters_has_nothing_to_learn(converted, batch, tmp_pa
 
 
 def test_nothing_is_taught_within_the_window(converted, base, batch, tmp_path):
-    """With mu = 0 and LoRA at its start the attention of the first layer is the base's up to the window, and only there."""
+    """With mu = 0 and LoRA at its start the attention of the first layer is the base's up to the window, and only
+    there.
+    """
     _, theirs = into_output(base, batch["input_ids"])
     model = converted().eval()
     for name, parameter in model.named_parameters():
@@ -434,7 +444,9 @@ def test_chunks_and_accumulation(converted, rows, tmp_path, teacher):
 
 @pytest.mark.parametrize("pieces", [2, 8])
 def test_the_teacher_of_carried_pieces_reads_the_whole_row(converted, base, batch, tmp_path, monkeypatch, pieces):
-    """By piece: the base's logits and attention are those of one pass over the row, the model's too; all beyond the window."""
+    """By piece: the base's logits and attention are those of one pass over the row, the model's too; all beyond the
+    window.
+    """
     told, apart = [], []
     kl, distance = module.kl_from_base, module.attention_distance
     monkeypatch.setattr(module, "kl_from_base", lambda a, b, w: told.append((a, b)) or kl(a, b, w))
@@ -481,7 +493,7 @@ def test_what_cannot_be_taught_or_carried(converted, rows, batch, tmp_path, base
         conversion(model, tmp_path, {"attention_transfer_weight": 1.0}).compute_loss(model, short)
 
 
-# ---- padding and ignored labels ---------------------------------------------------------------------------------------
+# ---- padding and ignored labels --------------------------------------------------------------------------------
 
 TERMS = {"kl_weight": 0.7, "attention_transfer_weight": 0.3, "write_gate_weight": 0.6}
 ALONE = ({"kl_weight": 0.7}, {"attention_transfer_weight": 0.3}, {"write_gate_weight": 0.6})
