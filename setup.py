@@ -5,6 +5,7 @@ Needs g++ or clang++ (or $CXX) on Linux or macOS; without one the package instal
 
 import os
 import platform
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-KERNELS = Path("src/tptt/ops/native/kernels")
+NATIVE = Path("src/tptt/ops/native")
+KERNELS = NATIVE / "kernels"
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-c"]
 # name, floats of a vector, flags
 PORTABLE = ("portable", 4, [])
@@ -34,7 +36,7 @@ def compiler() -> str | None:
 def openmp_flags(cxx: str) -> list[tuple[list[str], list[str]]]:
     """(compiler's, linker's) flags to try in turn, the last without threads. g++'s code runs on the OpenMP library that
     torch has loaded, so none is named; clang's needs its own."""
-    version = subprocess.run([cxx, "--version"], capture_output=True, text=True).stdout
+    version = subprocess.run([cxx, "--version"], capture_output=True, encoding="utf-8").stdout
     if "clang" in version:
         return [(["-fopenmp"], ["-fopenmp"]), ([], [])]
     return [(["-fopenmp"], []), ([], [])]
@@ -46,7 +48,7 @@ def knows_tiles(cxx: str) -> bool:
         [cxx, *AMX[2], "-x", "c++", "-fsyntax-only", "-"],
         input="#include <immintrin.h>\n",
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     return done.returncode == 0
 
@@ -61,7 +63,8 @@ def commands(cxx: str, out: Path, objects: Path, compile_flags: list[str], link_
         names = [f"-DTPTT_LANES={lanes}", f"-DTPTT_NAME={name}"]
         result.append([cxx, *FLAGS, *compile_flags, *flags, *names, str(KERNELS / "variant.cpp"), "-o", str(made[-1])])
     made.append(objects / "dispatch.o")
-    known = [*(["-DTPTT_X86"] if x86 else []), *(["-DTPTT_AMX"] if AMX in sets else [])]
+    sources = runpy.run_path(str(NATIVE / "sources.py"))["source_hash"](KERNELS)
+    known = [f'-DTPTT_SOURCES="{sources}"', *(["-DTPTT_X86"] if x86 else []), *(["-DTPTT_AMX"] if AMX in sets else [])]
     result.append([cxx, *FLAGS, *known, str(KERNELS / "dispatch.cpp"), "-o", str(made[-1])])
     dynamic = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
     result.append([cxx, "-shared", *link_flags, *dynamic, *map(str, made), "-o", str(out)])
@@ -80,7 +83,7 @@ def build(out: Path, objects: Path) -> None:
     error = ""
     for flags in openmp_flags(cxx):
         for command in commands(cxx, out, objects, *flags):
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, encoding="utf-8")
             if done.returncode:
                 error = f"{' '.join(command)} failed:\n{done.stderr.strip()[-2000:]}"
                 break

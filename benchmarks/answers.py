@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tptt.data import Draws
+from tptt.data import RecallSampler
 from tptt.evaluation import RecallScore, recall_accuracy, recall_by_generation
 
 LEAST = 500
@@ -55,10 +55,9 @@ class Mean:
     """The mean of shares.
 
     Args:
-        share: the mean; shares of nothing asked count as 0.
-        asked: answers in all; None where one of the shares does not know its number.
-        error: standard error that the number of answers leaves, sqrt(sum of p (1 - p) / n) / number of shares; None likewise.
-        spread: standard deviation over seeds; None for one seed.
+        share: the mean; shares of nothing asked count as 0. asked: answers in all; None where one of the shares does
+        not know its number. error: standard error that the number of answers leaves, sqrt(sum of p (1 - p) / n) /
+        number of shares; None likewise. spread: standard deviation over seeds; None for one seed.
     """
 
     share: float
@@ -131,7 +130,7 @@ class Recall:
 
 
 def recall_until(
-    model, recall: Draws, length: int, window: int, seed: int, least: int = LEAST, rows: int = 8
+    model, recall: RecallSampler, length: int, window: int, seed: int, least: int = LEAST, rows: int = 8
 ) -> Recall:
     """Recall on rows that are drawn until ``least`` answers beyond the window were asked.
 
@@ -158,7 +157,7 @@ def recall_until(
 
 
 def generated_until(
-    model, recall: Draws, length: int, window: int, seed: int, least: int = LEAST, rows: int = 8
+    model, recall: RecallSampler, length: int, window: int, seed: int, least: int = LEAST, rows: int = 8
 ) -> Share:
     """The share of answers beyond the window that greedy decoding from a cache gives; arguments as of `recall_until`.
 

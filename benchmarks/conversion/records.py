@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tptt.data import FORMATS, Draws, RecallRows, RecallVocabulary, chosen_formats
+from tptt.data import FORMATS, KeyValueRecall, RecallSampler, RecallVocabulary, chosen_formats
 from tptt.train import Corpus, TrainingSettings
 
 FACTS = tuple(2 * n for n in TrainingSettings.facts)
@@ -16,15 +16,22 @@ FACTS = tuple(2 * n for n in TrainingSettings.facts)
 class RecordCorpus(Corpus):
     """A `Corpus` whose recall rows of all formats are records; a format that is asked for by name stays what it is."""
 
-    def taught(self, formats: str | Sequence[str]) -> Draws:
+    def taught(self, formats: str | Sequence[str]) -> RecallSampler:
         """Draws recall rows to train on."""
-        return RecallRows(RecallVocabulary(self.tokenizer), self.stream) if _all(formats) else super().taught(formats)
+        return (
+            KeyValueRecall(RecallVocabulary(self.tokenizer), self.stream) if _all(formats) else super().taught(formats)
+        )
 
-    def recall(self, formats: str | Sequence[str] = "all", facts: int = 8) -> Draws:
+    def recall(self, formats: str | Sequence[str] = "all", facts: int = 8) -> RecallSampler:
         """Draws held-out recall rows, with twice as many records as ``facts``."""
         if not _all(formats):
             return super().recall(formats, facts)
-        return RecallRows(RecallVocabulary(self.tokenizer), self.held_out, 2 * facts)
+        return KeyValueRecall(RecallVocabulary(self.tokenizer), self.held_out, 2 * facts)
+
+
+def with_records(corpus: Corpus) -> RecordCorpus:
+    """The same text with records for recall rows."""
+    return RecordCorpus(**vars(corpus))
 
 
 def _all(formats: str | Sequence[str]) -> bool:

@@ -19,10 +19,12 @@ class SecondWrite(nn.Module):
 
     def __init__(self, memory: LinearMemory, hidden: int) -> None:
         super().__init__()
-        if memory.states != memory.kv_heads:
+        if memory.num_states != memory.num_key_value_heads:
             raise ValueError("a second write is for one state per key/value head")
-        self.of_keys, self.of_values = (nn.Parameter(torch.eye(w).repeat(memory.states, 1, 1)) for w in memory.widths)
-        self.gate = nn.Linear(hidden, memory.states)
+        self.of_keys, self.of_values = (
+            nn.Parameter(torch.eye(w).repeat(memory.num_states, 1, 1)) for w in (memory.head_dim, memory.value_dim)
+        )
+        self.gate = nn.Linear(hidden, memory.num_states)
         nn.init.zeros_(self.gate.weight)
         nn.init.constant_(self.gate.bias, _SELDOM)
 
@@ -33,9 +35,9 @@ class SecondWrite(nn.Module):
         return k, v, beta if mask is None else beta * mask[..., None]
 
 
-def _both(memory: LinearMemory, first, hidden, k, v, mask, taps=None, seen=None):
+def _both(memory: LinearMemory, first, hidden, k, v, mask, history=None, seen=None):
     """What ``first``, the memory's own `writes`, makes of the tokens, and after each the second write."""
-    writes = first(hidden, k, v, mask, taps, seen)
+    writes = first(hidden, k, v, mask, history, seen)
     k, v, beta = memory.second_write(hidden, k, v, mask)
     more = memory.key_features(k), v, beta
     k, v, beta = (torch.stack(pair, 2) for pair in zip(writes[:3], more, strict=True))
@@ -46,5 +48,5 @@ def second_write(model: nn.Module) -> None:
     """Give every memory of ``model`` a learned second write; for whole sequences only, no cache carries it."""
     for memory in memories(model):
         memory.second_write = SecondWrite(memory, memory.write_gate.weight.shape[1]).to(memory.output_scale.device)
-        memory.writes = partial(_both, memory, memory.writes)
+        memory.update = partial(_both, memory, memory.update)
         memory.one_call = False

@@ -24,10 +24,18 @@ def run_file(base, tmp_path):
     """A small run, as a file."""
     path = tmp_path / "run.yaml"
     keys = {
-        "base_model": str(base), "data": str(base / "text.txt"), "output_dir": str(tmp_path / "out"), "seq_len": 128, "per_device_train_batch_size": 2,
-        "tokens": 6 * 2 * 128, "max_self_attn_length": 16, "lora_r": 2, "recall_formats": ["records"], "probe_steps": 3,
+        "base_model": str(base),
+        "data": str(base / "text.txt"),
+        "output_dir": str(tmp_path / "out"),
+        "seq_len": 128,
+        "per_device_train_batch_size": 2,
+        "tokens": 6 * 2 * 128,
+        "max_self_attn_length": 16,
+        "lora_r": 2,
+        "recall_formats": ["records"],
+        "probe_steps": 3,
         "save_steps": 2,
-    }  # fmt: skip
+    }
     path.write_text(yaml.safe_dump(keys))
     return path
 
@@ -211,13 +219,16 @@ app(["train", {str(run_file)!r}])
 
 
 CODE = """
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 class OwnConfig(LlamaConfig):
     model_type = "own"
 
 class OwnModel(LlamaForCausalLM):
     config_class = OwnConfig
+
+class OwnTokenizer(PreTrainedTokenizerFast):
+    pass
 """
 
 
@@ -228,6 +239,9 @@ def test_a_base_with_code_of_its_own(run_file, base, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
     (folder / "config.json").write_text(json.dumps(config | own | {"architectures": ["OwnModel"]}))
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    own = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer | own))
     short = ("--base-model", folder, "--tokens", 256, "--save-steps", 0, "--probe-steps", 0)
     code, output = invoke(run_file, *short, "--no-trust-remote-code")
     assert code == 1 and "trust_remote_code" in output

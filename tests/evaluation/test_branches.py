@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.tiny import randomized
 from tptt import MemoryConfig, attach_memory, detach_memory
 from tptt.convert.window_only import window_alone
-from tptt.data import RecallRows
+from tptt.data import KeyValueRecall
 from tptt.evaluation import branch_use, layer_use, mag_weight, perplexity, recall_accuracy
 from tptt.hf import memories, memory_layers, set_mag_weight
 from tptt.hf.slots import patched_attention, slot_of
@@ -17,7 +17,7 @@ WINDOW = 8
 
 @pytest.fixture
 def recall(words):
-    return RecallRows(words, torch.full((300,), 3), facts=4)
+    return KeyValueRecall(words, torch.full((300,), 3), facts=4)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from tptt import MemoryConfig, attach_memory
 from tptt.assets import BASE
-from tptt.data import IGNORE, DrillRows, Lexicon, RecallBatch, RecallRows, RecallVocabulary, tokenize
+from tptt.data import IGNORE, KeyValueRecall, Lexicon, RecallBatch, RecallTask, RecallVocabulary, tokenize
 from tptt.evaluation import recall_accuracy, recall_by_generation
 
 
@@ -116,11 +116,12 @@ def overfitted(batch, window):
 
 
 def test_scores_are_what_greedy_generation_answers():
-    """All tokens of an answer are predicted with the right ones before them exactly where generation writes the answer."""
+    """All tokens of an answer are predicted with the right ones before them exactly where generation writes the
+    answer."""
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     text = list(topics.values())[:12]
     formats = ("records", "passkey", "identifiers", "strings")
-    drills = DrillRows(tokenizer, Lexicon.of(text), tokenize(tokenizer, text), formats, facts=4)
+    drills = RecallTask(tokenizer, Lexicon.of(text), tokenize(tokenizer, text), formats, facts=4)
     batch = drills.draw(4, 160, torch.Generator().manual_seed(0))
     window = 24
     model = overfitted(batch, window)
@@ -142,7 +143,8 @@ def test_scores_are_what_greedy_generation_answers():
 
 
 def by_teacher_forcing(model, batch, window):
-    """(right, asked): the last answer beyond the window of each row, all its tokens predicted with the right ones before."""
+    """(right, asked): the last answer beyond the window of each row, all its tokens predicted with the right ones
+    before."""
     right = []
     for row in range(len(batch.input_ids)):
         far = batch.number[row][(batch.distance[row] > window) & (batch.answers[row] != IGNORE)]
@@ -162,7 +164,7 @@ def test_generation_of_the_base_answers_what_it_predicts():
     with torch.no_grad():
         for p in model.parameters():  # it would know all of them
             p.add_(torch.randn_like(p) * p.std() * NOISE)
-    rows = RecallRows(RecallVocabulary(tokenizer), tokenize(tokenizer, list(topics.values())[:12]))
+    rows = KeyValueRecall(RecallVocabulary(tokenizer), tokenize(tokenizer, list(topics.values())[:12]))
     batch = rows.draw(12, 192, torch.Generator().manual_seed(3), 8)
     right, asked = recall_by_generation(model, rows, 192, 48, rows=12, seed=3, facts=8)
     assert (right, asked) == by_teacher_forcing(model, batch, 48)
@@ -170,10 +172,11 @@ def test_generation_of_the_base_answers_what_it_predicts():
 
 
 def test_generation_from_a_memory_answers_what_it_predicts():
-    """Prompts of different lengths, so that there is padding before most of them; the drills' answers have many tokens."""
+    """Prompts of different lengths, so that there is padding before most of them; the drills' answers have many
+    tokens."""
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     text = list(topics.values())[:12]
-    drills = DrillRows(tokenizer, Lexicon.of(text), tokenize(tokenizer, text), ("passkey", "identifiers"), facts=4)
+    drills = RecallTask(tokenizer, Lexicon.of(text), tokenize(tokenizer, text), ("passkey", "identifiers"), facts=4)
     batch = drills.draw(6, 160, torch.Generator().manual_seed(0))
     model = overfitted(batch, 24)
     found = recall_by_generation(model, fixed(batch), 160, 24, rows=6)

@@ -101,10 +101,10 @@ def test_queries_and_keys_vary_equally_much_and_independently(states):
     with projections(model) as projected, torch.no_grad():
         model(input_ids=ids, use_cache=False)
     for (q, k), memory in zip(projected, memories(model), strict=True):
-        k = k.repeat_interleave(memory.states // memory.kv_heads, 2)
+        k = k.repeat_interleave(memory.num_states // memory.num_key_value_heads, 2)
         q, k = memory.query_features.mapped(q), memory.key_features.mapped(k)
-        q = q.unflatten(2, (memory.states, -1))
-        for head in range(memory.states):
+        q = q.unflatten(2, (memory.num_states, -1))
+        for head in range(memory.num_states):
             of_q = torch.stack([q[:, :, head, i].flatten(0, 1).T.cov(correction=0) for i in range(q.shape[3])]).mean(0)
             of_k = k[:, :, head].flatten(0, 1).T.cov(correction=0)
             scale = of_k.diagonal().max()

@@ -58,7 +58,7 @@ def test_saved_and_loaded(operator, tmp_path):
 
 @pytest.mark.parametrize("gate", ("k", "v", "kv"))
 def test_gates_without_parameters(gate, tmp_path):
-    """Their taps pass through pieces, padding and a roll-back."""
+    """Their short history passes through pieces, padding and a roll-back."""
     model = randomize(attach_memory(build("llama"), MemoryConfig(write_gate=gate, max_self_attn_length=6)))
     assert not any("write_gate" in name for name, _ in model.named_parameters())
     assert_invariants(model)

@@ -16,7 +16,7 @@ WINDOW = {"max_self_attn_length": 5, "sink_tokens": 2}
 MODELS = {
     "full": ("llama", {}),
     "window": ("llama", WINDOW | {"operator": "gated_delta_rule"}),
-    "taps": ("qwen2", WINDOW | {"operator": "gated_delta_product", "write_gate": "kv", "states": "kv_head"}),
+    "history": ("qwen2", WINDOW | {"operator": "gated_delta_product", "write_gate": "kv", "states": "kv_head"}),
     "partial": ("gemma2", WINDOW | {"layers": [1]}),
     "memory only": ("llama", {"memory_only_layers": [0], "operator": "kda"}),
     "activated": ("llama", WINDOW | {"operator": "delta_rule_gelu", "state_activation_every": 3}),

@@ -9,7 +9,7 @@ from tptt.config import OPERATORS
 
 def make(**options):
     torch.manual_seed(0)
-    layer = LinearAttention(24, 4, kv_heads=2, **options)
+    layer = LinearAttention(24, 4, num_key_value_heads=2, **options)
     for parameter in layer.memory.parameters():
         torch.nn.init.normal_(parameter, 0.0, 0.3)
     return layer
@@ -63,7 +63,7 @@ def test_no_tokens(operator):
 def test_virtual_keys_are_made_of_keys_alone(operator, width):
     memory = LinearAttention(2 * width, 2, config=MemoryConfig(operator=operator)).memory
     x, k, v = torch.randn(1, 6, 2 * width), torch.randn(1, 6, 2, width), torch.randn(1, 6, 2, width)
-    assert torch.equal(memory.writes(x, k, v, None).k, memory.writes(x, k, v + 1, None).k)
+    assert torch.equal(memory.update(x, k, v, None).k, memory.update(x, k, v + 1, None).k)
 
 
 def test_only_a_bidirectional_layer_sees_the_future():
@@ -107,7 +107,7 @@ def test_autocast_reaches_the_projections_alone(operator):
 
 def test_errors():
     for sizes in ((25, 4), (24, 0), (24, 4, 0), (24, 4, -2)):
-        with pytest.raises(ValueError, match="hidden_size must be a multiple of heads"):
+        with pytest.raises(ValueError, match="hidden_size must be a multiple of num_heads"):
             LinearAttention(*sizes)
     with pytest.raises(ValueError, match="takes no state"):
         make(bidirectional=True)(inputs(1, 4), state=torch.zeros(1))

@@ -1,4 +1,4 @@
-"""One token in one native call is what writes, read and mix give."""
+"""One token in one native call is what update, read and mix give."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def made(settings, shape, dtype=torch.float32, batch=2):
 
 
 def by_parts(memory, softmax, hidden, q, k, v, state):
-    o, state = memory.read(q, memory.writes(hidden, k, v, None), state)
+    o, state = memory.read(q, memory.update(hidden, k, v, None), state)
     return memory.mix(softmax, o, hidden), state
 
 
@@ -72,7 +72,7 @@ def test_it_is_what_the_parts_give(settings, shape):
 def test_the_state_is_overwritten():
     memory, *inputs = made({}, SHAPES[0])
     with torch.no_grad():
-        state = torch.randn(2, memory.states, memory.key_features.width, 8)
+        state = torch.randn(2, memory.num_states, memory.key_features.width, 8)
         assert memory.step(*inputs, state)[1] is state
 
 
@@ -87,7 +87,7 @@ def test_what_is_not_finite_shows(feature_map):
 def test_mu_zero_is_exact():
     memory, *inputs = made({"mag_weight": 0.0}, SHAPES[0])
     with torch.no_grad():
-        state = torch.randn(2, memory.states, memory.key_features.width, 8)
+        state = torch.randn(2, memory.num_states, memory.key_features.width, 8)
         assert torch.equal(memory.step(*inputs, state)[0], inputs[0])
 
 
@@ -96,7 +96,7 @@ def test_mu_zero_is_exact():
 def test_bfloat16(feature_map):
     memory, *inputs = made({"operator": "gated_delta_rule", "feature_map": feature_map}, SHAPES[2], torch.bfloat16)
     with torch.no_grad():
-        state = torch.randn(2, memory.states, memory.key_features.width, 64)
+        state = torch.randn(2, memory.num_states, memory.key_features.width, 64)
         want, after = by_parts(memory, *inputs, state.clone())
         ours = memory.step(*inputs, state)
     assert ours[0].dtype == torch.bfloat16

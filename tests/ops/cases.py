@@ -40,8 +40,8 @@ def serve(backend, case):
 
 @dataclass(frozen=True)
 class Case:
-    """Arguments of an operator. q [B, T, G*H, K], k [B, T, (N,) H, K], v [B, T, (N,) H, V], beta [B, T, (N,) H] or None,
-    g [B, T, H] or [B, T, H, K] or None, initial_state [B, H, K, V] or None."""
+    """Arguments of an operator. q [B, T, G*H, K], k [B, T, (N,) H, K], v [B, T, (N,) H, V], beta [B, T, (N,) H] or
+    None, g [B, T, H] or [B, T, H, K] or None, initial_state [B, H, K, V] or None."""
 
     q: torch.Tensor
     k: torch.Tensor
@@ -74,9 +74,20 @@ class Case:
 
 
 def make_case(
-    tokens, batch=1, heads=2, groups=1, key_width=16, value_width=8, decay=0.1, state=True, seed=0,
-    steps=1, channels=False, delta=True, strength=True,
-):  # fmt: skip
+    tokens,
+    batch=1,
+    heads=2,
+    groups=1,
+    key_width=16,
+    value_width=8,
+    decay=0.1,
+    state=True,
+    seed=0,
+    steps=1,
+    channels=False,
+    delta=True,
+    strength=True,
+):
     """Random float64 case with unit queries and keys; `decay` is the size of -g, 0 for none; `steps` > 1 writes per
     token; `channels`: a decay of its own for each; `delta` False is linear attention, `strength` False without beta."""
     generator = torch.Generator().manual_seed(seed)
@@ -97,7 +108,8 @@ def make_case(
 
 
 def reference(case, scale=0.7):
-    """(o, state) by the recurrence as MATH.md states it, in float64; queries see keys and values repeated per group."""
+    """(o, state) by the recurrence of src/tptt/ops/README.md, "What is computed", in float64; queries read the state of
+    their group."""
     case = case.to(torch.float64)
     batch, tokens, *_, heads, key_width = case.k.shape
     groups = case.q.shape[2] // heads

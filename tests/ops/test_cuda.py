@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tptt.ops import available_backends
-from tptt.ops.backends import BACKENDS, Spec
+from tptt.ops import available_backends, backend_for
+from tptt.ops.backends import BACKENDS
+from tptt.ops.call import Inputs
+from tptt.ops.spec import Spec
 
 from .cases import KINDS, assert_close, make_case, reference, results
 
@@ -36,8 +38,7 @@ def half(tokens, kind, groups=2):
 def served(case, needs_grad):
     """`case` on the device; skips what fla does not serve."""
     case = case.map(lambda x: x.cuda().requires_grad_(needs_grad))
-    k, v, beta = (x if x is None or case.k.dim() == 5 else x.unsqueeze(2) for x in (case.k, case.v, case.beta))
-    spec = Spec.of(case.q, k, v, beta, case.g, case.initial_state, case.delta)
+    spec = Spec.of(Inputs(case.q, case.k, case.v, case.beta, case.g), case.initial_state, case.delta)
     reason = BACKENDS["fla"].supports(spec)
     if reason:
         pytest.skip(reason)
@@ -80,6 +81,7 @@ def test_fla_steps_equal_its_chunks(kind):
 
 @needs_fla
 def test_fla_serves_half_precision_by_itself():
-    spec = Spec(1000, 1, 64, "cuda", torch.bfloat16, False, False, True, True)
-    assert BACKENDS["fla"].supports(spec) is None
-    assert "float32" in BACKENDS["fla"].supports(spec._replace(dtype=torch.float32))
+    call = {"tokens": 1000, "key_width": 64, "device": "cuda", "needs_grad": True}
+    assert backend_for(**call, dtype=torch.bfloat16).name == "fla"
+    name, refusals = backend_for(**call, dtype=torch.float32)
+    assert name == "chunk" and "float32" in refusals["fla"]

@@ -7,8 +7,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from tptt.ops.call import Inputs
 from tptt.ops.fla import RECURRENT_UP_TO, fla_recurrence
-from tptt.ops.layout import with_writes
 from tptt.ops.naive import naive_recurrence
 
 from .cases import KINDS, assert_close, make_case, reference, results
@@ -59,9 +59,9 @@ def called(monkeypatch):
 
 
 def through_fla(case, bare, **options):
-    k, v, beta = (case.k, case.v, case.beta) if bare or case.k.dim() == 5 else with_writes(case.k, case.v, case.beta)
+    inputs = Inputs(case.q, case.k, case.v, case.beta, case.g)
     given = {"scale": 0.7, "initial_state": case.initial_state, "delta": case.delta}
-    return fla_recurrence(case.q, k, v, beta, case.g, **given, **options)
+    return fla_recurrence(*(inputs if bare else inputs.with_writes()), **given, **options)
 
 
 @pytest.mark.parametrize("bare", (True, False))

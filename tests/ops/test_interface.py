@@ -1,14 +1,16 @@
 """The public functions: errors, selection of the backend, and life inside autograd, autocast and torch.compile."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from tptt.ops import available_backends, backends, delta_rule, delta_rule_step
+from tptt import LinearAttention, MemoryConfig
+from tptt.ops import available_backends, backend_for, backends, chunk, delta_rule, delta_rule_step, fla, recurrences
 
-from .cases import BACKENDS, assert_close, make_case, results, serve
+from .cases import BACKENDS, KINDS, assert_close, make_case, results, serve
 
 WRONG = {
     "q must have shape": lambda c: replace(c, q=c.q[:, :, :3]),
@@ -59,24 +61,102 @@ def test_available_backends():
     assert torch.cuda.is_available() or "CUDA" in available["fla"] or "fla-core" in available["fla"]
 
 
-@pytest.mark.parametrize(
-    ("tokens", "grad", "expected"), ((1, False, "step"), (1, True, "naive"), (2, True, "naive"), (9, False, "chunk"))
-)
-def test_auto(monkeypatch, tokens, grad, expected):
-    served = []
+@pytest.fixture
+def served(monkeypatch):
+    """The names of the backends that have run."""
+    names = []
     for name, backend in backends.BACKENDS.items():
 
         def function(*args, name=name, function=backend.function, **options):
-            served.append(name)
+            names.append(name)
             return function(*args, **options)
 
         monkeypatch.setitem(backends.BACKENDS, name, replace(backend, function=function))
+    return names
+
+
+@pytest.mark.parametrize(
+    ("tokens", "grad", "expected"), ((1, False, "step"), (1, True, "naive"), (2, True, "naive"), (9, False, "chunk"))
+)
+def test_auto(served, tokens, grad, expected):
     case = make_case(tokens)
     case.q.requires_grad_(grad)
     case.run("auto")
     with torch.no_grad():
         case.run("auto")
     assert served == [expected, "step" if tokens == 1 else expected]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16, torch.float64))
+@pytest.mark.parametrize("tokens", (1, 3, 9))
+@pytest.mark.parametrize("grad", (False, True))
+def test_backend_for_is_what_runs(served, kind, dtype, tokens, grad):
+    case = make_case(tokens, **KINDS[kind]).to(dtype).map(lambda x: x.requires_grad_(grad))
+    case.run("auto")
+    given = KINDS[kind]
+    choice = backend_for(
+        tokens=tokens,
+        key_width=16,
+        dtype=dtype,
+        device="cpu",
+        writes=given.get("steps", 1),
+        decay=None if case.g is None else "channel" if given.get("channels") else "head",
+        delta=given.get("delta", True),
+        needs_grad=grad,
+    )
+    assert served == [choice.name]
+    for name, reason in choice.refusals.items():
+        if reason is None:
+            case.run(name)
+        else:
+            with pytest.raises(ValueError, match=re.escape(f"{name!r} cannot serve this call: {reason}")):
+                case.run(name)
+
+
+def test_backend_for_wrong_calls():
+    call = {"tokens": 4, "key_width": 16, "dtype": torch.float32, "device": "cpu"}
+    for name in ("tokens", "key_width", "writes"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+            backend_for(**call | {name: 0})
+    with pytest.raises(ValueError, match="decay must be None, 'head' or 'channel', got 'token'"):
+        backend_for(**call, decay="token")
+
+
+@pytest.fixture
+def with_fla(monkeypatch):
+    """As on a machine with fla-core and a GPU."""
+    monkeypatch.setattr(fla, "unavailable", lambda: None)
+    monkeypatch.setattr(fla, "no_gated_gradient", lambda: None)
+
+
+def test_what_fla_serves(with_fla):
+    call = {"tokens": 4096, "device": "cuda", "decay": "head", "needs_grad": True}
+    for dtype in (torch.bfloat16, torch.float16):
+        assert backend_for(**call, key_width=256, dtype=dtype).name == "fla"
+        name, refusals = backend_for(**call, key_width=2048, dtype=dtype)
+        assert name == "chunk" and refusals["fla"] == "its keys have 256 channels at most, got 2048"
+    name, refusals = backend_for(**call, key_width=64, dtype=torch.float32)
+    assert name == "chunk" and "must all be bfloat16 or all float16, got torch.float32" in refusals["fla"]
+    assert "it runs on the CPU" in refusals["native"]
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
+@pytest.mark.parametrize("feature_map", ("fourier", "sign_split", "silu"))
+def test_fla_never_serves_a_memory(with_fla, monkeypatch, feature_map, dtype):
+    """Its features are float32 in a model of any dtype; what a GPU runs instead."""
+    specs = []
+
+    def select(name, spec):
+        specs.append(spec._replace(device="cuda"))
+        return backends.select(name, spec)
+
+    monkeypatch.setattr(recurrences, "select", select)
+    layer = LinearAttention(64, 2, config=MemoryConfig(feature_map=feature_map)).to(dtype)
+    layer(torch.randn(1, 20, 64, dtype=dtype))
+    assert len(specs) == 1 and "float32" in fla.refusal(specs[0]._replace(key_width=64))
+    assert backends.fastest(specs[0]) == "chunk"
+    assert backends.fastest(specs[0]._replace(tokens=1, needs_grad=False)) == "step"
 
 
 def test_final_state_on_request_only():
@@ -116,6 +196,25 @@ def test_step_in_place(backend, decay):
         torch.testing.assert_close(got, naive, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("strided", (False, True))
+@pytest.mark.parametrize("decay", (0, 0.1))
+@pytest.mark.parametrize("backend", ("auto", "native", "step", "naive"))
+def test_step_with_a_new_state(backend, decay, strided):
+    case, _ = serve(backend, make_case(1, groups=2, decay=decay).to(torch.float32))
+    arguments, state = (case.q, case.k, case.v, case.beta, case.g), case.initial_state
+    if strided:
+        state = state.mT.contiguous().mT
+    o, returned = delta_rule_step(*arguments, state=state, scale=0.7, backend=backend)
+    assert returned is not state and torch.equal(state, case.initial_state)
+    for got, naive in zip((o, returned), case.run("naive"), strict=True):
+        torch.testing.assert_close(got, naive, atol=1e-5, rtol=1e-4)
+    case.q.requires_grad_()
+    o, returned = delta_rule_step(*arguments, state=state, scale=0.7)
+    torch.testing.assert_close(
+        torch.autograd.grad(o.sum(), case.q)[0], 0.7 * returned.sum(-1).repeat_interleave(2, 1)[:, None]
+    )
+
+
 def test_step_errors():
     case = make_case(1)
     one = (case.q, case.k, case.v, case.beta)
@@ -144,8 +243,10 @@ def test_no_second_derivative_of_chunk():
 @pytest.mark.parametrize("reentrant", (False, True))
 def test_gradient_checkpointing(reentrant):
     def run(case):
-        return checkpoint(lambda *t: replace(case, **dict(zip(case.tensors(), t, strict=True))).run("chunk"),
-                          *case.tensors().values(), use_reentrant=reentrant)  # fmt: skip
+        def run_again(*tensors):
+            return replace(case, **dict(zip(case.tensors(), tensors, strict=True))).run("chunk")
+
+        return checkpoint(run_again, *case.tensors().values(), use_reentrant=reentrant)
 
     case = make_case(70)
     assert_close(results(case, run), results(case, lambda c: c.run("chunk")), 0, 0)
@@ -173,9 +274,13 @@ def test_autocast_does_not_reach_the_arithmetic(backend):
     assert_close(results(case, under_autocast), results(case, lambda c: c.run(backend)), 0, 0)
 
 
-def test_memory_grows_by_segments_not_tokens():
-    """The backward keeps the inputs and a state per segment of at least K tokens, nothing per token or chunk."""
-    case = make_case(2048, heads=1, key_width=32, value_width=32).to(torch.float32)
+@pytest.mark.parametrize("key_width, value_width", ((128, 16), (32, 64)))
+def test_memory_grows_by_chunk_groups_not_tokens(monkeypatch, key_width, value_width):
+    """The backward of a long call keeps the inputs and a state per chunk group of at least K tokens, nothing per
+    chunk."""
+    monkeypatch.setattr(chunk, "KEPT_BYTES", 1 << 20)
+    monkeypatch.setattr(chunk, "GROUP_NUMBERS", 1)  # the smallest groups
+    case = make_case(2048, heads=1, key_width=key_width, value_width=value_width, state=False).to(torch.float32)
     saved = []
 
     def pack(x):
@@ -184,9 +289,12 @@ def test_memory_grows_by_segments_not_tokens():
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         case.q.requires_grad_()
-        case.run("chunk")
-    inputs = sum(x.numel() for name, x in case.tensors().items() if name != "initial_state")
-    assert sum(saved) <= inputs + 2048 * 32
+        o, _ = case.run("chunk", chunk_size=16)
+    inputs = sum(x.numel() for x in case.tensors().values())
+    assert inputs < sum(saved) <= inputs + case.v.numel()
+    assert not o.grad_fn.kept
+    monkeypatch.undo()
+    assert case.run("chunk", chunk_size=16)[0].grad_fn.kept  # a short call
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler raises warnings that it hides itself, unless they are errors

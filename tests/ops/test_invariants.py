@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tptt.ops import chunk, decays, segment
+from tptt.ops import chunk, chunk_group, decays
 from tptt.ops.decays import factor
 
 from .cases import BACKENDS, KINDS, assert_close, make_case, reference, results, serve
@@ -22,7 +22,7 @@ def test_chunk_size_changes_nothing(chunk_size, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_the_forward_keeps_changes_nothing(kind, monkeypatch):
-    """A long call computes its segments again, a short one keeps them, for one backward."""
+    """A long call computes its chunk groups again, a short one keeps them, for one backward."""
     case = make_case(130, groups=2, **KINDS[kind])
 
     def twice(c):
@@ -44,13 +44,13 @@ def test_what_the_forward_keeps_changes_nothing(kind, monkeypatch):
 @pytest.mark.parametrize("keep", (False, True))
 @pytest.mark.parametrize("kind", KINDS)
 def test_states_carried_in_place_equal_a_state_per_chunk(kind, keep, monkeypatch):
-    """Large states, forward and backward, in segments of a few chunks each; with and without what the forward keeps."""
+    """Large states, forward and backward, in groups of a few chunks each; with and without what the forward keeps."""
     case = make_case(130, groups=2, **KINDS[kind])
-    monkeypatch.setattr(chunk, "SEGMENT_NUMBERS", 1)  # segments of as many positions as keys have channels
+    monkeypatch.setattr(chunk, "GROUP_NUMBERS", 1)  # chunk groups of as many positions as keys have channels
     monkeypatch.setattr(chunk, "KEPT_BYTES", keep << 30)
-    monkeypatch.setattr(segment, "STATES_BYTES", 1 << 30)
+    monkeypatch.setattr(chunk_group, "STATES_BYTES", 1 << 30)
     want = results(case, lambda c: c.run("chunk", chunk_size=4))
-    monkeypatch.setattr(segment, "STATES_BYTES", 0)
+    monkeypatch.setattr(chunk_group, "STATES_BYTES", 0)
     assert_close(results(case, lambda c: c.run("chunk", chunk_size=4)), want, 1e-13, 1e-13)
     o, state = case.run("chunk", chunk_size=4)  # without gradients
     assert_close({"o": o, "state": state}, {"o": want["o"], "state": want["state"]}, 1e-13)

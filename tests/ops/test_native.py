@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tptt.ops import available_backends, delta_rule, delta_rule_step
-from tptt.ops.native import fourier, fourier_backward, library, operators
+from tptt.ops.native import Parameters, fourier, fourier_backward, library, memory_step, operators, sizes
 
 from .cases import KINDS, assert_close, make_case, reference, results
 
@@ -71,7 +71,7 @@ def test_what_the_forward_keeps_changes_nothing(kind, dtype, monkeypatch):
     """A long call computes its chunks again, a short one keeps what it has."""
     case = make_case(130, groups=3, batch=2, key_width=40, value_width=20, **SCALAR[kind]).to(dtype)
     kept = results(case, lambda c: c.run("native"))
-    monkeypatch.setattr(operators, "KEPT_BYTES", 0)
+    monkeypatch.setattr(sizes, "KEPT_BYTES", 0)
     for name, x in results(case, lambda c: c.run("native")).items():
         assert torch.equal(x, kept[name]), name
 
@@ -80,9 +80,10 @@ def test_what_the_forward_keeps_changes_nothing(kind, dtype, monkeypatch):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("kind", SCALAR)
 def test_a_state_that_is_not_there_is_zero(kind, dtype, keep, monkeypatch):
-    """Neither read nor made where none is given or asked for: the same numbers as with zeros, and a state nobody uses."""
+    """Neither read nor made where none is given or asked for: the same numbers as with zeros, and a state nobody
+    uses."""
     if not keep:
-        monkeypatch.setattr(operators, "KEPT_BYTES", 0)
+        monkeypatch.setattr(sizes, "KEPT_BYTES", 0)
     for tokens in (1, 32, 33, 300):
         case = make_case(tokens, groups=3, batch=2, key_width=40, value_width=20, state=False, **SCALAR[kind]).to(dtype)
         zeros = replace(case, initial_state=torch.zeros(2, 2, 40, 20))
@@ -182,22 +183,64 @@ def test_no_second_derivative():
 
 
 @pytest.mark.parametrize("key_width, value_width", ((32, 32), (256, 256), (1024, 16), (16, 512)))
-def test_memory_grows_by_segments_not_tokens(key_width, value_width, monkeypatch):
-    monkeypatch.setattr(operators, "KEPT_BYTES", 1 << 20)
+def test_memory_grows_by_chunk_groups_not_tokens(key_width, value_width, monkeypatch):
+    monkeypatch.setattr(sizes, "KEPT_BYTES", 1 << 20)
     case = make_case(4608, heads=1, key_width=key_width, value_width=value_width, state=False).to(torch.float32)
     k, v, beta = (x[:, :, None] for x in (case.k, case.v, case.beta))
     saved = operators.recurrence(case.q, k, v, beta, case.g, None, 1.0, True, True, True)[2]
     assert 0 < saved.numel() <= max(k.numel(), v.numel()) / 3
 
 
-def test_threads_change_nothing():
-    case = make_case(70, batch=3).to(torch.float32)
-    before, want = torch.get_num_threads(), results(case, lambda c: c.run("native"))
-    try:
-        torch.set_num_threads(2)
-        assert_close(results(case, lambda c: c.run("native")), want, 0, 0)
-    finally:
-        torch.set_num_threads(before)
+@pytest.fixture
+def in_threads():
+    """`function()` on three threads; they share no working space."""
+    before = torch.get_num_threads()
+
+    def run(function):
+        torch.set_num_threads(3)
+        try:
+            return function()
+        finally:
+            torch.set_num_threads(before)
+
+    return run
+
+
+@pytest.mark.parametrize("tokens", (1, 70, 600))
+def test_threads_change_nothing(in_threads, tokens):
+    case = make_case(tokens, batch=3, heads=5).to(torch.float32)
+    want = results(case, lambda c: c.run("native"))
+    assert_close(in_threads(lambda: results(case, lambda c: c.run("native"))), want, 0, 0)
+    alone = case.run("native")
+    assert all(torch.equal(x, y) for x, y in zip(in_threads(lambda: case.run("native")), alone, strict=True))
+
+
+def test_threads_change_no_features(in_threads):
+    z, frequencies = torch.nn.functional.normalize(torch.randn(300, 16), dim=-1), torch.randn(50, 16)
+    out, weights = fourier(z, frequencies), torch.randn(300, 100)
+    assert torch.equal(in_threads(lambda: fourier(z, frequencies)), out)
+    gradient = fourier_backward(out, weights, frequencies)
+    assert torch.equal(in_threads(lambda: fourier_backward(out, weights, frequencies)), gradient)
+
+
+@pytest.mark.parametrize("mixing_width", (None, 7))
+def test_threads_change_no_memory_step(in_threads, mixing_width):
+    heads, width, hidden_width = 6, 8, 20
+    q, k, v = (torch.randn(3, 1, heads, width) for _ in range(3))
+    hidden, softmax = torch.randn(3, 1, hidden_width), torch.randn(3, 1, heads * width)
+    down = None if mixing_width is None else torch.randn(mixing_width, hidden_width)
+    gates = torch.randn(heads, hidden_width), torch.randn(heads), torch.randn(heads, hidden_width), torch.randn(heads)
+    mixing = torch.randn(heads, mixing_width or hidden_width), torch.randn(heads), down
+    learned = Parameters(None, None, *gates, *mixing, None, torch.randn(heads, width), torch.tensor(0.4))
+    first = torch.randn(3, heads, width, width)
+
+    def step():
+        state = first.clone()
+        return memory_step(q, k, v, hidden, softmax, state, learned, True, "silu"), state
+
+    want = step()
+    assert want[0].isfinite().all() and not torch.equal(want[1], first)
+    assert all(torch.equal(x, y) for x, y in zip(in_threads(step), want, strict=True))
 
 
 def test_subnormal_numbers_are_zero_inside_and_remain_outside():
@@ -230,7 +273,7 @@ def test_large_outputs(dtype):
 
 @pytest.mark.parametrize("heads", (2, 5, 9))
 def test_heads_that_are_worked_on_together(heads):
-    """Over several segments, each as if it were the only one."""
+    """Over several chunk groups, each as if it were the only one."""
     case = make_case(1100, heads=heads, batch=2, decay=0.01).to(torch.float32)
 
     def alone(c):
@@ -284,29 +327,6 @@ def test_every_instruction_set(instructions):
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_an_instruction_set_that_is_not_there(monkeypatch):
-    with pytest.raises(OSError, match="TPTT_INSTRUCTIONS=mmx is not available on this processor; valid: portable"):
-        library.Library(library.FILE, "mmx")
-
-
-def test_without_kernels(monkeypatch, tmp_path):
-    monkeypatch.setattr(library, "FILE", tmp_path / "none.so")
-    library._attempt.cache_clear()
-    try:
-        assert "it was not built" in available_backends()["native"]
-        case = make_case(40).to(torch.float32)
-        with pytest.raises(ValueError, match="'native' cannot serve this call: it was not built"):
-            case.run("native")
-        torch.testing.assert_close(case.run("auto"), case.run("chunk"), rtol=0, atol=0)
-        with pytest.raises(RuntimeError, match="tptt's native kernels: it was not built"):
-            library.library()
-        (tmp_path / "none.so").write_text("no library")
-        library._attempt.cache_clear()
-        assert "it could not be loaded" in available_backends()["native"]
-    finally:
-        library._attempt.cache_clear()
 
 
 def test_what_it_does_not_serve():

@@ -1,4 +1,4 @@
-"""Calls that something records, and tensors that are no plain ones: the kernels must not read past them."""
+"""Calls that something records, and tensors that do not hold their data: the kernels must not read past them."""
 
 from dataclasses import replace
 

@@ -1,28 +1,35 @@
-"""Text and recall rows: what the memory is trained on and measured with. Imports nothing of tptt."""
+"""Text and recall rows: what a memory is trained on and measured with. Imports `tptt.progress` alone."""
 
-from .drills import DrillRows
-from .files import TextWarning
+from .documents import Documents, TextSplit
 from .formats import FORMATS, chosen_formats
+from .key_value_recall import KeyValueRecall, RecallVocabulary
 from .lexicon import Lexicon
-from .recall import IGNORE, Draws, RecallBatch, RecallRows, RecallVocabulary
-from .rows import pack_rows, tokenize
-from .text import TextSplit, installed_text, load_text, stdlib_text
+from .recall_batch import IGNORE, RecallBatch, RecallSampler
+from .recall_task import RecallTask
+from .rows import pack_rows
+from .standard_library import installed_text, stdlib_text
+from .text import load_text
+from .text_files import TextWarning
+from .tokens import TokenizedText, tokenize, tokenize_once
 
 __all__ = [
     "FORMATS",
     "IGNORE",
-    "DrillRows",
-    "Draws",
+    "Documents",
+    "KeyValueRecall",
     "Lexicon",
     "RecallBatch",
-    "RecallRows",
+    "RecallSampler",
+    "RecallTask",
     "RecallVocabulary",
     "TextSplit",
     "TextWarning",
+    "TokenizedText",
     "chosen_formats",
     "installed_text",
     "load_text",
     "pack_rows",
     "stdlib_text",
     "tokenize",
+    "tokenize_once",
 ]

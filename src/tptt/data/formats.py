@@ -1,7 +1,7 @@
-"""Forms in which a text states something and comes back to it: what a memory is taught on and tested with.
+"""Formats in which a text states a fact and comes back to it: a memory is trained on them and tested with them.
 
-A format makes one fact from a `Lexicon`. A fact is stated as ``cue + answer + end``; it is asked by ``question``, after which
-the answer comes again. Words are paired at random, so that nothing but the context tells the answer.
+A format makes one fact from a `Lexicon`. A fact is stated as ``cue + answer + end``. It is asked for by ``question``,
+after which the answer comes again. Words are paired at random, so that nothing but the context tells the answer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .lexicon import Lexicon
 
 
 class Fact(NamedTuple):
-    """One fact as text; ``question`` is where the answer is asked for, often the cue itself."""
+    """One fact as text; ``question`` asks for the answer, often by the cue itself."""
 
     cue: str
     answer: str
@@ -101,9 +101,10 @@ def strings(words: Lexicon, rng: random.Random) -> Fact:
 
 Format = Callable[[Lexicon, random.Random], Fact]
 FORMATS: dict[str, Format] = {
-    "records": records, "passkey": passkey, "sentences": sentences, "identifiers": identifiers, "fields": fields,
-    "numbers": numbers, "glossary": glossary, "passages": passages, "strings": strings,
-}  # fmt: skip
+    make.__name__: make
+    for make in (records, passkey, sentences, identifiers, fields, numbers, glossary, passages, strings)
+}
+"""All formats by name."""
 
 
 def chosen_formats(names: str | tuple[str, ...] | list[str] = "all", without: tuple[str, ...] = ()) -> tuple[str, ...]:

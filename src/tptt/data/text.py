@@ -1,182 +1,102 @@
-"""Where text comes from: the running Python's own documentation, a file, a folder, or a data set."""
+"""Where text comes from: a file, a folder, a pattern of file names, a table, or a data set of the hub."""
 
 from __future__ import annotations
 
-import ast
-import sysconfig
-import warnings
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import glob
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
 
-from .files import SUFFIXES, NoTextError, TextWarning, read_file, text_column
+from tptt.progress import report_progress
 
-_SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3"}
-
-
-@dataclass(frozen=True)
-class TextSplit:
-    """Documents for training and documents held out, which never share a source."""
-
-    train: list[str]
-    held_out: list[str]
-
-    @property
-    def characters(self) -> int:
-        return sum(map(len, self.train)) + sum(map(len, self.held_out))
+from .data_sets import data_set, is_saved, saved
+from .documents import Documents, Source, TextSplit
+from .held_out import TooLittleTextError, choose
+from .sources import LocalFiles
+from .tables import TABLES
+from .text_files import SUFFIXES
 
 
-def split_by_name(named: Iterable[tuple[str, str]], one_in: int = 20) -> TextSplit:
-    """Hold out one document in ``one_in``, chosen by a hash of its name, so that the choice never moves."""
-    train: list[str] = []
-    held_out: list[str] = []
-    for name, text in named:
-        (held_out if _hash(name) % one_in == 0 else train).append(text)
-    return TextSplit(train, held_out)
+def load_text(source: str, column: str = "text", config_name: str | None = None, split: str | None = None) -> TextSplit:
+    """The documents of a text, on two sides that never share one. They are read when they are asked for.
 
+    ============================ ======================================================================================
+    source                       documents
+    ============================ ======================================================================================
+    text file                    one: UTF-8, or UTF-16 or UTF-32 with a byte order mark
+    .json .jsonl .csv .parquet   one in each row
+    folder, ``books/*.txt``      its files, each read as above; those of a folder that are named .txt, .md, .rst or .py,
+                                 and tables, also in folders within. Hidden files are passed over, and, with a
+                                 `TextWarning`, what is no text and tables without the column
+    folder of ``save_to_disk``   one in each row, memory-mapped
+    id on the hub, ``owner/x``   one in each row, streamed: no more is fetched than is read
+    ============================ ======================================================================================
 
-def _hash(name: str) -> int:
-    return zlib.crc32(name.encode())
+    One document in 20 is held out (`tptt.data.held_out.choose`). Which ones depends on what the documents say and on
+    nothing else, so that it is the same on every platform, and copies of a document are on the same side. Where one
+    document is all of the text, its last tenth is held out, 16 MiB at most, and the hundredth before that, 64 KiB at
+    most, is left out.
 
-
-def stdlib_text() -> TextSplit:
-    """The running Python's language reference, docstrings and sources, in that order.
-
-    The docstrings of a module and its source fall on the same side of the split.
-    """
-    return split_by_name([*_topics(), *_modules()])
-
-
-def installed_text(characters: int) -> TextSplit:
-    """`stdlib_text` and as many ``characters``, about, of the sources of the packages that are installed beside it.
-
-    Which ones depends on the machine: for a base that needs more text than the standard library has.
-    """
-    root = Path(sysconfig.get_paths()["purelib"])
-    found: list[tuple[str, str]] = []
-    for name, source in _sources(root, _hash):  # some of every package
-        characters -= len(source)
-        if characters < 0:
-            break
-        found.append((name, source))
-    packages, stdlib = split_by_name(found), stdlib_text()
-    return TextSplit(stdlib.train + packages.train, stdlib.held_out + packages.held_out)
-
-
-def load_text(source: str, column: str = "text") -> TextSplit:
-    """Documents of a text file, a folder, a JSON/JSONL/CSV/Parquet table, a data set of the hub or a saved one's folder.
-
-    Tables and data sets are read through ``datasets``. A text file (UTF-8, or UTF-16 with its byte order mark) becomes one
-    document per 200 lines, every 20th held out. Inside a folder, files and folders whose name begins with a dot are passed
-    over, tables without ``column`` and what is no text with a warning.
+    Args:
+        source: where the text is.
+        column: of a table that holds the text.
+        config_name: configuration of a data set. Given for a folder, the folder is read as one of the hub's would be.
+        split: of a data set; None is "train". Given for a folder, it is read likewise.
 
     Raises:
-        FileNotFoundError: ``source`` is neither a path nor a data set that can be loaded.
-        ValueError: no text was found, too little of it to hold any out, a file that cannot be read, or the table has no
-            such column.
+        FileNotFoundError: ``source`` is neither here nor a data set that can be loaded.
+        ValueError: there is no such column, configuration or split (the message lists those there are), no text was
+            found, or a file cannot be read. A file that is damaged further on raises it when it is read there.
     """
-    path = Path(source).expanduser()
-    if path.is_dir() and _is_saved(path):
-        named = [(f"#{i}", d) for i, d in enumerate(_saved(path, column))]
-    elif path.is_dir():
-        files = sorted(p for p in path.rglob("*") if _is_document(p, path))
-        named = [(f"{p.relative_to(path)}#{i}", d) for p in files for i, d in enumerate(_read_any(p, column))]
-    elif path.is_file():
-        named = [(f"#{i}", d) for i, d in enumerate(read_file(path, column))]
-    else:
-        named = [(f"#{i}", d) for i, d in enumerate(_data_set(source, column))]
-    named = [(n, d) for n, d in named if d.strip()]
-    if not named:
-        raise ValueError(f"{source!r} holds no text; readable are {', '.join(sorted(SUFFIXES))} and data sets")
-    split = split_by_name(named)
-    if split.held_out and split.train:
-        return split
-    documents = [d for _, d in named]
-    if len(documents) == 1:  # one short document: its end is held out
-        if len(documents[0]) < 2:
-            raise ValueError(f"{source!r} holds one character, nothing of which can be held out")
-        cut = max(1, len(documents[0]) * 9 // 10)
-        return TextSplit([documents[0][:cut]], [documents[0][cut:]])
-    return TextSplit(documents[:-1], documents[-1:])
+    found = _source(source, column, config_name, split)
+    with report_progress(f"looking through {source}", unit="documents") as progress:
 
+        def counted() -> Iterator[tuple[int, int]]:
+            for document in found.documents():
+                progress.advance()
+                yield document
 
-def _is_document(file: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return file.suffix.lower() in SUFFIXES and not hidden and file.is_file()
-
-
-def _topics() -> list[tuple[str, str]]:
-    try:
-        from pydoc_data.topics import topics
-    except ImportError:  # some distributions ship Python without it
-        return []
-    return sorted(topics.items())
-
-
-def _modules() -> list[tuple[str, str]]:
-    sources = list(_sources(Path(sysconfig.get_paths()["stdlib"])))
-    docs = [(name, _docstrings(source)) for name, source in sources]
-    return [(n, t) for n, t in docs + sources if len(t) > 200]
-
-
-def _sources(root: Path, order: Callable[[str], int] | None = None) -> Iterator[tuple[str, str]]:
-    """Names and texts of the Python modules in a folder, by path, or by ``order`` of the name; read as they are asked for."""
-    inside = (path.relative_to(root) for path in sorted(root.rglob("*.py")))
-    modules = [p for p in inside if not _SKIPPED_FOLDERS & set(p.parts) and p.name not in ("topics.py", "pyclbr.py")]
-    if order is not None:
-        modules.sort(key=lambda p: order(p.as_posix()))
-    for path in modules:
-        yield path.as_posix(), (root / path).read_text(encoding="utf-8", errors="ignore")
-
-
-def _docstrings(source: str) -> str:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # old escapes in library sources
         try:
-            tree = ast.parse(source)
-        except (SyntaxError, ValueError):
-            return ""
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    found = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
-    return "\n\n".join(d for d in found if d)
+            chosen = choose(counted())
+        except TooLittleTextError as error:
+            readable = ", ".join((*SUFFIXES, *TABLES))
+            raise ValueError(f"{source!r}: {error}; readable are {readable} and data sets") from error
+    return TextSplit(Documents(found, chosen, held_out=False), Documents(found, chosen, held_out=True))
 
 
-def _read_any(path: Path, column: str) -> list[str]:
-    """`read_file`, but what is no text is no document: a folder of text often holds other tables too."""
-    try:
-        return read_file(path, column)
-    except NoTextError as error:
-        warnings.warn(f"passed over: {error}", TextWarning, stacklevel=3)
-        return []
+def _source(source: str, column: str, config_name: str | None, split: str | None) -> Source:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if is_saved(path):
+            return saved(path, column, config_name, split)
+        if config_name is not None or split is not None:
+            return data_set(str(path), column, config_name, split)
+        return LocalFiles(_files_in(path), column, strict=False)
+    if path.is_file():
+        files, strict = [path], True
+    elif glob.has_magic(source):
+        found = (Path(name) for name in glob.glob(str(path), recursive=True))
+        files, strict = _in_reading_order({file: file for file in found if file.is_file()}), False
+        if not files:
+            raise FileNotFoundError(f"no file is named like {source!r}")
+    else:
+        return data_set(source, column, config_name, split)
+    if config_name is not None:
+        raise ValueError(f"{source!r} is a file: it has no configuration {config_name!r}, only data sets have")
+    if split not in (None, "train"):
+        raise ValueError(f"{source!r} is a file: it has no split {split!r}; it has train")
+    return LocalFiles(files, column, strict)
 
 
-def _is_saved(folder: Path) -> bool:
-    """Whether ``save_to_disk`` of ``datasets`` wrote the folder."""
-    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+def _files_in(folder: Path) -> list[Path]:
+    inside = {path.relative_to(folder): path for path in folder.rglob("*")}
+    return _in_reading_order({name: path for name, path in inside.items() if _is_read(name) and path.is_file()})
 
 
-def _saved(folder: Path, column: str) -> list[str]:
-    from datasets import load_from_disk
-
-    try:
-        data = load_from_disk(str(folder))
-    except Exception as error:
-        raise ValueError(f"{folder} cannot be loaded as a saved data set: {error}") from error
-    if isinstance(data, dict):
-        if "train" not in data:
-            raise ValueError(f"{folder} has no split 'train'; name the folder of one of its splits: {', '.join(data)}")
-        data = data["train"]
-    return text_column(data, column, str(folder))
+def _is_read(name: PurePath) -> bool:
+    """Whether a file of a folder is read, by its path inside."""
+    return name.suffix.lower() in (*SUFFIXES, *TABLES) and not any(part.startswith(".") for part in name.parts)
 
 
-def _data_set(name: str, column: str) -> list[str]:
-    from datasets import load_dataset
-
-    try:
-        data = load_dataset(name, split="train")
-    except Exception as error:
-        raise FileNotFoundError(
-            f"{name!r} is no file or folder here, and loading it as a data set failed: {error}"
-        ) from error
-    return text_column(data, column, name)
+def _in_reading_order(files: Mapping[PurePath, Path]) -> list[Path]:
+    """The files in the order in which they are read: paths of Windows are ordered in another way than POSIX's."""
+    return [files[name] for name in sorted(files, key=lambda name: name.as_posix())]

@@ -32,7 +32,7 @@ def cache_bytes(model, tokens: int, element: int) -> tuple[int, int]:
             kept = 0
         elif carrying.window is not None:
             kept = min(tokens, carrying.window + carrying.sinks)
-        state = 4 * branch.states * branch.key_features.width * branch.widths[1]
+        state = 4 * branch.num_states * branch.key_features.width * branch.value_dim
         converted += kept * per_token + state
     return base, converted
 

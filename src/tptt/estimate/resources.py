@@ -275,7 +275,9 @@ def _peak(options: RunOptions, survey: Survey, weights: torch.dtype, computed: t
         # the base's logits, and for the divergence both log softmaxes
         parts["teacher"] = logits * (computed.itemsize + (2 * 4 if settings.kl_weight else 0))
         if settings.attention_transfer_weight:
-            parts["teacher"] += tokens * computed.itemsize * sum(m.heads * m.widths[1] for m in memories(survey.model))
+            parts["teacher"] += (
+                tokens * computed.itemsize * sum(m.num_heads * m.value_dim for m in memories(survey.model))
+            )
     return parts
 
 
@@ -285,7 +287,7 @@ def _wider(options: RunOptions, survey: Survey) -> float:
     if not (options.training.allocate_widths and can_allocate_widths(options.memory)):
         return 0.0
     memory = memories(survey.model)[0]
-    return (MOST - 1) * 1.5 * 4 * (memory.heads + memory.states) * memory.key_features.width
+    return (MOST - 1) * 1.5 * 4 * (memory.num_heads + memory.num_states) * memory.key_features.width
 
 
 def recomputes(options: RunOptions) -> bool:
@@ -305,7 +307,7 @@ def _operations(options: RunOptions, survey: Survey, length: int) -> tuple[float
     for layer in memory_layers(survey.model):
         branch = layer.memory
         # read, correct and write the state: 2 each per element; scores and values: 2 per key, head and channel
-        recurrence += 6 * branch.states * branch.key_features.width * branch.widths[1]
+        recurrence += 6 * branch.num_states * branch.key_features.width * branch.value_dim
         per_key = 2 * layer.geometry.heads * (layer.geometry.head_dim + layer.geometry.value_dim)
         whole += per_key * length / 2
         softmax += per_key * min(length / 2, layer.window or length) if layer.has_softmax else 0

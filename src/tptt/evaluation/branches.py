@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tptt.data import Draws
+from tptt.data import RecallSampler
 from tptt.hf import memories, memory_layers, memory_squares, set_mag_weight, softmax_squares
 from tptt.hf.patch import weights_loaded
 
@@ -59,7 +59,8 @@ def mag_weight(model: nn.Module, weight: float | None) -> Iterator[nn.Module]:
 
 
 def branch_use(
-    model, recall: Draws, length: int, window: int, rows: int = 16, seed: int = 0, text: torch.Tensor | None = None,
+    model, recall: RecallSampler, length: int, window: int, rows: int = 16, seed: int = 0, text: torch.Tensor | None =
+        None,
     arms: tuple[str, ...] | None = None,
 ) -> BranchUse:  # fmt: skip
     """Ablate the branches of ``model`` on recall rows of ``length`` tokens and on ``text`` [N, T].

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from tptt.data import IGNORE, Draws, RecallBatch
+from tptt.data import IGNORE, RecallBatch, RecallSampler
 
 from .perplexity import evaluating
 
@@ -33,7 +33,8 @@ def _share(hits: torch.Tensor) -> float | None:
 
 
 def _by_answer(drawn: RecallBatch, hits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each asked answer whether all its tokens were predicted, and its distance; hits [B, T - 1] are of tokens 1 .. T - 1."""
+    """Of each asked answer whether all its tokens were predicted, and its distance; hits [B, T - 1] are of tokens 1 ..
+    T - 1."""
     asked = drawn.answers[:, 1:] != IGNORE
     row = torch.arange(len(asked))[:, None].expand_as(asked)[asked]
     answer = row * drawn.number.shape[1] + drawn.number[:, 1:][asked]
@@ -45,7 +46,7 @@ def _by_answer(drawn: RecallBatch, hits: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def recall_accuracy(
-    model, recall: Draws, length: int, window: int, rows: int = 32, seed: int = 0,
+    model, recall: RecallSampler, length: int, window: int, rows: int = 32, seed: int = 0,
     facts: int | None = None, tokens_per_batch: int = 4096,
 ) -> RecallScore:  # fmt: skip
     """Ask ``rows`` recall rows of ``length`` tokens; "beyond" are answers stated more than ``window`` tokens back.
@@ -53,7 +54,7 @@ def recall_accuracy(
     The token that has to know the value stands one before it, so a value at distance ``window`` is the last it sees.
 
     Raises:
-        ValueError: no row fits (see `RecallRows.draw`), or ``rows`` < 1.
+        ValueError: no row fits (see `KeyValueRecall.draw`), or ``rows`` < 1.
     """
     if rows < 1:
         raise ValueError(f"rows must be 1 or more, got {rows}")
@@ -74,10 +75,10 @@ def recall_accuracy(
 
 
 def recall_by_generation(
-    model, recall: Draws, length: int, window: int, rows: int = 8, seed: int = 0, facts: int | None = None,
+    model, recall: RecallSampler, length: int, window: int, rows: int = 8, seed: int = 0, facts: int | None = None,
 ) -> tuple[int, int]:  # fmt: skip
-    """(right, asked): the last answer of each row that was stated more than ``window`` tokens back, generated greedily from
-    a cache, after everything that stands before it was read.
+    """(right, asked): the last answer of each row that was stated more than ``window`` tokens back, generated greedily
+    from a cache, after everything that stands before it was read.
 
     Raises:
         ValueError: as `recall_accuracy`.

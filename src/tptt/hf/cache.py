@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import torch
 from transformers import Cache, DynamicCache
 
-from tptt.memory.update import Writes
+from tptt.memory.update import MemoryUpdate
 
 from .compat import (
     DynamicIndexedLayer,
@@ -52,10 +52,10 @@ class MemoryState:
     def _begin(self) -> None:
         self.record_past = False
         self.state: torch.Tensor | None = None
-        self.taps: torch.Tensor | None = None  # raw tokens before, for a memory that looks at them
+        self.history: torch.Tensor | None = None  # raw tokens before, for a memory that looks at them
         self.seen: torch.Tensor | None = None  # how many there were, [B], for one that counts
         self._before: tuple = (None, None, None)  # the three, before what is recorded
-        self._history: list[Writes] = []
+        self._history: list[MemoryUpdate] = []
 
     @property
     def is_croppable(self) -> bool:
@@ -64,17 +64,17 @@ class MemoryState:
     def activate_past_recording(self) -> None:
         self.record_past = True
 
-    def write(self, state: torch.Tensor, writes: Writes) -> None:
-        """Take the ``state`` after ``writes``, and what the next call sees of their raw tokens."""
+    def write(self, state: torch.Tensor, update: MemoryUpdate) -> None:
+        """Take the ``state`` after ``update``, and what the next call sees of their raw tokens."""
         if self.record_past:
             if not self._history:
-                self._before = (self.state, self.taps, self.seen)
-            self._history.append(writes.map(torch.Tensor.detach))
-        self.state, self.taps = state.detach(), None if writes.taps is None else writes.taps.detach()
-        self.seen = writes.seen_after
+                self._before = (self.state, self.history, self.seen)
+            self._history.append(update.map(torch.Tensor.detach))
+        self.state, self.history = state.detach(), None if update.history is None else update.history.detach()
+        self.seen = update.seen_after
 
     def _each(self, function) -> None:
-        for name in ("state", "taps", "seen"):
+        for name in ("state", "history", "seen"):
             if getattr(self, name) is not None:
                 setattr(self, name, function(getattr(self, name)))
         self._before = tuple(None if x is None else function(x) for x in self._before)
@@ -98,15 +98,15 @@ class MemoryState:
         super().crop(tokens_to_remove)  # type: ignore[misc]
         if tokens_to_remove < 0:
             kept = recorded + tokens_to_remove
-            self.state, self.taps, self.seen = self._before
+            self.state, self.history, self.seen = self._before
             if kept:
-                writes = Writes.joined(self._history, kept, self.taps)
-                self.state, self.taps, self.seen = writes.state_after(self.state), writes.taps, writes.seen_after
+                update = MemoryUpdate.joined(self._history, kept, self.history)
+                self.state, self.history, self.seen = update.apply(self.state), update.history, update.seen_after
         self._history, self._before = [], (None, None, None)
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
-        self.state, self.taps, self.seen, self._before, self._history = None, None, None, (None, None, None), []
+        self.state, self.history, self.seen, self._before, self._history = None, None, None, (None, None, None), []
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]

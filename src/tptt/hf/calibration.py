@@ -64,7 +64,7 @@ def calibrate(
         window = memory.config.window
         far = length or (_WINDOWS * window if window else q.shape[1])
         near = window or max(1, far // _WINDOWS)
-        if not memory.begin_from(*far_maps(turns.get(module), q, k, near, max(near + 1, far), memory.states)):
+        if not memory.begin_from(*far_maps(turns.get(module), q, k, near, max(near + 1, far), memory.num_states)):
             trained.append(slot_of(module).layer)
     if trained:
         logger.warning("calibrate: the feature maps of layers %s have been trained and stay as they are", trained)

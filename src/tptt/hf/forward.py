@@ -80,7 +80,7 @@ def _memory_branch(call: Call, q, k, v) -> torch.Tensor:
         return unpacked.back(memory(hidden, q, k, v, unpacked.mask))
     if layer is None:
         return memory(call.hidden, q, k, v, call.mask)
-    update = memory.writes(call.hidden, k, v, call.mask, layer.taps, layer.seen)
+    update = memory.update(call.hidden, k, v, call.mask, layer.history, layer.seen)
     read, state = memory.read(q, update, layer.state)
     layer.write(state, update)
     return read
@@ -98,8 +98,8 @@ def before_layer(slot: MemorySlot, layer: nn.Module, args, kwargs):
     passed = {k: kwargs[k] for k in PASSED_DOWN if k in kwargs}
     if not slot.layer_takes_keywords:
         kwargs = {k: v for k, v in kwargs.items() if k not in PASSED_DOWN}
-    slot.passed_down = slot.context.passed_down = passed
-    if slot.context.packed and passed.get("memory_sequences") is None:
+    slot.passed_down = slot.running.passed_down = passed
+    if slot.running.packed and passed.get("memory_sequences") is None:
         raise ValueError(
             f"the model passes no keywords on to {type(layer).__name__}: its memories cannot be told where packed rows begin"
         )
@@ -109,10 +109,10 @@ def before_layer(slot: MemorySlot, layer: nn.Module, args, kwargs):
 def before_attention(module: nn.Module, args, kwargs):
     """Begin the call: gather what the memory needs of it, and give the softmax its window."""
     slot, memory = slot_of(module), memory_of(module)
-    context = slot.context
-    context.call = None
+    running = slot.running
+    running.call = None
     kwargs = named_arguments(slot.parameters, args, kwargs)
-    passed = slot.passed_down if context.passed_down is None else context.passed_down
+    passed = slot.passed_down if running.passed_down is None else running.passed_down
     passed = passed | {k: kwargs.pop(k) for k in PASSED_DOWN if k in kwargs}
     _hook_children(module, memory.config.cross_gate)
     if slot.branches is Branches.BASE:
@@ -124,19 +124,19 @@ def before_attention(module: nn.Module, args, kwargs):
     if slot.window_now is not None:
         apply_window(slot, hidden, kwargs, mask, passed.get("memory_sequences"), layer)
     if slot.branches is not Branches.SOFTMAX:
-        context.call = Call(module, memory, hidden, mask, passed.get("memory_sequences"), layer)
+        running.call = Call(module, memory, hidden, mask, passed.get("memory_sequences"), layer)
     return (), kwargs
 
 
 def keep_projection(name: str, slot: MemorySlot, child: nn.Module, args, output) -> None:
     """Keep what the projection ``name`` gave: the memory reads it before positions are put in."""
-    if (call := slot.context.call) is not None:
+    if (call := slot.running.call) is not None:
         call.outputs[name] = output
 
 
 def before_output_projection(slot: MemorySlot, child: nn.Module, args):
     """Mix the memory into what the output projection is called with."""
-    if (call := slot.context.call) is not None:
+    if (call := slot.running.call) is not None:
         memory = call.memory
         if isinstance(memory, LinearMemory) and memory.config.cross_gate:
             call.softmax_share = memory.softmax_share(args[0], call.hidden)
@@ -149,7 +149,7 @@ def before_output_projection(slot: MemorySlot, child: nn.Module, args):
 def after_output_projection(slot: MemorySlot, child: nn.Module, args, output):
     """Add the cross gate's product: the projection W is linear but for its bias c, so that with a = W (1 - mu) softmax and
     b = W mu memory, ``output`` is a + b + c; a b comes on top."""
-    call = slot.context.call
+    call = slot.running.call
     if call is None or call.softmax_share is None or not isinstance(output, torch.Tensor):
         return None
     bias = child.forward(torch.zeros_like(call.softmax_share[:1, :1]))
@@ -162,12 +162,12 @@ def after_attention(module: nn.Module, args, output):
     slot = slot_of(module)
     if slot.geometry.layout.output is None:
         several = isinstance(output, tuple | list)
-        if (call := slot.context.call) is not None:
+        if (call := slot.running.call) is not None:
             mixed = mixed_branches(slot, call, output[0] if several else output)
             output = type(output)((mixed, *output[1:])) if several else mixed
         if "attention_outputs" in slot.records:
             slot.record("attention_outputs", output[0] if several else output)
-    slot.context.call = None
+    slot.running.call = None
     return output
 
 

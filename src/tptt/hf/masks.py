@@ -55,7 +55,7 @@ def before_body(
         raise ValueError(f"with max_self_attn_length the attention mask must be 2-D, [B, T]; got {tuple(mask.shape)}")
     sequences = _packed_sequences(kwargs, ids, mask, body)
     for slot in slots:
-        slot.context.packed = sequences is not None
+        slot.running.packed = sequences is not None
     if not takes_any:
         return (), kwargs
     if sequences is not None:
@@ -154,7 +154,7 @@ def apply_window(slot: MemorySlot, hidden: torch.Tensor, kwargs: dict, mask, seq
     assert window is not None
     if isinstance(layer, WindowLayer):
         has_alibi = kwargs.get("alibi") is not None
-        band = layer.expect(mask, batch, tokens, hidden.device, ordered=has_alibi)
+        band = layer.prepare(mask, batch, tokens, hidden.device, ordered=has_alibi)
         if has_alibi:
             kwargs["alibi"] = _biases_of_keys(kwargs["alibi"], layer.slots)
     elif tokens <= window and sequences is None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from tptt.memory import LinearMemory
 
-from .compat import trained_copy
+from .compat import is_offloaded, keep_on_device, trained_copy
 from .layouts import Geometry
 
 MEMORY = "liza"
@@ -54,9 +54,8 @@ class Call:
     softmax_share: torch.Tensor | None = None
 
 
-class CallContext(threading.local):
-    """What belongs to the running call of one attention module. Every thread has its own: a server's threads share one
-    model, and the replicas of ``nn.DataParallel`` share everything that is no parameter."""
+class Running:
+    """What belongs to the running call of one attention module in one thread."""
 
     call: Call | None = None
     """None: no memory is to be mixed in."""
@@ -64,6 +63,17 @@ class CallContext(threading.local):
     """Whether the call has packed rows."""
     passed_down: dict[str, torch.Tensor | None] | None = None
     """What the body passed down to the layer; None: it has never passed anything in this thread."""
+
+
+class CallContext(threading.local):
+    """Every thread has its own `Running`: a server's threads share one model, and the replicas of ``nn.DataParallel``
+    share everything that is no parameter.
+
+    What is set is set on that object: torch.compile loses what is set on a ``threading.local`` itself.
+    """
+
+    def __init__(self) -> None:
+        self.running = Running()
 
     def __reduce__(self):
         return CallContext, ()  # a copied or pickled model begins anew
@@ -112,6 +122,11 @@ class MemorySlot:
     hooks: dict[str, tuple[int, list[Any]]] = field(default_factory=dict)
     handles: list[Any] = field(default_factory=list)
     records: dict[str, list[Any]] = field(default_factory=dict)
+
+    @property
+    def running(self) -> Running:
+        """What belongs to the running call in this thread."""
+        return self.context.running
 
     @property
     def window_now(self) -> int | None:
@@ -200,6 +215,8 @@ def memory_of(module: nn.Module) -> LinearMemory:
     """The memory at work in a patched attention ``module``: of the copies that peft trains (``modules_to_save=["liza"]``)
     the active adapter's, or the one they were copied from. After `tptt.convert.window_only`: what stands in its place."""
     found = getattr(module, MEMORY)
+    if is_offloaded(found) or any(map(is_offloaded, found.children())):  # it is used outside of its forward as well
+        keep_on_device(found)
     copy = trained_copy(found)
     return cast(LinearMemory, found if copy is None else copy)
 

@@ -47,7 +47,7 @@ def _visible(queries, keys, valid, sink, window):
 class WindowLayer(DynamicLayer):
     """At most W - 1 + sinks entries between calls; the tokens of a call see each other and what was kept.
 
-    `expect` has to be called before `update`, with which tokens are real; it returns the mask for `update`'s result, whose
+    `prepare` has to be called before `update`, with which tokens are real; it returns the mask for `update`'s result, whose
     keys come from ``slots`` [B, s + r + n] of the sequence (-1: none).
 
     Once the window is full, a token alone takes the place of the one that falls out of it: keys and values lie in a ring
@@ -69,7 +69,7 @@ class WindowLayer(DynamicLayer):
         self.cumulative_length = 0
         self._valid: Any = None  # [B, r] bool
         self._is_sink: Any = None  # [B, r] bool
-        self._new: Any = None  # what `expect` was told: valid and sink, [B, n] bool
+        self._new: Any = None  # what `prepare` was told: valid and sink, [B, n] bool
         self._sink_keys: Any = None  # [B, Hk, s, D]
         self._sink_values: Any = None
         self._sink_slots: Any = None  # [B, s], -1 where not filled
@@ -79,7 +79,7 @@ class WindowLayer(DynamicLayer):
         self._free = 0  # place in the ring of the token that has fallen out of the window
         self._padded = False
 
-    def expect(
+    def prepare(
         self, valid: torch.Tensor | None, batch: int, n: int, device: torch.device, ordered: bool = False
     ) -> torch.Tensor | None:
         """Mask [B, 1, n, s + r + n] for the next n tokens of a batch; None: all is seen.
@@ -93,7 +93,7 @@ class WindowLayer(DynamicLayer):
         if not ordered and self._is_steady(n):
             self._new = None
             return None
-        self.settle()
+        self.linearize()
         if valid is None:
             valid = torch.ones(batch, n, dtype=torch.bool, device=device)
         past = self.cumulative_length
@@ -120,9 +120,10 @@ class WindowLayer(DynamicLayer):
     def _turn(self, key_states: torch.Tensor, value_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Put one token into the ring, which is made where there is none."""
         if self._ring is None or (self._ring[0].is_inference() and not torch.is_inference_mode_enabled()):
-            self.settle()
+            self.linearize()
             parts = ((self._sink_keys, self.keys, key_states), (self._sink_values, self.values, value_states))
             self._ring, self._free = tuple(torch.cat(x, 2) for x in parts), self.sliding_window - 1
+            self._sink_keys, self._sink_values = (x[:, :, : self.sinks] for x in self._ring)  # not held twice
         for kept, new in zip(self._ring, (key_states, value_states), strict=True):
             kept[:, :, self.sinks + self._free] = new.detach()[:, :, 0]
         self._free = (self._free + 1) % self.sliding_window
@@ -130,13 +131,14 @@ class WindowLayer(DynamicLayer):
         self.cumulative_length += 1
         return self._ring
 
-    def settle(self) -> None:
+    def linearize(self) -> None:
         """Leave the ring: keys and values in the order of their tokens, as everything but a step needs them."""
         if self._ring is None:
             return
         order = torch.arange(1, self.sliding_window, device=self._ring[0].device) + self._free
         order = self.sinks + order % self.sliding_window
         self.keys, self.values = (x.index_select(2, order) for x in self._ring)
+        self._sink_keys, self._sink_values = (x[:, :, : self.sinks].clone() for x in self._ring)  # or it would live on
         self._ring = None
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
@@ -184,7 +186,7 @@ class WindowLayer(DynamicLayer):
         """Forget the last tokens and go back to the window; `MemoryState.crop` has checked that they were recorded."""
         if not self.is_initialized:
             return
-        self.settle()
+        self.linearize()
         end = self.keys.shape[2] + tokens_to_remove
         self.cumulative_length += tokens_to_remove
         self.keys, self.values = self.keys[:, :, :end], self.values[:, :, :end]
@@ -212,7 +214,7 @@ class WindowLayer(DynamicLayer):
 
     def _apply(self, function) -> None:
         """``function`` on every tensor of the layer: dimension 0 is the batch in all of them."""
-        self.settle()
+        self.linearize()
         for name in ("keys", "values", "_valid", "_is_sink", "_sink_keys", "_sink_values", "_sink_slots"):
             if (value := getattr(self, name)) is not None:
                 setattr(self, name, function(value))

@@ -11,10 +11,10 @@ _GROWING = ("keys", "values", "indexer_keys")
 """Of an unbounded layer: [..., T, D], tokens are only ever added at the end of T."""
 
 
-class Mark:
+class RollbackPoint:
     """What ``cache`` holds now, to go back to while it is only added to.
 
-    What is of fixed size is copied; of keys and values that grow, the length is noted, so that a mark costs the same however
+    What is of fixed size is copied; of keys and values that grow, the length is noted, so that it costs the same however
     long the conversation is.
     """
 

@@ -16,7 +16,7 @@ from tptt.hf.compat import cache_keyword
 from tptt.hf.modes import in_eval_mode
 
 from .options import check_options, chosen
-from .rollback import Mark
+from .rollback import RollbackPoint
 from .snapshot import MemorySnapshot, new_cache
 from .source import in_chunks, token_pieces
 
@@ -130,11 +130,11 @@ class Session:
     @contextmanager
     def _whole_or_not_at_all(self) -> Iterator[None]:
         """Within, an exception takes the session back to where it was: layers and ``tokens`` would disagree otherwise."""
-        mark, pending = Mark(self.cache), self._pending
+        point, pending = RollbackPoint(self.cache), self._pending
         try:
             yield
         except BaseException:  # Ctrl-C is none of Exception
-            mark.go_back()
+            point.go_back()
             self._pending = pending
             raise
 

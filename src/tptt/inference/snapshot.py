@@ -75,8 +75,8 @@ class MemorySnapshot:
         for index, layer in enumerate(cache.layers):
             if getattr(layer, "record_past", False):
                 raise ValueError("this cache records its past, as assisted decoding needs it: crop it, or take another")
-            if hasattr(layer, "settle"):
-                layer.settle()
+            if hasattr(layer, "linearize"):
+                layer.linearize()
             plain[f"{index}.class"] = type(layer).__name__
             for name, value in vars(layer).items():
                 _take(f"{index}.{name}", value, tensors, plain)

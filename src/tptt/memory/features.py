@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tptt.ops.dtypes import without_autocast
 from tptt.ops.native import fourier, fourier_backward, fourier_serves
-from tptt.ops.tracing import plain
+from tptt.ops.tracing import are_ordinary
 
 
 class LearnedMap(nn.Module):
@@ -83,7 +83,7 @@ class Fourier(LearnedMap):
 
     def __init__(self, heads: int, head_dim: int, width: int) -> None:
         rows = min(head_dim, ROWS)
-        draw = _drawn if plain(torch.empty(0)) else _drawn.__wrapped__  # fake ones are not for others
+        draw = _drawn if are_ordinary(torch.empty(0)) else _drawn.__wrapped__  # fake ones are not for others
         start, frequencies = draw(head_dim, rows, width // 2)
         super().__init__(heads, start, width)
         self.register_buffer("frequencies", frequencies.to(self.weight.device, copy=True))

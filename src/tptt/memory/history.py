@@ -15,18 +15,18 @@ AVERAGED = 3
 """Tokens that a parameter-free write gate averages over, the token itself included (TPTT, arXiv 2506.17671)."""
 
 
-class Recent:
+class ShortHistory:
     """Raw keys and values of a call behind the M real tokens before it.
 
     Args:
         raw: [B, T, Hk, D + V], keys beside values.
-        taps: [B, M, Hk, D + V], the M tokens before; None is the start of a sequence.
+        history: [B, M, Hk, D + V], the M tokens before; None is the start of a sequence.
         real: [B, T] bool, False at padding, which is passed over; None is no padding.
         count: M.
     """
 
-    def __init__(self, raw: torch.Tensor, taps: torch.Tensor | None, real: torch.Tensor | None, count: int) -> None:
-        before = raw.new_zeros(raw.shape[0], count, *raw.shape[2:]) if taps is None else taps.to(raw.device)
+    def __init__(self, raw: torch.Tensor, history: torch.Tensor | None, real: torch.Tensor | None, count: int) -> None:
+        before = raw.new_zeros(raw.shape[0], count, *raw.shape[2:]) if history is None else history.to(raw.device)
         self.raw, self.count, self.sequence, self.inverse = raw, count, torch.cat([before, raw], 1), None
         if real is not None:  # padding to the front, so that real tokens stand next to each other
             real = torch.cat([real.new_ones(raw.shape[0], count), real], 1)
@@ -35,7 +35,7 @@ class Recent:
             self.sequence = _gather(self.sequence * real[..., None, None], order)
 
     @property
-    def taps(self) -> torch.Tensor:
+    def history(self) -> torch.Tensor:
         """[B, M, Hk, D + V]: the last M real tokens, for the next call; a copy, or a cache would hold the whole call."""
         return self.sequence[:, -self.count :].clone()
 
@@ -91,7 +91,7 @@ VIRTUAL: dict[str, Callable[[torch.Tensor, int, int], torch.Tensor]] = {
 _FADES = 1e-3
 
 
-def fade(k: torch.Tensor) -> torch.Tensor:
+def mask_null_keys(k: torch.Tensor) -> torch.Tensor:
     """[B, T, N, Hk, D], the token's own key first -> [B, T, N, Hk, 1]: 1, but for virtual keys shorter than 1e-3 of the
     token's own, where it falls to 0 with their length. A repeated token leaves rounding noise there, which the
     normalisation would blow up to a key like any other."""
@@ -99,7 +99,7 @@ def fade(k: torch.Tensor) -> torch.Tensor:
     return (length / (_FADES * length[:, :, :1]).clamp_min(1e-30)).clamp(max=1.0)
 
 
-def strength(raw: Sequence[torch.Tensor], count: int, source: str) -> torch.Tensor:
+def averaged_beta(raw: Sequence[torch.Tensor], count: int, source: str) -> torch.Tensor:
     """Keys [B, M + L, Hk, D] and values [B, M + L, Hk, V] -> beta [B, L, Hk]: sigmoid of the averaged keys ("k"), values ("v")
     or their product ("kv"), the mean over a head's channels."""
     k, v = raw

@@ -22,7 +22,7 @@ class LayerState(NamedTuple):
     where the operator looks at them."""
 
     memory: torch.Tensor
-    taps: torch.Tensor | None
+    history: torch.Tensor | None
     seen: torch.Tensor | None = None
 
 
@@ -33,35 +33,39 @@ class LinearAttention(nn.Module):
 
     Args:
         hidden_size: width of input and output.
-        heads: query heads, H; the head width is ``hidden_size // heads``.
-        kv_heads: key/value heads; None is ``heads``.
+        num_heads: query heads, H; the head width is ``hidden_size // num_heads``.
+        num_key_value_heads: key/value heads; None is ``num_heads``.
         config: the recurrence, its features and gates (`MemoryConfig`; what concerns softmax attention does not apply).
         bidirectional: the mean of a reading from the left and one from the right, for encoders.
 
     Raises:
-        ValueError: ``hidden_size`` is no multiple of ``heads``, or ``heads`` none of ``kv_heads``, or one is below 1.
+        ValueError: ``hidden_size`` is no multiple of ``num_heads``, or ``num_heads`` none of ``num_key_value_heads``, or one is below 1.
     """
 
     def __init__(
-        self, hidden_size: int, heads: int, kv_heads: int | None = None, config: MemoryConfig | None = None,
+        self, hidden_size: int, num_heads: int, num_key_value_heads: int | None = None, config: MemoryConfig | None = None,
         bidirectional: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        kv_heads = heads if kv_heads is None else kv_heads
-        if min(hidden_size, heads, kv_heads) < 1 or hidden_size % heads or heads % kv_heads:
+        num_key_value_heads = num_heads if num_key_value_heads is None else num_key_value_heads
+        if (
+            min(hidden_size, num_heads, num_key_value_heads) < 1
+            or hidden_size % num_heads
+            or num_heads % num_key_value_heads
+        ):
             raise ValueError(
-                "hidden_size must be a multiple of heads and heads one of kv_heads, all at least 1, "
-                f"got {hidden_size}, {heads}, {kv_heads}"
+                "hidden_size must be a multiple of num_heads and num_heads one of num_key_value_heads, all at least 1, "
+                f"got {hidden_size}, {num_heads}, {num_key_value_heads}"
             )
         config = config or MemoryConfig()
         if bidirectional:
             config = replace(config, bidirectional=True)
-        self.head_dim = hidden_size // heads
+        self.head_dim = hidden_size // num_heads
         self.query = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.key = nn.Linear(hidden_size, kv_heads * self.head_dim, bias=False)
-        self.value = nn.Linear(hidden_size, kv_heads * self.head_dim, bias=False)
+        self.key = nn.Linear(hidden_size, num_key_value_heads * self.head_dim, bias=False)
+        self.value = nn.Linear(hidden_size, num_key_value_heads * self.head_dim, bias=False)
         self.output = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.memory = LinearMemory(config, hidden_size, heads, kv_heads, self.head_dim)
+        self.memory = LinearMemory(config, hidden_size, num_heads, num_key_value_heads, self.head_dim)
         self.memory.mix_gate = nn.Identity()  # nothing to mix with
 
     def forward(
@@ -85,8 +89,8 @@ class LinearAttention(nn.Module):
                     raise ValueError("a bidirectional layer reads whole sequences: it takes no state and returns none")
                 out = self.memory(x, q, k, v, mask)
             else:
-                before, taps, seen = state or (None, None, None)
-                writes = self.memory.writes(x, k, v, mask, taps, seen)
-                out, memory = self.memory.read(q, writes, before)
-                after = LayerState(memory, writes.taps, writes.seen_after)
+                before, history, seen = state or (None, None, None)
+                update = self.memory.update(x, k, v, mask, history, seen)
+                out, memory = self.memory.read(q, update, before)
+                after = LayerState(memory, update.history, update.seen_after)
         return self.output(out.flatten(2).to(x.dtype)), after

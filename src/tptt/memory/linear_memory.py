@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from tptt.config import MemoryConfig
 from tptt.ops.native import Parameters, memory_step, unavailable
-from tptt.ops.tracing import plain, traced
+from tptt.ops.tracing import are_ordinary, traced
 
 from .features import MAPS, LearnedMap
 from .gates import AVERAGES, DECAY, MIX, WRITE
-from .history import AVERAGED, VIRTUAL, Recent, fade, strength
-from .update import Writes
+from .history import AVERAGED, VIRTUAL, ShortHistory, averaged_beta, mask_null_keys
+from .update import MemoryUpdate
 
 
 class Recurrence(NamedTuple):
@@ -28,9 +28,9 @@ class Recurrence(NamedTuple):
 
     delta: bool = True
     decay: str | None = None  # see gates.DECAY
-    virtual: str | None = None  # STEPS virtual tokens for each, see recent.VIRTUAL
+    virtual: str | None = None  # STEPS virtual tokens for each, see history.VIRTUAL
     write_gate: str | None = None  # instead of the configuration's
-    activation: bool = False  # of the state, see writes.activated
+    activation: bool = False  # of the state, see update.activated
 
 
 def _learned(module: nn.Module | None, name: str) -> Any:
@@ -71,8 +71,8 @@ class LinearMemory(nn.Module):
 
     Args:
         config: what the memory is.
-        hidden: width of the layer's input.
-        heads, kv_heads, head_dim: of the attention.
+        hidden_size: width of the layer's input.
+        num_heads, num_key_value_heads, head_dim: of the attention.
         value_dim: V; None is ``head_dim``.
 
     Raises:
@@ -81,43 +81,53 @@ class LinearMemory(nn.Module):
     """
 
     def __init__(
-        self, config: MemoryConfig, hidden: int, heads: int, kv_heads: int, head_dim: int, value_dim: int | None = None
+        self,
+        config: MemoryConfig,
+        hidden_size: int,
+        num_heads: int,
+        num_key_value_heads: int,
+        head_dim: int,
+        value_dim: int | None = None,
     ) -> None:
         super().__init__()
         value_dim = value_dim or head_dim
         if not isinstance(config.feature_width, int):
             raise ValueError(f"the memory of one layer has one feature_width, got {list(config.feature_width)}")
-        self.config, self.heads, self.kv_heads, self.widths = config, heads, kv_heads, (head_dim, value_dim)
-        self.states = heads if config.states == "query_head" else kv_heads
-        self.query_features = MAPS[config.feature_map](heads, head_dim, config.feature_width)
-        self.key_features = MAPS[config.feature_map](self.states, head_dim, config.feature_width)
+        self.config, self.num_heads, self.num_key_value_heads = config, num_heads, num_key_value_heads
+        self.head_dim, self.value_dim = head_dim, value_dim
+        self.num_states = num_heads if config.states == "query_head" else num_key_value_heads
+        self.query_features = MAPS[config.feature_map](num_heads, head_dim, config.feature_width)
+        self.key_features = MAPS[config.feature_map](self.num_states, head_dim, config.feature_width)
         self.recurrence = RECURRENCES[config.operator]
         gate, decay = self.recurrence.write_gate or config.write_gate, self.recurrence.decay
         self.averaged = gate if gate in AVERAGES else None
         if gate == "kv" and head_dim != value_dim:
             raise ValueError(f"write gate 'kv' multiplies keys and values: their widths are {head_dim} and {value_dim}")
-        self.write_gate = None if self.averaged else WRITE[gate](hidden, self.states)
-        self.taps = max(AVERAGED - 1 if self.averaged else 0, STEPS - 1 if self.recurrence.virtual else 0)
+        self.write_gate = None if self.averaged else WRITE[gate](hidden_size, self.num_states)
+        self.history_length = max(AVERAGED - 1 if self.averaged else 0, STEPS - 1 if self.recurrence.virtual else 0)
         width = self.key_features.width
-        self.decay_gate = DECAY[decay](hidden, self.states, width, head_dim) if decay else None
-        self.mix_gate = MIX[config.mix_gate](hidden, heads)
-        self.one_call = not (self.taps or self.recurrence.activation or decay == "channel")  # what `step` can do
+        self.decay_gate = DECAY[decay](hidden_size, self.num_states, width, head_dim) if decay else None
+        self.mix_gate = MIX[config.mix_gate](hidden_size, num_heads)
+        self.one_call = not (
+            self.history_length or self.recurrence.activation or decay == "channel"
+        )  # what `step` can do
         self.normalised = not self.recurrence.delta
-        start = torch.full((heads, value_dim), 1.0 if self.normalised else GAIN, dtype=torch.float32)
+        start = torch.full((num_heads, value_dim), 1.0 if self.normalised else GAIN, dtype=torch.float32)
         self.output_scale = nn.Parameter(start)
         self.register_buffer("mag_weight", torch.full((), config.mag_weight, dtype=torch.float32))
 
     @property
     def state_shape(self) -> tuple[int, int, int]:
         """(states, K, V) of the recurrent state of one sequence."""
-        return self.states, self.key_features.width, self.widths[1]
+        return self.num_states, self.key_features.width, self.value_dim
 
     @property
     def cached_bytes(self) -> int:
         """What a cache keeps of this memory for one sequence, whatever its length: the state, and where the operator asks for
         them the raw keys and values of the last tokens and their number."""
         state = 4 * math.prod(self.state_shape)
-        return state + 4 * self.taps * self.kv_heads * sum(self.widths) + (8 if self.recurrence.activation else 0)
+        history = 4 * self.history_length * self.num_key_value_heads * (self.head_dim + self.value_dim)
+        return state + history + (8 if self.recurrence.activation else 0)
 
     def mu(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Memory-as-Gate weight [B, T, H] for the layer's input [B, T, hidden]."""
@@ -129,13 +139,13 @@ class LinearMemory(nn.Module):
         both = ((self.query_features, queries), (self.key_features, keys))
         return all([features.begin_from(maps) for features, maps in both if isinstance(features, LearnedMap)])
 
-    def writes(
+    def update(
         self, hidden_states: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None,
-        taps: torch.Tensor | None = None, seen: torch.Tensor | None = None,
-    ) -> Writes:  # fmt: skip
+        history: torch.Tensor | None = None, seen: torch.Tensor | None = None,
+    ) -> MemoryUpdate:  # fmt: skip
         """What the tokens write; k [B, T, Hk, D], v [B, T, Hk, V]; where ``mask`` [B, T] is False nothing is written or forgotten.
 
-        ``taps`` [B, taps, Hk, D + V] are the raw keys and values of the tokens before, for a memory that looks at them;
+        ``history`` [B, history_length, Hk, D + V] are the raw keys and values of the tokens before, for a memory that looks at them;
         ``seen`` [B] how many there were, for one that counts.
         """
         k, v = k.float(), v.float()
@@ -143,8 +153,8 @@ class LinearMemory(nn.Module):
         if mask is not None:  # what is padded may be anything, also not finite
             k, v = (x.masked_fill(~mask[..., None, None], 0.0) for x in (k, v))
             hidden_states = hidden_states.masked_fill(~mask[..., None], 0.0)
-        if self.taps:
-            recent = Recent(torch.cat([k, v], -1), taps, mask, self.taps)
+        if self.history_length:
+            recent = ShortHistory(torch.cat([k, v], -1), history, mask, self.history_length)
         beta = self._beta(hidden_states, recent)
         g = None if self.decay_gate is None else F.logsigmoid(self.decay_gate(hidden_states))
         if mask is not None:
@@ -152,55 +162,59 @@ class LinearMemory(nn.Module):
             beta = beta * real
             g = None if g is None else g * (real if g.dim() == 3 else real[..., None])
         if self.recurrence.virtual and recent is not None:
-            make, apart = VIRTUAL[self.recurrence.virtual], self.widths
-            made = recent.each(lambda x: torch.cat([make(part, self.taps, STEPS) for part in x.split(apart, -1)], -1))
+            make, apart = VIRTUAL[self.recurrence.virtual], (self.head_dim, self.value_dim)
+            made = recent.each(
+                lambda x: torch.cat([make(part, self.history_length, STEPS) for part in x.split(apart, -1)], -1)
+            )
             k, v = made.split(apart, -1)
             beta = beta.unsqueeze(2).expand(-1, -1, STEPS, -1)
-        k, v = (x.repeat_interleave(self.states // self.kv_heads, -2) for x in (k, v))
+        k, v = (x.repeat_interleave(self.num_states // self.num_key_value_heads, -2) for x in (k, v))
         keys = self.key_features(k.flatten(1, -3)).view(*k.shape[:-1], self.key_features.width)
         if self.recurrence.virtual:
-            keys = keys * fade(k)
-        raw, after = (None, None) if recent is None else (recent.raw, recent.taps)
+            keys = keys * mask_null_keys(k)
+        raw, after = (None, None) if recent is None else (recent.raw, recent.history)
         every = self.config.state_activation_every if self.recurrence.activation else 0
         if every and seen is None:
             seen = torch.zeros(len(k), dtype=torch.long, device=k.device)
-        return Writes(keys, v, beta, g, self.recurrence.delta, raw, mask, after, every, seen)
+        return MemoryUpdate(keys, v, beta, g, self.recurrence.delta, raw, mask, after, every, seen)
 
-    def _beta(self, hidden_states: torch.Tensor, recent: Recent | None) -> torch.Tensor:
+    def _beta(self, hidden_states: torch.Tensor, recent: ShortHistory | None) -> torch.Tensor:
         """Write strength [B, T, Hs]."""
         if self.averaged is None or recent is None:
             return torch.sigmoid(self.write_gate(hidden_states))  # type: ignore[misc]
         source = self.averaged
-        beta = recent.each(lambda x: strength(x.split(self.widths, -1), self.taps, source))
-        return beta.repeat_interleave(self.states // self.kv_heads, -1)
+        beta = recent.each(
+            lambda x: averaged_beta(x.split((self.head_dim, self.value_dim), -1), self.history_length, source)
+        )
+        return beta.repeat_interleave(self.num_states // self.num_key_value_heads, -1)
 
-    def read(self, q: torch.Tensor, writes: Writes, state: torch.Tensor | None, output_final_state: bool = True):
+    def read(self, q: torch.Tensor, update: MemoryUpdate, state: torch.Tensor | None, output_final_state: bool = True):
         """Memory output [B, T, H, V] for q [B, T, H, D], and the state after the last token (perhaps None where nobody asks)."""
-        o, state = writes.run(self.query_features(q), state, output_final_state)
+        o, state = update.run(self.query_features(q), state, output_final_state)
         if self.normalised:
             o = o * torch.rsqrt(o.pow(2).mean(-1, keepdim=True) + 1e-6)
         return o * self.output_scale.float(), state
 
     def forward(self, hidden_states, q, k, v, mask: torch.Tensor | None) -> torch.Tensor:
         """Memory output [B, T, H, V] of whole sequences, from an empty memory; in both directions where ``config`` says so."""
-        o, _ = self.read(q, self.writes(hidden_states, k, v, mask), None, False)
+        o, _ = self.read(q, self.update(hidden_states, k, v, mask), None, False)
         if not self.config.bidirectional:
             return o
         hidden_states, q, k, v = (x.flip(1) for x in (hidden_states, q, k, v))
-        writes = self.writes(hidden_states, k, v, None if mask is None else mask.flip(1))
-        back, _ = self.read(q, writes, None, False)
+        update = self.update(hidden_states, k, v, None if mask is None else mask.flip(1))
+        back, _ = self.read(q, update, None, False)
         return (o + back.flip(1)) / 2
 
     def step(
         self, softmax: torch.Tensor, hidden_states: torch.Tensor, q, k, v, state: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """One real token of every row through the whole branch in one native call: what `writes`, `read` and `mix` give,
+        """One real token of every row through the whole branch in one native call: what `update`, `read` and `mix` give,
         [B, 1, H * V], and the state, which is overwritten. None: not here (see the conditions), take those.
         """
         dtype = softmax.dtype
         if (
-            not self.one_call or q.shape[1] != 1 or torch.is_grad_enabled() or traced() or not q.is_cpu or not plain(q)
-            or unavailable() or (dtype != torch.float32 and dtype != torch.bfloat16)
+            not self.one_call or q.shape[1] != 1 or torch.is_grad_enabled() or traced() or not q.is_cpu
+            or not are_ordinary(q) or unavailable() or (dtype != torch.float32 and dtype != torch.bfloat16)
             or not q.dtype == k.dtype == v.dtype == hidden_states.dtype == dtype
         ):  # fmt: skip
             return None
@@ -229,10 +243,10 @@ class LinearMemory(nn.Module):
 
     def softmax_share(self, softmax: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         """(1 - mu) softmax, [B, T, H * V]."""
-        soft = softmax.float().unflatten(-1, (self.heads, -1))
+        soft = softmax.float().unflatten(-1, (self.num_heads, -1))
         return (soft * (1 - self.mu(hidden_states)[..., None])).flatten(-2).to(softmax.dtype)
 
     def mix(self, softmax: torch.Tensor, memory: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         """(1 - mu) softmax + mu memory; softmax [B, T, H * V] in any precision, memory [B, T, H, V]. mu = 0 is exact."""
-        soft = softmax.float().unflatten(-1, (self.heads, -1))
+        soft = softmax.float().unflatten(-1, (self.num_heads, -1))
         return torch.lerp(soft, memory, self.mu(hidden_states)[..., None]).flatten(-2).to(softmax.dtype)

@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from tptt.ops import delta_rule, linear_attention
 
-from .history import Recent
+from .history import ShortHistory
 
 
-class Writes(NamedTuple):
+class MemoryUpdate(NamedTuple):
     """k [B, T, H, K], v [B, T, H, D], beta [B, T, H], with an axis of N virtual tokens after T where there are any;
     g [B, T, H] or [B, T, H, K] or None, all float32; whether they are written by the delta rule; and, for a memory that
-    looks at the tokens before, their raw keys and values (see recent.py), which are real, and what the next call sees.
+    looks at the tokens before, their raw keys and values (see history.py), which are real, and what the next call sees.
     With ``every`` the state goes through `activated` after each ``every`` real tokens of a sequence, of which ``seen`` [B]
     came before."""
 
@@ -30,20 +30,20 @@ class Writes(NamedTuple):
     delta: bool = True
     raw: torch.Tensor | None = None
     real: torch.Tensor | None = None
-    taps: torch.Tensor | None = None
+    history: torch.Tensor | None = None
     every: int = 0
     seen: torch.Tensor | None = None
 
-    def map(self, function) -> Writes:
+    def map(self, function) -> MemoryUpdate:
         """``function`` of each tensor."""
         k, v, beta = (function(x) for x in self[:3])
-        others = (self.g, self.raw, self.real, self.taps, self.seen)
-        g, raw, real, taps, seen = (None if x is None else function(x) for x in others)
-        return Writes(k, v, beta, g, self.delta, raw, real, taps, self.every, seen)
+        others = (self.g, self.raw, self.real, self.history, self.seen)
+        g, raw, real, history, seen = (None if x is None else function(x) for x in others)
+        return MemoryUpdate(k, v, beta, g, self.delta, raw, real, history, self.every, seen)
 
     @classmethod
-    def joined(cls, parts: list[Writes], tokens: int, before: torch.Tensor | None) -> Writes:
-        """The first ``tokens`` of ``parts``, one after the other; ``before`` are the taps that stood before them."""
+    def joined(cls, parts: list[MemoryUpdate], tokens: int, before: torch.Tensor | None) -> MemoryUpdate:
+        """The first ``tokens`` of ``parts``, one after the other; ``before`` is the history that stood before them."""
 
         def join(name: str) -> Any:
             found = [getattr(part, name) for part in parts]
@@ -53,9 +53,11 @@ class Writes(NamedTuple):
             return None if found[0] is None else torch.cat(found, 1)[:, :tokens]
 
         g, raw, real = join("g"), join("raw"), join("real")
-        taps = None if parts[0].taps is None else Recent(raw, before, real, parts[0].taps.shape[1]).taps
+        history = (
+            None if parts[0].history is None else ShortHistory(raw, before, real, parts[0].history.shape[1]).history
+        )
         first = parts[0]
-        return cls(join("k"), join("v"), join("beta"), g, first.delta, raw, real, taps, first.every, first.seen)
+        return cls(join("k"), join("v"), join("beta"), g, first.delta, raw, real, history, first.every, first.seen)
 
     def run(
         self, q: torch.Tensor, state: torch.Tensor | None, output_final_state: bool = True
@@ -90,7 +92,7 @@ class Writes(NamedTuple):
             return None
         return self.seen + (self.k.shape[1] if self.real is None else self.real.sum(1))
 
-    def state_after(self, state: torch.Tensor | None) -> torch.Tensor | None:
+    def apply(self, state: torch.Tensor | None) -> torch.Tensor | None:
         """The state after these writes, from ``state`` (None is zero)."""
         return self.run(self.k if self.k.dim() == 4 else self.k[:, :, 0], state)[1]
 

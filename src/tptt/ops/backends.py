@@ -1,101 +1,50 @@
-"""Which implementation serves a call."""
+"""Which implementation serves a call.
+
+What runs where, with "auto":
+    CPU, float32 or bfloat16, no decay per channel: "native", the C++ kernels, where they were built.
+    CUDA, bfloat16 or float16, keys of at most 256 channels: "fla", where fla-core is installed.
+    Anything else, on any device: PyTorch, as "step", "naive" or "chunk" by the number of tokens.
+The memory of a converted model computes its features in float32, whatever the model's dtype, and they are 2,048 wide by
+default. So fla-core never serves it: on a GPU it runs on "chunk" and "step" in float32. `backend_for` answers for any
+call.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch.autograd import forward_ad
 
-from tptt.ops import fla, native
-
+from . import fla, native
+from .call import Call
 from .chunk import chunk_recurrence
 from .naive import naive_recurrence
+from .spec import Spec
 from .step import step_recurrence
-from .tracing import PLAIN
-from .validate import check_kinds
-
-HALF = (torch.bfloat16, torch.float16)
-
-
-class Spec(NamedTuple):
-    """What the choice of a backend may depend on."""
-
-    tokens: int
-    writes: int
-    key_width: int
-    device: str  # device type
-    dtype: torch.dtype | None  # of q, k and v; None where they differ
-    gated: bool
-    per_channel: bool
-    delta: bool
-    needs_grad: bool
-    plain: tuple[int, ...] | None = None
-    """Of one token B, N, H, G, K, V, if the kernels can take its tensors as they are: contiguous, beta, g and state float32."""
-
-    @classmethod
-    def of(cls, q, k, v, beta, g, initial_state, delta) -> Spec:
-        """Of a call's tensors, which are checked; k, v and beta may lack their axis of writes. A call like one before it
-        costs a look-up: 3 us instead of 25. Raises TypeError and ValueError as `check_kinds`."""
-        given = q, k, v, beta, g, initial_state
-        needs_grad = torch.is_grad_enabled() and any(getattr(x, "requires_grad", False) for x in given)
-        if forward_ad._current_level >= 0 and not needs_grad:  # those without forward mode say so there
-            needs_grad = any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in given)
-        tracing = torch.compiler.is_compiling()  # a compiler knows no negations that are still to be done
-        checked = _checked if tracing else _checked_once
-        kinds = [
-            None if x is None
-            else (x.shape, x.dtype, x.device, x.is_contiguous() and (tracing or type(x) in PLAIN and not x.is_neg()))
-            if isinstance(x, Tensor) else type(x)
-            for x in given
-        ]  # fmt: skip
-        return checked(tuple(kinds), delta, needs_grad)
-
-
-def _checked(kinds, delta, needs_grad):
-    check_kinds(kinds)
-    q, k, v, beta, g, state = kinds
-    (batch, tokens, *several, heads, key_width), device = k[0], k[2]
-    spec = Spec(
-        tokens,
-        several[0] if several else 1,
-        key_width,
-        device.type,
-        k[1] if q[1] == k[1] == v[1] else None,
-        g is not None,
-        g is not None and len(g[0]) == 4,
-        delta,
-        needs_grad,
-    )
-    others = [x for x in (beta, g, state) if x is not None]
-    served = tokens == 1 and not needs_grad and _native_serves(spec) is None and state is not None
-    if not served or not all(x[3] for x in (q, k, v, *others)) or any(x[1] != torch.float32 for x in others):
-        return spec
-    return spec._replace(plain=(batch, spec.writes, heads, q[0][2] // heads, key_width, v[0][-1]))
-
-
-_checked_once = lru_cache(1024)(_checked)
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation. `supports(spec)` returns None, or the reason why it cannot serve the call; asked with None,
-    whether it can run on this machine at all. `function` has the arguments of `naive_recurrence`, those named in
-    `options`, and returns what it returns, the state perhaps not where "output_final_state" is one of them and false.
-    `bare`: k, v and beta may lack their axis of writes."""
+    """One implementation.
+
+    `supports(spec)` returns None, or the reason why it cannot serve the call; asked with None, whether it can run on
+    this machine at all. `function` takes the arguments of `naive_recurrence` and those named in `options`. It returns
+    what `naive_recurrence` returns, perhaps without the state where "output_final_state" is one of its options and
+    false. `optional_writes`: it also takes k, v and beta without their axis of writes.
+    """
 
     supports: Callable[[Spec | None], str | None]
     function: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     options: tuple[str, ...] = ()
-    bare: bool = False
+    optional_writes: bool = False
 
-    def run(self, q, k, v, beta, g, state, scale, delta, **given):
-        more = {name: given[name] for name in self.options}
-        return self.function(q, k, v, beta, g, scale=scale, initial_state=state, delta=delta, **more)
+    def run(self, call: Call, needs_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """(o, final state) of `call`, which this backend supports."""
+        inputs = call.inputs if self.optional_writes else call.inputs.with_writes()
+        options = {name: needs_grad if name == "needs_grad" else getattr(call, name) for name in self.options}
+        return self.function(*inputs, scale=call.scale, initial_state=call.initial_state, delta=call.delta, **options)
 
 
 def _always(spec):
@@ -106,44 +55,26 @@ def _one_token(spec):
     return None if spec is None or spec.tokens == 1 else f"it computes exactly one token, got T = {spec.tokens}"
 
 
-def _native(spec):
-    reason = native.unavailable()
-    return reason if reason or spec is None else _native_serves(spec)
-
-
-def _native_serves(spec):
-    if spec.device != "cpu":
-        return f"it runs on the CPU, the tensors are on {spec.device}"
-    if spec.dtype not in (torch.float32, torch.bfloat16):
-        return f"q, k and v must all be float32 or all bfloat16, got {spec.dtype or 'several dtypes'}"
-    return "it has no decay per channel" if spec.per_channel else None
+def _native(spec):  # the reasons that lie in the call first: they hold on every machine
+    return (native.refusal(spec) if spec else None) or native.unavailable()
 
 
 def _fla(spec):
-    reason = fla.unavailable()
-    if reason or spec is None:
-        return reason
-    if spec.device != "cuda":
-        return f"it runs on CUDA, the tensors are on {spec.device}"
-    if spec.key_width > 256:
-        return f"its keys have 256 channels at most, got {spec.key_width}"
-    if spec.writes > 1 and (spec.per_channel or not spec.delta):
-        return "of several writes per token it has only the delta rule without a decay per channel"
-    if spec.dtype not in HALF:
-        return f"q, k and v must all be bfloat16 or all float16, got {spec.dtype or 'several dtypes'}"
-    scalar = spec.gated and not spec.per_channel
-    return fla.no_gated_gradient() if scalar and spec.needs_grad else None
+    reason = (fla.refusal(spec) if spec else None) or fla.unavailable()
+    return reason or (fla.no_gated_gradient() if spec and spec.decay == "head" and spec.needs_grad else None)
 
 
 BACKENDS = {
     "naive": Backend(_always, naive_recurrence),
     "chunk": Backend(_always, chunk_recurrence, ("chunk_size", "needs_grad")),
-    "step": Backend(_one_token, step_recurrence, ("inplace",), bare=True),
-    "native": Backend(_native, native.native_recurrence, ("needs_grad", "inplace", "output_final_state"), bare=True),
-    "fla": Backend(_fla, fla.fla_recurrence, ("needs_grad", "output_final_state"), bare=True),
+    "step": Backend(_one_token, step_recurrence, ("inplace",), optional_writes=True),
+    "native": Backend(
+        _native, native.native_recurrence, ("needs_grad", "inplace", "output_final_state"), optional_writes=True
+    ),
+    "fla": Backend(_fla, fla.fla_recurrence, ("needs_grad", "output_final_state"), optional_writes=True),
 }
 NAIVE_UP_TO = 3
-"""Tokens up to which the loop is faster than one chunk in PyTorch, forward and backward (tried by hand)."""
+"""Up to this number of tokens the loop is taken instead of one chunk in PyTorch."""
 
 
 def available_backends() -> dict[str, str | None]:
@@ -151,14 +82,60 @@ def available_backends() -> dict[str, str | None]:
     return {name: backend.supports(None) for name, backend in BACKENDS.items()}
 
 
+class BackendChoice(NamedTuple):
+    """What `backend_for` answers."""
+
+    name: str
+    """The backend that serves the call."""
+    refusals: dict[str, str | None]
+    """{name: None if the backend could serve the call, else the reason why not}, for every known backend."""
+
+
+def backend_for(
+    *,
+    tokens: int,
+    key_width: int,
+    dtype: torch.dtype | None,
+    device: str | torch.device,
+    writes: int = 1,
+    decay: str | None = None,
+    delta: bool = True,
+    needs_grad: bool = False,
+) -> BackendChoice:
+    """Which backend `delta_rule` or `linear_attention` takes by itself (backend "auto") for a call on this machine.
+
+    `delta_rule_step` takes "native" where that can serve the call, else "step".
+
+    Args:
+        tokens: T. With packed sequences each batch of sequences of similar length is a call of its own.
+        key_width: K.
+        dtype: of q, k and v; None where they differ.
+        device: of all tensors.
+        writes: N, writes per token.
+        decay: None, "head" (g [B, T, H]) or "channel" (g [B, T, H, K]).
+        delta: True for `delta_rule`, False for `linear_attention`.
+        needs_grad: whether a gradient of an input is wanted.
+
+    Raises:
+        ValueError: a size below 1, or an unknown decay.
+    """
+    for name, size in (("tokens", tokens), ("key_width", key_width), ("writes", writes)):
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+    if decay not in (None, "head", "channel"):
+        raise ValueError(f"decay must be None, 'head' or 'channel', got {decay!r}")
+    spec = Spec(tokens, writes, key_width, torch.device(device).type, dtype, decay, delta, needs_grad)
+    return BackendChoice(fastest(spec), {name: backend.supports(spec) for name, backend in BACKENDS.items()})
+
+
 def select(name: str, spec: Spec) -> Backend:
-    """Backend `name`, or the fastest for `spec` when it is "auto".
+    """Backend `name`, or the one that "auto" takes for `spec`.
 
     Raises:
         ValueError: the backend is unknown or cannot serve this call.
     """
     if name == "auto":
-        return BACKENDS[_fastest(spec)]
+        return BACKENDS[fastest(spec)]
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; expected one of {', '.join(['auto', *BACKENDS])}")
     reason = BACKENDS[name].supports(spec)
@@ -167,7 +144,8 @@ def select(name: str, spec: Spec) -> Backend:
     return BACKENDS[name]
 
 
-def _fastest(spec):
+def fastest(spec: Spec) -> str:
+    """The name of the backend that "auto" takes for `spec`."""
     for name in ("native", "fla"):
         if BACKENDS[name].supports(spec) is None:
             return name

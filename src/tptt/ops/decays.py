@@ -1,7 +1,7 @@
-"""Scalar decay factors within a chunk, all products of decays between two of its positions: never the exponential of
-a difference that is left over from cancelling large sums.
+"""Scalar decay factors within a chunk. Each is a product of the decays between two positions, never the exponential of
+what is left where two large sums cancel.
 
-Legend: N chunks of W positions.
+Legend: M chunks of W positions.
 """
 
 import math
@@ -12,29 +12,29 @@ import torch
 from .dtypes import wide_dtype
 
 LIGHT = -40.0
-"""Down to this sum of a chunk's log decays exp(G_i) and exp(-G_j) are far from float32's limits, and D is their product: a fifth of
-the time of its exponentials."""
+"""Down to this sum of a chunk's log decays exp(G_i) and exp(-G_j) are far from the limits of float32, and D is computed
+as their product, which is faster than the exponential of each pair."""
 _LEAST = {torch.float32: math.log(1e-26), torch.float64: math.log(1e-215)}
 
 
 def factor(logs: torch.Tensor) -> torch.Tensor:
-    """exp(logs), but zero for what is below 1e-26 (1e-215 in float64): products with it would be subnormal, for which
-    processors take a hundred times as long, as exp does for what it cannot return. Overwrites ``logs``."""
+    """exp(logs), but zero below 1e-26 (1e-215 in float64): products with smaller factors would be subnormal, with which
+    processors are very slow (`python -m benchmarks.ops`, "By decay"). Overwrites ``logs``."""
     least = _LEAST[logs.dtype]
     return torch.nn.functional.threshold(logs.clamp_(least - 1, -least).exp(), math.exp(least), 0.0)
 
 
 class Decays(NamedTuple):
-    """With G the running sum of the log decays of a chunk, a position's own included."""
+    """G is the running sum of the log decays of a chunk, each position's own included."""
 
-    between: torch.Tensor  # [N, W, W]: D = exp(G_i - G_j) from writer j to reader i >= j, else 0
-    since_start: torch.Tensor  # [N, W, 1]: exp(G_i)
-    until_end: torch.Tensor  # [N, W, 1]: exp(G_W - G_i)
-    carried: torch.Tensor  # [N, 1, 1]: gamma = exp(G_W)
+    between: torch.Tensor  # [M, W, W]: D = exp(G_i - G_j) from writer j to reader i >= j, else 0
+    since_start: torch.Tensor  # [M, W, 1]: exp(G_i)
+    until_end: torch.Tensor  # [M, W, 1]: exp(G_W - G_i)
+    carried: torch.Tensor  # [M, 1, 1]: gamma = exp(G_W)
 
     @classmethod
     def from_logs(cls, log_decay):
-        """From log decays [N, W]."""
+        """From log decays [M, W]."""
         dtype, sums = log_decay.dtype, log_decay.to(wide_dtype(log_decay.device)).cumsum(1)
         if log_decay.device.type == "cpu" and sums.dtype == torch.float64 and sums.amin() >= LIGHT:
             since_start = sums.exp().to(dtype).unsqueeze(2)
@@ -47,10 +47,11 @@ class Decays(NamedTuple):
 
 
 def _differences(log_decay, sums):
-    """G_i - G_j [N, W, W], at and below the diagonal; above it anything.
+    """G_i - G_j [M, W, W], at and below the diagonal; above it anything.
 
-    Behind a strong decay the rounding of G is larger than a small difference of two: what its dtype loses of it counts as well.
-    Where that cannot be had, each pair's own decays are added up, which takes longer.
+    After a strong decay the rounding of G is larger than a small difference of two sums, so the part that the dtype
+    cannot hold is subtracted too. Where the sums are not wider than the dtype, each pair's own decays are added up,
+    which takes longer.
     """
     if sums.dtype == torch.float32:
         lower = log_decay.new_ones(log_decay.shape[1], log_decay.shape[1]).tril_(-1)

@@ -11,7 +11,7 @@ def state_dtype(*tensors):
 
 
 def wide_dtype(device):
-    """dtype for the few sums whose float32 rounding would add up over the whole sequence: float64 where it exists."""
+    """dtype for the few sums whose float32 rounding would add up over the sequence: float64 where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 

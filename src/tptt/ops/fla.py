@@ -1,14 +1,25 @@
 """The backend "fla": the Triton kernels of fla-core on CUDA, imported at the first call.
 
-fla's layout is ours, with one head count for q and k: grouped queries are served by repeating keys and values.
+It serves calls of `delta_rule` and `linear_attention` with q, k and v in bfloat16 or float16 and keys of at most 256
+channels. The memory of a converted model is no such call: its features are float32 and wider (see backends.py). fla has
+the same layout, but one head count for q and k: for grouped queries, keys and values are repeated.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 import torch
+
+from .call import Inputs
+
+if TYPE_CHECKING:
+    from .spec import Spec
+
+HALF = (torch.bfloat16, torch.float16)
+WIDEST_KEYS = 256
 
 RECURRENT_UP_TO = 16
 """Tokens up to which, without gradients, fla's loop in one kernel is used instead of its chunks."""
@@ -25,13 +36,14 @@ def _unavailable():
     try:
         version("fla-core")
     except PackageNotFoundError:
-        return "fla-core is not installed (pip install 'tptt[gpu]')"
+        return "fla-core is not installed (pip install fla-core)"
     return None if torch.cuda.is_available() else "there is no CUDA device"
 
 
 @torch.compiler.assume_constant_result
 def no_gated_gradient() -> str | None:
-    """None, or why fla's gradients with a scalar decay cannot be had here: it refuses them where Triton gets them wrong."""
+    """None, or why fla has no gradients with a scalar decay here: it refuses them where Triton computes them
+    wrongly."""
     return _no_gated_gradient()
 
 
@@ -45,6 +57,19 @@ def _no_gated_gradient():
     return None
 
 
+def refusal(spec: Spec) -> str | None:
+    """None, or why fla cannot serve such a call on any machine."""
+    if spec.device != "cuda":
+        return f"it runs on CUDA, the tensors are on {spec.device}"
+    if spec.key_width > WIDEST_KEYS:
+        return f"its keys have {WIDEST_KEYS} channels at most, got {spec.key_width}"
+    if spec.writes > 1 and (spec.decay == "channel" or not spec.delta):
+        return "of several writes per token it has only the delta rule without a decay per channel"
+    if spec.dtype not in HALF:
+        return f"q, k and v must all be bfloat16 or all float16, got {spec.dtype or 'several dtypes'}"
+    return None
+
+
 def fla_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, needs_grad=False, output_final_state=True):
     """`naive_recurrence` by fla-core.
 
@@ -52,9 +77,9 @@ def fla_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, needs_grad=
     [B, T, H], [B, T, H, K] or None, initial_state [B, H, K, V] or None, all on CUDA. Arguments are taken as valid.
     Returns: o [B, T, G*H, V] in v's dtype, state [B, H, K, V] in float32, or None without output_final_state.
     """
-    tokens, steps, groups = k.shape[1], 1, q.shape[2] // k.shape[-2]
+    tokens, writes, groups = k.shape[1], 1, q.shape[2] // k.shape[-2]
     if k.dim() == 5:
-        steps = k.shape[2]
+        writes = k.shape[2]
         k, v, beta = (x if x is None else x.flatten(1, 2) for x in (k, v, beta))
     if groups > 1:
         k, v, beta = (x if x is None else x.repeat_interleave(groups, 2) for x in (k, v, beta))
@@ -65,17 +90,21 @@ def fla_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, needs_grad=
     state = None if initial_state is None else initial_state.float()
     options = {"scale": scale, "initial_state": state, "output_final_state": output_final_state}
     short = tokens <= RECURRENT_UP_TO and not needs_grad
-    run = _delta if delta else _linear
-    o, state = run(q.contiguous(), k.contiguous(), v.contiguous(), beta, g, steps, short, options)
+    inputs = Inputs(q.contiguous(), k.contiguous(), v.contiguous(), beta, g)
+    if delta:
+        o, state = _delta(inputs, writes, short, options)
+    else:
+        o, state = _linear(inputs, short, options)
     return o.to(v.dtype), state[:, ::groups] if output_final_state else None
 
 
-def _delta(q, k, v, beta, g, steps, short, options):
+def _delta(inputs, writes, short, options):
+    q, k, v, beta, g = inputs
     per_channel = g is not None and g.dim() == 4
-    if steps > 1:
+    if writes > 1:
         from fla.ops.gated_delta_product import chunk_gated_delta_product
 
-        return chunk_gated_delta_product(q, k, v, g, beta, num_householder=steps, **options)
+        return chunk_gated_delta_product(q, k, v, g, beta, num_householder=writes, **options)
     if short:
         from fla.ops.gated_delta_rule import fused_recurrent_gated_delta_rule
 
@@ -93,7 +122,8 @@ def _delta(q, k, v, beta, g, steps, short, options):
     return chunk_delta_rule(q, k, v, beta, **options)
 
 
-def _linear(q, k, v, beta, g, steps, short, options):
+def _linear(inputs, short, options):
+    q, k, v, beta, g = inputs
     if beta is not None:
         v = v * beta.unsqueeze(3).to(v.dtype)
     if g is not None and g.dim() == 4:

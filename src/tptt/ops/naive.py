@@ -1,4 +1,4 @@
-"""The definition: one loop over the tokens, differentiated by plain autograd. Never optimised.
+"""The definition: one loop over the tokens, differentiated by autograd. Never optimised.
 
 Legend: B batch, T tokens, N writes per token, H key/value heads, G query heads per key/value head, K key width, V value
 width.
@@ -10,7 +10,7 @@ from .dtypes import state_dtype
 
 
 def naive_recurrence(q, k, v, beta, g, *, scale, initial_state, delta):
-    """Every recurrence of MATH.md, token by token.
+    """Every recurrence of README.md ("What is computed"), token by token.
 
     S = exp(g_t) S;  for j in 1..N:  S += beta_tj k_tj (v_tj - S^T k_tj)^T, or without delta
     S += beta_tj k_tj v_tj^T;  then  o_t = scale * S^T q_t.
@@ -20,7 +20,7 @@ def naive_recurrence(q, k, v, beta, g, *, scale, initial_state, delta):
     Returns: o [B, T, G*H, V] in v's dtype, state [B, H, K, V] in float32 (float64 for float64 inputs).
     """
     dtype = state_dtype(q, k, v)
-    batch, tokens, steps, heads, key_width = k.shape
+    batch, tokens, writes, heads, key_width = k.shape
     queries = q.to(dtype).view(batch, tokens, heads, -1, key_width)
     keys, values = k.to(dtype), v.to(dtype)
     strengths = None if beta is None else beta.to(dtype).unsqueeze(-1)
@@ -33,7 +33,7 @@ def naive_recurrence(q, k, v, beta, g, *, scale, initial_state, delta):
     for t in range(tokens):
         if decays is not None:
             state = decays[:, t] * state
-        for j in range(steps):
+        for j in range(writes):
             write = values[:, t, j]
             if delta:
                 write = write - torch.einsum("bhkv,bhk->bhv", state, keys[:, t, j])

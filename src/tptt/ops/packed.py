@@ -1,4 +1,4 @@
-"""Packed sequences: rows of several sequences, cut apart into batches of rows of like length.
+"""Packed sequences: a row of several sequences is cut apart into batches of sequences of similar length.
 
 A row is padded to at most twice its length with tokens that write nothing, so that sequences run side by side instead
 of one after the other.
@@ -11,29 +11,26 @@ import torch
 from .dtypes import state_dtype
 
 
-def run_packed(run, q, k, v, beta, g, cuts, initial_state, output_final_state):
-    """`run(q, k, v, beta, g, initial_state) -> (o, state)` on every sequence of a packed row.
+def run_packed(run, call, cuts):
+    """(o [1, T, G*H, V], state [S, H, K, V] or None) of a call whose row [1, T, ...] holds S sequences.
 
-    Args: tensors [1, T, ...]; cuts, where each of the S sequences begins, and T; initial_state
-    [S, H, K, V] or None. Arguments are taken as valid.
-    Returns: o [1, T, G*H, V], state [S, H, K, V], or None unless output_final_state.
+    Args: `run(call) -> (o, state)` computes sequences side by side; `call.initial_state` is [S, H, K, V] or None;
+    `cuts` says where each of the sequences begins, and T. Arguments are taken as valid.
     """
     places, outputs, order, states = [], [], [], []
     for members in _buckets(cuts):
-        at, real = _places(cuts, members, k.device)
-        tensors = [None if x is None else _cut(x, at) for x in (q, k, v, beta, g)]
-        for i in (1 if beta is None else 3, 4):  # without a key or a beta nothing is written
-            if tensors[i] is not None:  # filled, not multiplied: a decay may be minus infinity
-                tensors[i] = tensors[i].masked_fill(~_like(real, tensors[i]), 0.0)
-        o, state = run(*tensors, None if initial_state is None else initial_state[members])
+        at, real = _places(cuts, members, call.inputs.k.device)
+        state = None if call.initial_state is None else call.initial_state[members]
+        o, state = run(call._replace(inputs=_cut(call.inputs, at, real), initial_state=state))
         places.append(at[real])
         outputs.append(o[real])
         order += members
         states.append(state)
     back = torch.argsort(torch.cat(places))
     o = torch.cat(outputs)[back].unsqueeze(0)
-    if not output_final_state:
+    if not call.output_final_state:
         return o, None
+    q, k, v, *_ = call.inputs
     inverse = torch.argsort(torch.tensor(order, device=k.device))
     return o, torch.cat(states).to(state_dtype(q, k, v))[inverse]
 
@@ -54,10 +51,14 @@ def _places(cuts, members, device):
     return torch.where(real, starts[:, None] + place, starts[:, None]), real
 
 
-def _cut(x, at):
-    """[1, T, ...] -> [s, L, ...]."""
-    return x[0][at]
+def _cut(inputs, at, real):
+    """Inputs [1, T, ...] -> [s, L, ...], where padding neither writes nor decays."""
+    cut = inputs.map(lambda x: x[0][at])
 
+    def silent(x):  # filled, not multiplied: a decay may be minus infinity
+        return x if x is None else x.masked_fill(~real.view(*real.shape, *[1] * (x.dim() - 2)), 0.0)
 
-def _like(real, x):
-    return real.view(*real.shape, *[1] * (x.dim() - 2))
+    g = silent(cut.g)
+    if cut.beta is None:  # without a key nothing is written
+        return cut._replace(k=silent(cut.k), g=g)
+    return cut._replace(beta=silent(cut.beta), g=g)

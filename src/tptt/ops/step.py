@@ -9,7 +9,8 @@ from .dtypes import state_dtype
 
 
 def step_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, inplace=False):
-    """`naive_recurrence` for one token, in as few operations as possible: of a small state each costs more than its work.
+    """`naive_recurrence` for one token, in as few operations as possible: with a small state, calling one takes longer
+    than its work.
 
     Args: q [B, 1, G*H, K], k [B, 1, N, H, K], v [B, 1, N, H, V], beta [B, 1, N, H] or None (all three perhaps without
     their axis of writes), g [B, 1, H], [B, 1, H, K] or None, initial_state [B, H, K, V] or None. `inplace` overwrites
@@ -25,7 +26,7 @@ def step_recurrence(q, k, v, beta, g, *, scale, initial_state, delta, inplace=Fa
         state = k.new_zeros(pairs, key_width, value_width)
     else:
         state = state.reshape(pairs, key_width, value_width)
-    mine = inplace  # may `state` be overwritten: it is neither the caller's nor what a gradient needs
+    mine = inplace  # whether `state` may be overwritten: neither the caller nor a gradient needs it
     if g is not None:
         decay = g.exp().reshape(pairs, -1, 1)
         state = state.mul_(decay) if mine else state * decay

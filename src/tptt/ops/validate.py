@@ -10,8 +10,11 @@ NEEDED = ("q", "k", "v")
 
 
 def check_kinds(kinds):
-    """Of q, k, v, beta, g and initial_state, each (shape, dtype, device, ...), None or the type of what is no tensor: raise
-    TypeError for a wrong type or dtype, ValueError for a wrong shape or device."""
+    """Raise TypeError for a wrong type or dtype and ValueError for a wrong shape or device.
+
+    Args: kinds, one each for q, k, v, beta, g and initial_state: (shape, dtype, device, ...) of a tensor, None of None,
+    and of anything else its type.
+    """
     shapes, device = {}, None if kinds[1] is None or isinstance(kinds[1], type) else kinds[1][2]
     for name, kind in zip(NAMES, kinds, strict=True):
         if kind is None and name not in NEEDED:
@@ -70,8 +73,8 @@ def check_values(beta, g, most):
 
 
 def check_cu_seqlens(cu_seqlens, k, v, initial_state):
-    """cu_seqlens as a list; raise TypeError or ValueError unless it cuts k [1, T, ...] into sequences of one token or more,
-    and initial_state, where there is one, is a tensor of a state for each."""
+    """cu_seqlens as a list; raise TypeError or ValueError unless it cuts k [1, T, ...] into sequences of one token or
+    more, and initial_state, where there is one, is a tensor of a state for each."""
     if not isinstance(cu_seqlens, torch.Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
         got = cu_seqlens.dtype if isinstance(cu_seqlens, torch.Tensor) else type(cu_seqlens).__name__
         raise TypeError(f"cu_seqlens must be a tensor of int32 or int64, got {got}")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch.utils.data import Dataset
 
-from tptt.data import IGNORE, Draws
+from tptt.data import IGNORE, RecallSampler
 
 
 class MixedRows(Dataset):
@@ -36,7 +36,7 @@ class MixedRows(Dataset):
     def __init__(
         self,
         stream: torch.Tensor,
-        recall: Draws | None,
+        recall: RecallSampler | None,
         length: int,
         count: int,
         seed: int = 0,

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tptt.ops.native import structs
-from tptt.ops.tracing import plain, traced
-
+from ..tracing import are_ordinary, traced
+from . import structs
 from .library import library, unavailable
 
 _UNIT = 16
@@ -20,7 +19,7 @@ _UNIT = 16
 def fourier_serves(mapped: Tensor) -> bool:
     """Whether the kernels take vectors like ``mapped`` [..., M]."""
     takes = mapped.device.type == "cpu" and mapped.dtype == torch.float32 and mapped.shape[-1] % _UNIT == 0
-    return takes and plain(mapped) and not traced() and unavailable() is None
+    return takes and are_ordinary(mapped) and not traced() and unavailable() is None
 
 
 def _padded(count: int) -> int:
@@ -34,22 +33,35 @@ def fourier(mapped: Tensor, frequencies: Tensor) -> Tensor:
     out = mapped.new_empty(*mapped.shape[:-1], 2 * count)
     library().fourier(
         structs.Fourier(
-            mapped.numel() // height, height, count, across.shape[1], torch.get_num_threads(), mapped.data_ptr(),
-            across.data_ptr(), out.data_ptr(),
+            rows=mapped.numel() // height,
+            height=height,
+            count=count,
+            padded=across.shape[1],
+            threads=torch.get_num_threads(),
+            mapped=mapped.data_ptr(),
+            frequencies=across.data_ptr(),
+            out=out.data_ptr(),
         )
-    )  # fmt: skip
+    )
     return out
 
 
 def fourier_backward(out: Tensor, d_out: Tensor, frequencies: Tensor) -> Tensor:
-    """The gradient of z [..., M] from what `fourier` gave and the gradient of that."""
+    """The gradient of z [..., M], from the features `out` that `fourier` returned and their gradient `d_out`."""
     count, height = frequencies.shape
     d_out, frequencies = d_out.contiguous(), frequencies.contiguous()
     d_mapped = out.new_empty(*out.shape[:-1], height)
     library().fourier_backward(
         structs.Fourier(
-            d_mapped.numel() // height, height, count, _padded(count), torch.get_num_threads(), None,
-            frequencies.data_ptr(), out.data_ptr(), d_out.data_ptr(), d_mapped.data_ptr(),
+            rows=d_mapped.numel() // height,
+            height=height,
+            count=count,
+            padded=_padded(count),
+            threads=torch.get_num_threads(),
+            frequencies=frequencies.data_ptr(),
+            out=out.data_ptr(),
+            d_out=d_out.data_ptr(),
+            d_mapped=d_mapped.data_ptr(),
         )
-    )  # fmt: skip
+    )
     return d_mapped

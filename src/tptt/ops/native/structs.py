@@ -1,4 +1,4 @@
-"""kernels/abi.h in ctypes; change both together (the loader compares sizes)."""
+"""kernels/abi.h in ctypes; change both together (library.py compares the sizes)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _SIZES = (
     "key_width",
     "value_width",
     "chunk",
-    "segment",
+    "chunk_group",
     "kept",
     "threads",
 )
@@ -78,24 +78,48 @@ class Fourier(ctypes.Structure):
     ]
 
 
+_MEMORY_SIZES = (
+    "batch",
+    "states",
+    "groups",
+    "copies",
+    "head_width",
+    "map_height",
+    "value_width",
+    "hidden_width",
+    "feature_width",
+    "mix_width",
+    "threads",
+)
+_MEMORY_TENSORS = (
+    "q",
+    "k",
+    "v",
+    "hidden",
+    "softmax",
+    "query_map",
+    "key_map",
+    "write_weight",
+    "write_bias",
+    "decay_weight",
+    "decay_bias",
+    "mix_weight",
+    "mix_bias",
+    "mix_down",
+    "frequencies",
+    "output_scale",
+    "mag_weight",
+    "mix_input",
+    "state",
+    "out",
+)
+
+
 class MemoryStep(ctypes.Structure):
     """TpttMemoryStep."""
 
     _fields_: ClassVar[list] = (
-        [
-            (name, ctypes.c_int64)
-            for name in (
-                "batch", "states", "groups", "copies", "head_width", "map_height", "value_width", "hidden_width",
-                "feature_width", "mix_width", "threads",
-            )
-        ]
+        [(name, ctypes.c_int64) for name in _MEMORY_SIZES]
         + [(name, ctypes.c_int32) for name in ("delta", "bfloat16", "features")]
-        + [
-            (name, ctypes.c_void_p)
-            for name in (
-                "q", "k", "v", "hidden", "softmax", "query_map", "key_map", "write_weight", "write_bias", "decay_weight",
-                "decay_bias", "mix_weight", "mix_bias", "mix_down", "frequencies", "output_scale", "mag_weight",
-                "mix_input", "state", "out",
-            )
-        ]
-    )  # fmt: skip
+        + [(name, ctypes.c_void_p) for name in _MEMORY_TENSORS]
+    )

@@ -1,6 +1,9 @@
-// What crosses the C boundary. Mirrored by ../structs.py; change both together.
+// What crosses the C boundary. ../structs.py mirrors it; change both together.
 #pragma once
 #include <cstdint>
+
+// What every function returns. A call that fails has changed nothing that the caller gave it to overwrite.
+enum TpttStatus : int32_t { TPTT_OK, TPTT_OUT_OF_MEMORY };
 
 // A tensor in the caller's layout: strides in elements, the last axis contiguous.
 struct TpttTensor {
@@ -9,12 +12,13 @@ struct TpttTensor {
 };
 
 // Legend: B batch, T tokens, N writes per token, H key/value heads, G query heads per key/value head, K key width,
-// V value width. States are contiguous float [B, H, K, V]; `saved` is [B, H, segments, K, V], one before each segment.
+// V value width. States are contiguous float [B, H, K, V]; `saved` is [B, H, chunk groups, K, V], one state before each
+// group.
 struct TpttProblem {
   int64_t batch, tokens, writes, heads, groups, key_width, value_width;
-  int64_t chunk;    // tokens of a chunk, a multiple of 4
-  int64_t segment;  // chunks between two saved states
-  int64_t kept;     // 0: states are saved
+  int64_t chunk;        // tokens of a chunk, a multiple of 4
+  int64_t chunk_group;  // chunks between two saved states
+  int64_t kept;         // 0: states are saved
   int64_t threads;
   float scale;
   int32_t delta;     // 0: linear attention
@@ -43,37 +47,39 @@ struct TpttStep {
 // Fourier features of vectors of length 1, all contiguous. C = ``count`` frequencies, M = ``height``, a multiple of 16.
 struct TpttFourier {
   int64_t rows, height, count;
-  int64_t padded;              // C rounded up to a multiple of 16
+  int64_t padded;  // C rounded up to a multiple of 16
   int64_t threads;
-  const float* mapped;         // [rows, M]; forward only
-  const float* frequencies;    // forward [M, padded], of which C columns count; backward [C, M]
-  float* out;                  // [rows, 2 C]; backward reads it
-  const float* d_out;          // [rows, 2 C]; backward only, and so on
-  float* d_mapped;             // [rows, M]
+  const float* mapped;       // [rows, M]; forward only
+  const float* frequencies;  // forward [M, padded], of which C columns count; backward [C, M]
+  float* out;                // [rows, 2 C]; backward reads it
+  const float* d_out;        // [rows, 2 C]; backward only
+  float* d_mapped;           // [rows, M]; backward only
 };
 
 // One token through a whole memory branch: feature maps, gates, the recurrence, normalisation, Memory as Gate.
-// B batch, S states, G query heads per state, C states per key head, D width of raw keys and queries, M rows of a feature
-// map (D without one), K width of the features, V value width, E width of the layer's input, R of what the mixing gate
-// makes of it (E where it reads it as it is). All contiguous; parameters are float.
+// Legend: B batch, S states, G query heads per state, C states per key head, D width of raw keys and queries, M rows of
+// a feature map (D without one), K width of the features, V value width, E width of the layer's input, R width of the
+// mixing gate's input (E unless mix_down maps the layer's input first). All tensors are contiguous; parameters are
+// float.
 enum TpttFeatures : int32_t {
   TPTT_SILU,        // of the raw vector, K = D
   TPTT_SIGN_SPLIT,  // SiLU of the mapped vector and its negative, K = 2 M
-  TPTT_FOURIER      // cosines and sines of the mapped vector at length 1, turned by ``frequencies``
+  TPTT_FOURIER      // cosines and sines of the mapped vector at length 1, multiplied by ``frequencies``
 };
 struct TpttMemoryStep {
-  int64_t batch, states, groups, copies, head_width, map_height, value_width, hidden_width, feature_width, mix_width, threads;
-  int32_t delta, bfloat16;  // bfloat16: of q, k, v, hidden, softmax and out
-  int32_t features;         // TpttFeatures
-  const void *q, *k, *v, *hidden, *softmax;            // [B, S G, D], [B, S/C, D], [B, S/C, V], [B, E], [B, S G, V]
-  const float *query_map, *key_map;                    // [S G, M, D], [S, M, D]; null with TPTT_SILU
-  const float *write_weight, *write_bias;              // [S, E], [S]; null: zero, and so on
-  const float *decay_weight, *decay_bias;              // [S, E], [S]; no bias: no decay
-  const float *mix_weight, *mix_bias, *mix_down;       // [S G, R], [S G], [R, E]; null: the gate reads the layer's input
-  const float* frequencies;                            // [K/2, M]; null but with TPTT_FOURIER
-  const float* output_scale;                           // [S G, V]
-  const float* mag_weight;                             // the Memory-as-Gate weight, to whose logit a gate is added
-  float* mix_input;                                    // [B, R], overwritten; null without mix_down
-  float* state;                                        // [B, S, K, V], overwritten
-  void* out;                                           // [B, S G, V]
+  int64_t batch, states, groups, copies, head_width, map_height, value_width, hidden_width, feature_width, mix_width;
+  int64_t threads;
+  int32_t delta, bfloat16;                        // bfloat16: of q, k, v, hidden, softmax and out
+  int32_t features;                               // TpttFeatures
+  const void *q, *k, *v, *hidden, *softmax;       // [B, S G, D], [B, S/C, D], [B, S/C, V], [B, E], [B, S G, V]
+  const float *query_map, *key_map;               // [S G, M, D], [S, M, D]; null with TPTT_SILU
+  const float *write_weight, *write_bias;         // [S, E], [S]; null: zero
+  const float *decay_weight, *decay_bias;         // [S, E], [S]; weight null: zero, bias null: no decay
+  const float *mix_weight, *mix_bias, *mix_down;  // [S G, R], [S G], [R, E]; null: zero, zero, no map
+  const float* frequencies;                       // [K/2, M]; null unless TPTT_FOURIER
+  const float* output_scale;                      // [S G, V]
+  const float* mag_weight;                        // the Memory-as-Gate weight; the mixing gate is added to its logit
+  float* mix_input;                               // [B, R], overwritten; null without mix_down
+  float* state;                                   // [B, S, K, V], overwritten
+  void* out;                                      // [B, S G, V]
 };

@@ -1,11 +1,11 @@
-// What the memory is asked for ahead of its use.
+// Prefetching: lines of memory are requested before they are used.
 #pragma once
 #include <cstdint>
 
 namespace {
 
-// Rows to ask the memory for while products run, a line of 64 bytes at a time: a processor that asks for many at once has to
-// wait for them, and one that asks too late as well.
+// Rows to prefetch while products run, one line of 64 bytes at a time. A processor that requests many lines at once has
+// to wait for them, and so does one that requests them too late.
 class Ahead {
  public:
   void forget() { rows_ = now_ = 0; }
@@ -14,7 +14,8 @@ class Ahead {
   void add(const void* first, int outer, int64_t outer_step, int inner, int64_t inner_step, int64_t bytes) {
     const char* start = static_cast<const char*>(first);
     const int lines = int((bytes + 63) / 64);
-    all_[rows_++] = {start, start, outer_step, inner_step, outer, inner, inner, lines < MOST_LINES ? lines : MOST_LINES, 0};
+    all_[rows_++] = {start, start, outer_step, inner_step, outer, inner, inner, lines < MOST_LINES ? lines : MOST_LINES,
+                     0};
   }
 
   bool done() const { return now_ == rows_; }
@@ -36,11 +37,11 @@ class Ahead {
     int64_t outer_step, inner_step;
     int outer, inner, left, lines, line;
   };
-  static constexpr int MOST_LINES = 8;  // of a longer row the processor fetches the rest by itself
+  static constexpr int MOST_LINES = 8;  // the processor fetches the rest of a longer row by itself
   Rows all_[8];
   int rows_ = 0, now_ = 0;
 };
 
-constexpr int ASK_AFTER = 64;  // products of vectors for each line: 32 and 96 were slower
+constexpr int ASK_AFTER = 64;  // vector products per prefetched line; chosen by timing benchmarks.ops
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Backward: segment by segment from the last, each recomputed from its saved state, then chunk by chunk in reverse.
-// Derivation and the names E, Z, M: ../../README.md, "Backward".
+// Backward: chunk group by chunk group from the last, each recomputed from its saved state, then chunk by chunk in
+// reverse. Derivation and the names E, Z, M: ../../README.md, "Backward".
 #pragma once
 #include "forward.h"
 
@@ -7,10 +7,11 @@ namespace {
 
 constexpr int BAND = 512;  // columns of keys
 
-// Of M = [A; P], Z = [-E; dO'] and X = [beta k; q], and of their gradients, the part of queries lies behind the one of positions.
-// dO' is the scale times dO.
+// M = [A; P], Z = [-E; dO'] and X = [beta k; q], and their gradients, hold the rows of positions first and the rows of
+// queries behind them. dO' is the scale times dO.
 struct BackwardScratch {
-  float *d_states, *d_state, *z, *d_out, *d_m, *d_x, *d_queries, *d_keys, *writes, *scaled;  // d_out in z, d_queries in d_x
+  float *d_states, *d_state, *z, *d_out, *d_m, *d_x, *d_queries, *d_keys, *writes,
+      *scaled;  // d_out in z, d_queries in d_x
   float *passing, *from_start, *to_end;
   // of products
   Left z_rows, u_rows, read_columns;                 // Z, u, [k; q]^T
@@ -18,9 +19,14 @@ struct BackwardScratch {
   Across state_across;                               // S^T and dS'^T
 
   BackwardScratch(const Sizes& s, int together, Arena& arena)
-      : z_rows(s.rows, s.values, arena), u_rows(s.columns, s.values, arena), read_columns(s.keys, s.rows, arena),
-        read(s.values, s.keys, arena), written(s.values, s.columns, arena), d_next(s.values, s.keys, arena),
-        z_columns(s.values, s.rows, arena), u_across(s.columns, s.values, arena, true),
+      : z_rows(s.rows, s.values, arena),
+        u_rows(s.columns, s.values, arena),
+        read_columns(s.keys, s.rows, arena),
+        read(s.values, s.keys, arena),
+        written(s.values, s.columns, arena),
+        d_next(s.values, s.keys, arena),
+        z_columns(s.values, s.rows, arena),
+        u_across(s.columns, s.values, arena, true),
         state_across(s.rows, s.keys, s.values, arena) {
     const int64_t w = s.columns, r = s.rows, k = s.keys, v = s.values;
     d_state = d_states = arena.take(together * s.state());
@@ -47,8 +53,8 @@ inline void through_updates(const TpttProblem& p, const Sizes& z, Chunk& c, cons
     int token = m / z.writes;  // the first that reads any of these four
     for (int g = 0; g < z.groups; g++) {
       int first = g * z.tokens + token;
-      product<Onto::SUM>(c.ahead, s.z + m * width, width, mixing + first * row + m, 1, row, s.d_out + first * width, width, 4, width,
-                         z.tokens - token);
+      product<Onto::SUM>(c.ahead, s.z + m * width, width, mixing + first * row + m, 1, row, s.d_out + first * width,
+                         width, 4, width, z.tokens - token);
     }
   }
   if (p.delta) solve_across(z, c, kept.m, s.z);
@@ -82,9 +88,8 @@ inline void through_states(const Sizes& z, Chunk& c, const Kept& kept, BackwardS
   }
 }
 
-// The gradient of the log decays, from what passes each of them. A row of the gradients gets the decay's own factor as soon as it was
-// read, while it is at hand.
-// Summed over (writer, reader) pairs that the decay lies between, never as a difference of larger sums.
+// The gradient of the log decays: the sum over all (writer, reader) pairs that a decay lies between, never a difference
+// of larger sums. Each row of the other gradients is multiplied by its own decay here as well, right after it was read.
 inline void through_decays(const TpttProblem& p, const Sizes& z, Chunk& c, const Kept& kept, BackwardScratch& s) {
   const int row = z.columns;
   for (int w = 0; w < z.positions; w++) {
@@ -101,7 +106,7 @@ inline void through_decays(const TpttProblem& p, const Sizes& z, Chunk& c, const
   const float across = c.carried * dot(kept.state, s.d_state, int(z.state()));
   memset(s.passing, 0, 4 * row);
   float reads = 0, written = 0;
-  for (int w = 0; w < z.positions; w++) {  // to_end becomes the sum of those before
+  for (int w = 0; w < z.positions; w++) {  // to_end becomes the sum of the values before it
     float own = s.to_end[w];
     s.to_end[w] = written;
     written += own;
@@ -128,7 +133,7 @@ inline void through_decays(const TpttProblem& p, const Sizes& z, Chunk& c, const
   }
 }
 
-// dX += dM k, dk += dM^T X, a band of columns after the other: as many as stay in the cache between the blocks of rows.
+// dX += dM k and dk += dM^T X, one band of columns at a time: a band stays in the cache between the blocks of rows.
 inline void through_products(const TpttProblem& p, const Sizes& z, Chunk& c, BackwardScratch& s) {
   const int row = z.columns, width = z.keys;
   float* d_mixing = s.d_m + row * row;
@@ -140,8 +145,8 @@ inline void through_products(const TpttProblem& p, const Sizes& z, Chunk& c, Bac
     float *d_read = s.d_x + n, *d_keys = s.d_keys + n, *d_queries = s.d_queries + n;
     for (int m = 0; p.delta && m < z.positions; m += 4) {
       product<Onto::SUM>(c.ahead, d_read + m * width, width, s.d_m + m * row, row, 1, keys, width, 4, columns, m + 4);
-      product<Onto::SUM>(c.ahead, d_keys + m * width, width, s.d_m + m * row + m, 1, row, writes + m * width, width, 4, columns,
-                         z.positions - m);
+      product<Onto::SUM>(c.ahead, d_keys + m * width, width, s.d_m + m * row + m, 1, row, writes + m * width, width, 4,
+                         columns, z.positions - m);
     }
     for (int m = 0; m < z.queries; m += 4)
       product<Onto::SUM>(c.ahead, d_queries + m * width, width, d_mixing + m * row, row, 1, keys, width, 4, columns,
@@ -150,8 +155,8 @@ inline void through_products(const TpttProblem& p, const Sizes& z, Chunk& c, Bac
       int token = m / z.writes;
       for (int g = 0; g < z.groups; g++) {
         int first = g * z.tokens + token;
-        product<Onto::SUM>(c.ahead, d_keys + m * width, width, d_mixing + first * row + m, 1, row, queries + first * width,
-                           width, 4, columns, z.tokens - token);
+        product<Onto::SUM>(c.ahead, d_keys + m * width, width, d_mixing + first * row + m, 1, row,
+                           queries + first * width, width, 4, columns, z.tokens - token);
       }
     }
   }
@@ -172,7 +177,8 @@ inline void store_gradients(const TpttProblem& p, const Sizes& z, Chunk& c, Back
     }
     for (int j = 0; p.delta && j < z.keys; j += LANES) store(key + j, load(key + j) + beta * load(read + j));
     for (int j = 0; j < z.values; j += LANES) store(value + j, -beta * load(e + j));
-    for (int j = z.value_width; j < z.values; j++) value[j] = 0.f;  // of what is not finite there came NaN, for the heads to come
+    // the padding must be zero for the next head, and it is NaN where beta or E is not finite
+    for (int j = z.value_width; j < z.values; j++) value[j] = 0.f;
     store_row(p.d_k.data, offset(p.d_k, c.b, t, n, c.h), p.bfloat16, key, z.key_width, 1.f, z.streams);
     store_row(p.d_v.data, offset(p.d_v, c.b, t, n, c.h), p.bfloat16, value, z.value_width, 1.f, z.streams);
   }
@@ -180,7 +186,8 @@ inline void store_gradients(const TpttProblem& p, const Sizes& z, Chunk& c, Back
     int64_t t = c.start + i % z.tokens;
     if (t >= p.tokens) continue;
     float* row = s.d_queries + i * z.keys;
-    store_row(p.d_q.data, offset(p.d_q, c.b, t, 0, c.h * z.groups + i / z.tokens), p.bfloat16, row, z.key_width, 1.f, z.streams);
+    store_row(p.d_q.data, offset(p.d_q, c.b, t, 0, c.h * z.groups + i / z.tokens), p.bfloat16, row, z.key_width, 1.f,
+              z.streams);
   }
 }
 
@@ -191,15 +198,17 @@ inline void retreat(const TpttProblem& p, const Sizes& z, Chunk& c, BackwardScra
     const float factor = c.beta[w] * (p.g.data ? c.since_start[w] : 1.f);
     scale_rows(s.z + w * width, width, &factor, 1);
   }
-  for (int i = 0; p.g.data && i < z.queries; i++) scale_rows(s.d_out + i * width, width, c.since_start + position_of(z, i), 1);
+  for (int i = 0; p.g.data && i < z.queries; i++)
+    scale_rows(s.d_out + i * width, width, c.since_start + position_of(z, i), 1);
   s.read_columns.take_across(c.keys + z.first * z.keys, z.keys, z.keys, depth, true);
   s.z_columns.take(s.z + z.first * width, width, width, depth);
   product<Onto::SCALED>(c.ahead, s.d_state, width, s.read_columns, 0, z.keys, s.z_columns, width, depth, s.d_state,
                         p.g.data ? c.carried : 1.f);
 }
 
-// ``next``: the chunk that comes then, or NOWHERE.
-inline void backward_chunk(const TpttProblem& p, const Sizes& z, Chunk& c, const Place& next, const Kept& kept, BackwardScratch& s) {
+// ``next``: the chunk that comes after this one, or NOWHERE.
+inline void backward_chunk(const TpttProblem& p, const Sizes& z, Chunk& c, const Place& next, const Kept& kept,
+                           BackwardScratch& s) {
   c.ahead.forget();
   if (!z.streams) {
     ask_positions(p, z, c.ahead, p.d_k, c, z.key_width);
@@ -221,10 +230,10 @@ inline void backward_chunk(const TpttProblem& p, const Sizes& z, Chunk& c, const
   if (!z.zero_before(c)) retreat(p, z, c, s);
 }
 
-// What chunks ``first`` to ``end`` keep, from the state before them.
+// Fills ``kept`` for the chunks from ``first`` to ``end``, from the state before them.
 template <class PlaceOf>
-inline void recompute_segment(const TpttProblem& p, const Sizes& z, Chunk& c, const Kept* kept, BackwardScratch& s, const float* state,
-                              PlaceOf place, int64_t first, int64_t end) {
+inline void recompute_chunk_group(const TpttProblem& p, const Sizes& z, Chunk& c, const Kept* kept, BackwardScratch& s,
+                                  const float* state, PlaceOf place, int64_t first, int64_t end) {
   load_state(z, state, kept[0].state);
   for (int64_t n = first; n < end; n++) {
     const Kept& now = kept[n - first];
@@ -241,50 +250,55 @@ inline void recompute_segment(const TpttProblem& p, const Sizes& z, Chunk& c, co
   }
 }
 
-// Segment by segment of each of the task's heads in turn.
-inline void backward_task(const TpttProblem& p, const Sizes& z, Chunk& c, const Kept* kept, BackwardScratch& s, const Task& task) {
+// The chunk groups from the last to the first, and for each of them the heads of the task in turn.
+inline void backward_task(const TpttProblem& p, const Sizes& z, Chunk& c, const Kept* kept, BackwardScratch& s,
+                          const Task& task) {
   const int64_t chunks = count_of_chunks(p);
-  for (int i = 0; i < task.heads; i++) load_state(z, state_of(p, z, p.d_final_state, task, i), s.d_states + i * z.state());
-  for (int64_t segment = count_of_segments(p) - 1; segment >= 0; segment--) {
-    const int64_t first = segment * p.segment, end = first + p.segment < chunks ? first + p.segment : chunks;
+  for (int i = 0; i < task.heads; i++)
+    load_state(z, state_of(p, z, p.d_final_state, task, i), s.d_states + i * z.state());
+  for (int64_t group = count_of_chunk_groups(p) - 1; group >= 0; group--) {
+    const int64_t first = group * p.chunk_group, end = first + p.chunk_group < chunks ? first + p.chunk_group : chunks;
     for (int i = 0; i < task.heads; i++) {
       auto place = [&](int64_t n) { return Place{task.b, task.h + i, n * z.tokens}; };
       const bool last_head = i + 1 == task.heads;
-      const int64_t begins = last_head ? first - p.segment : first;  // what comes after this head's segment
+      const int64_t begins = last_head ? first - p.chunk_group : first;  // what comes after this head's chunk group
       const Place then = begins < 0 ? NOWHERE : Place{task.b, task.h + (last_head ? 0 : i + 1), begins * z.tokens};
       s.d_state = s.d_states + i * z.state();
-      if (!p.kept) recompute_segment(p, z, c, kept, s, saved_state(p, z, task, i, segment), place, first, end);
+      if (!p.kept) recompute_chunk_group(p, z, c, kept, s, saved_state(p, z, task, i, group), place, first, end);
       for (int64_t n = end - 1; n >= first; n--) {
-        if (p.kept || n != end - 1) load_chunk(p, z, place(n), c);  // the last one is still there from the recomputation
+        if (p.kept || n != end - 1) load_chunk(p, z, place(n), c);  // the recomputation has left the last one there
         backward_chunk(p, z, c, n > first ? place(n - 1) : then, p.kept ? saved_chunk(p, z, c) : kept[n - first], s);
       }
     }
   }
-  for (int i = 0; i < task.heads; i++) store_state(z, s.d_states + i * z.state(), state_of(p, z, p.d_initial_state, task, i));
+  for (int i = 0; i < task.heads; i++)
+    store_state(z, s.d_states + i * z.state(), state_of(p, z, p.d_initial_state, task, i));
 }
 
-inline void backward(const TpttProblem& p) {
+inline TpttStatus backward(const TpttProblem& p) {
   const Sizes z(p);
   const Tasks tasks(p);
-  const int64_t chunks = count_of_chunks(p), most = p.kept ? 0 : p.segment < chunks ? p.segment : chunks;
+  const int64_t chunks = count_of_chunks(p), most = p.kept ? 0 : p.chunk_group < chunks ? p.chunk_group : chunks;
   Arena measured;
   Chunk{z, measured}, BackwardScratch{z, tasks.together, measured};
+  measured.take(most * Kept::FLOATS_OF_POINTERS);
   for (int64_t i = 0; i < most; i++) measured.take(Kept::floats(z));
+  const Workspace workspace(p.threads, measured.taken());
+  if (workspace.failed()) return TPTT_OUT_OF_MEMORY;
 #pragma omp parallel num_threads(int(p.threads))
   {
     const NoSubnormals here;
     const Unit unit;
-    Arena arena(measured.taken());
+    Arena arena = workspace.part();
     Chunk c(z, arena);
     BackwardScratch s(z, tasks.together, arena);
-    Kept* kept = static_cast<Kept*>(malloc(most * sizeof(Kept)));
-    if (most && !kept) abort();
+    Kept* kept = reinterpret_cast<Kept*>(arena.take(most * Kept::FLOATS_OF_POINTERS));
     for (int64_t i = 0; i < most; i++) kept[i] = Kept(z, arena.take(Kept::floats(z)));
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < tasks.count; i++) backward_task(p, z, c, kept, s, tasks.get(i));
     end_streams();
-    free(kept);
   }
+  return TPTT_OK;
 }
 
 }  // namespace

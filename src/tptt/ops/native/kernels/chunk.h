@@ -1,6 +1,6 @@
 // One chunk of one head: its inputs in float, its decays, and what depends on them alone.
-// Legend: C tokens, N writes for each, W = N * C positions, G query groups of C rows. K, V, W and G * C are padded to PADDING
-// in every buffer, with zeros; tokens behind the end write nothing and do not decay.
+// Legend: C tokens, N writes per token, W = N * C positions, G query groups of C rows. Every buffer pads K, V, W and G
+// * C with zeros to a multiple of PADDING. Tokens behind the end of the sequence write nothing and do not decay.
 #pragma once
 #include "abi.h"
 #include "subnormals.h"
@@ -20,12 +20,13 @@ inline int spread_rows(int width) {
   return step * (steps + (steps % 2 == 0));
 }
 
-// Bytes of what a forward or a backward reads and writes (q, k, v, o and their gradients) from which on its outputs go past the
-// caches: they hold less, and whoever reads them next would not have found them there either.
+// A forward or backward that reads and writes this many bytes (q, k, v, o and their gradients) stores its outputs past
+// the caches: the caches hold less, so the next reader would not find the outputs there anyway.
 constexpr int64_t STREAMED_FORWARD = 128 << 20, STREAMED_BACKWARD = 56 << 20;
 inline bool past_caches(const TpttProblem& p) {
-  const int64_t rows = p.batch * p.tokens * p.heads * (p.bfloat16 ? 2 : 4);  // by one number each
-  const int64_t read = p.groups * p.key_width + p.writes * (p.key_width + p.value_width), out = p.groups * p.value_width;
+  const int64_t rows = p.batch * p.tokens * p.heads * (p.bfloat16 ? 2 : 4);  // bytes of one number per token and head
+  const int64_t read = p.groups * p.key_width + p.writes * (p.key_width + p.value_width),
+                out = p.groups * p.value_width;
   return p.d_o.data ? rows * (2 * read + out) >= STREAMED_BACKWARD : rows * (read + out) >= STREAMED_FORWARD;
 }
 
@@ -41,43 +42,62 @@ struct Sizes {
   int keys, values, columns, readers;              // K, V, W and G * C, padded
   int rows, first;                                 // W + G * C, padded, and the first of them that reads the state
   bool streams;                                    // outputs go past the caches
-  bool from_zero, to_nobody;                       // there is no initial state; nothing comes of the final one
+  bool from_zero, to_nobody;                       // there is no initial state; nobody uses the final one
   int64_t length;                                  // T
 
   explicit Sizes(const TpttProblem& p)
-      : tokens(int(p.chunk)), writes(int(p.writes)), positions(tokens * writes), groups(int(p.groups)),
-        queries(groups * tokens), key_width(int(p.key_width)), value_width(int(p.value_width)),
-        keys(spread_rows(key_width)), values(up_to_multiple(value_width, PADDING)),
-        columns(up_to_multiple(positions, PADDING)), readers(up_to_multiple(queries, PADDING)),
-        rows(columns + readers), first(p.delta ? 0 : columns),
-        streams(past_caches(p)), from_zero(!(p.d_o.data ? p.d_initial_state : p.initial_state)),
-        to_nobody(!(p.d_o.data ? p.d_final_state : p.final_state)), length(p.tokens) {}
+      : tokens(int(p.chunk)),
+        writes(int(p.writes)),
+        positions(tokens * writes),
+        groups(int(p.groups)),
+        queries(groups * tokens),
+        key_width(int(p.key_width)),
+        value_width(int(p.value_width)),
+        keys(spread_rows(key_width)),
+        values(up_to_multiple(value_width, PADDING)),
+        columns(up_to_multiple(positions, PADDING)),
+        readers(up_to_multiple(queries, PADDING)),
+        rows(columns + readers),
+        first(p.delta ? 0 : columns),
+        streams(past_caches(p)),
+        from_zero(!(p.d_o.data ? p.d_initial_state : p.initial_state)),
+        to_nobody(!(p.d_o.data ? p.d_final_state : p.final_state)),
+        length(p.tokens) {}
 
-  // Whether the state before a chunk is zero, and whether the one behind it, or its gradient, is of no use. Of the products of a
-  // few chunks that is a good part, and most sequences start from nothing and end in nothing.
+  // Whether the state before a chunk is zero, and whether nobody uses the state behind it (or its gradient). Most
+  // sequences start without a state and end without one, and short sequences then need noticeably fewer products.
   bool zero_before(const Place& at) const { return from_zero && at.start == 0; }
   bool nothing_after(const Place& at) const { return to_nobody && at.start + tokens >= length; }
 
-  int64_t state() const { return int64_t(keys) * values; }                    // floats of a padded state
-  int64_t given_state() const { return int64_t(key_width) * value_width; }  // of the caller's
+  int64_t state() const { return int64_t(keys) * values; }                  // floats of a padded state
+  int64_t given_state() const { return int64_t(key_width) * value_width; }  // floats of a state of the caller
 };
 
 struct Chunk : Place {
-  float *keys, *queries, *values, *beta;                // [W, K] and, behind it, [G*C, K]; [W, V], [W]
-  float *logs, *rest;                                   // [W]: running sum of the log decays, and what a float loses of it
-  float *decay;                                         // [W, W]: D at and below the diagonal, ones without g
-  float *since_start, *until_end;                       // [W]; without g unused
-  float carried;                                        // gamma
-  Left rows, key_columns;                               // of products: keys and queries; [K, W]
-  Right keys_across;                                    // [K, W]
-  Ahead ahead;                                          // what this chunk will write and the next one read
+  float *keys, *queries, *values, *beta;  // [W, K] and, behind it, [G*C, K]; [W, V], [W]
+  float *logs, *rest;                     // [W]: running sum of the log decays, and what a float loses of it
+  float* decay;                           // [W, W]: D at and below the diagonal, ones without g
+  float *since_start, *until_end;         // [W]; without g unused
+  float carried;                          // gamma
+  Left rows, key_columns;                 // of products: keys and queries; [K, W]
+  Right keys_across;                      // [K, W]
+  Ahead ahead;                            // what this chunk will write and the next one will read
 
   Chunk(const Sizes& z, Arena& arena)
-      : Place(NOWHERE), keys(arena.take(int64_t(z.rows) * z.keys)), queries(keys + int64_t(z.columns) * z.keys),
-        values(arena.take(int64_t(z.columns) * z.values)), beta(arena.take(z.columns)), logs(arena.take(z.columns)),
-        rest(arena.take(z.columns)), decay(arena.take(int64_t(z.columns) * z.columns)), since_start(arena.take(z.columns)),
-        until_end(arena.take(z.columns)), carried(1.f), rows(z.rows, z.keys, arena),
-        key_columns(z.keys, z.columns, arena), keys_across(z.columns, z.keys, arena, true) {
+      : Place(NOWHERE),
+        keys(arena.take(int64_t(z.rows) * z.keys)),
+        queries(keys + int64_t(z.columns) * z.keys),
+        values(arena.take(int64_t(z.columns) * z.values)),
+        beta(arena.take(z.columns)),
+        logs(arena.take(z.columns)),
+        rest(arena.take(z.columns)),
+        decay(arena.take(int64_t(z.columns) * z.columns)),
+        since_start(arena.take(z.columns)),
+        until_end(arena.take(z.columns)),
+        carried(1.f),
+        rows(z.rows, z.keys, arena),
+        key_columns(z.keys, z.columns, arena),
+        keys_across(z.columns, z.keys, arena, true) {
     for (int i = 0; decay && i < z.columns * z.columns; i++) decay[i] = 1.f;
   }
 };
@@ -100,13 +120,15 @@ inline void load_row(const void* data, int64_t at, bool bfloat16, float* to, int
   }
 }
 
-template <class T> inline void store_lanes(void* to, T x, bool streams) {
+template <class T>
+inline void store_lanes(void* to, T x, bool streams) {
   if (streams && reinterpret_cast<uintptr_t>(to) % sizeof x == 0)
     stream(to, x);
   else
     memcpy(to, &x, sizeof x);
 }
-inline void store_row(void* data, int64_t at, bool bfloat16, const float* from, int width, float factor = 1.f, bool streams = false) {
+inline void store_row(void* data, int64_t at, bool bfloat16, const float* from, int width, float factor = 1.f,
+                      bool streams = false) {
   int i = 0;
   if (bfloat16) {
     uint16_t* to = static_cast<uint16_t*>(data) + at;
@@ -119,17 +141,19 @@ inline void store_row(void* data, int64_t at, bool bfloat16, const float* from, 
   }
 }
 
-// Ask for the rows of a tensor of positions, or of queries, of the chunk at a place. Rows of one head lie a page or so apart,
-// where the processor does not fetch ahead by itself. Behind the end there is nothing to ask for, which does no harm.
-inline void ask_positions(const TpttProblem& p, const Sizes& z, Ahead& ahead, const TpttTensor& x, const Place& at, int width) {
+// Prefetch the rows of a tensor of positions, or of queries, that belong to the chunk at a place. Rows of one head lie
+// about a page apart, and the processor does not prefetch across pages by itself. Addresses behind the end do no harm.
+inline void ask_positions(const TpttProblem& p, const Sizes& z, Ahead& ahead, const TpttTensor& x, const Place& at,
+                          int width) {
   const int bytes = p.bfloat16 ? 2 : 4;
-  ahead.add(static_cast<const char*>(x.data) + offset(x, at.b, at.start, 0, at.h) * bytes, z.tokens, x.token * bytes, z.writes,
-            x.write * bytes, width * bytes);
+  ahead.add(static_cast<const char*>(x.data) + offset(x, at.b, at.start, 0, at.h) * bytes, z.tokens, x.token * bytes,
+            z.writes, x.write * bytes, width * bytes);
 }
-inline void ask_queries(const TpttProblem& p, const Sizes& z, Ahead& ahead, const TpttTensor& x, const Place& at, int width) {
+inline void ask_queries(const TpttProblem& p, const Sizes& z, Ahead& ahead, const TpttTensor& x, const Place& at,
+                        int width) {
   const int bytes = p.bfloat16 ? 2 : 4;
-  ahead.add(static_cast<const char*>(x.data) + offset(x, at.b, at.start, 0, at.h * z.groups) * bytes, z.groups, x.head * bytes,
-            z.tokens, x.token * bytes, width * bytes);
+  ahead.add(static_cast<const char*>(x.data) + offset(x, at.b, at.start, 0, at.h * z.groups) * bytes, z.groups,
+            x.head * bytes, z.tokens, x.token * bytes, width * bytes);
 }
 
 // ``next``: the chunk after this one in the order of the walk, or NOWHERE.
@@ -141,8 +165,8 @@ inline void ask_inputs(const TpttProblem& p, const Sizes& z, Ahead& ahead, const
 }
 
 // Rows [G*C, width] of one tensor of queries; zeros behind the end.
-inline void load_queries(const TpttProblem& p, const Sizes& z, const Chunk& c, const TpttTensor& x, float* to, int width,
-                         int padded, float factor) {
+inline void load_queries(const TpttProblem& p, const Sizes& z, const Chunk& c, const TpttTensor& x, float* to,
+                         int width, int padded, float factor) {
   for (int g = 0; g < z.groups; g++)
     for (int i = 0; i < z.tokens; i++) {
       float* row = to + int64_t(g * z.tokens + i) * padded;
@@ -158,13 +182,15 @@ inline void load_decays(const TpttProblem& p, const Sizes& z, Chunk& c) {
   for (int i = 0; i < z.tokens; i++) {
     if (c.start + i < p.tokens) {
       double g = static_cast<const float*>(p.g.data)[offset(p.g, c.b, c.start + i, 0, c.h)];
-      total += g < -1e4 ? -1e4 : g;  // minus infinity is a decay like any other that leaves nothing
+      total += g < -1e4 ? -1e4 : g;  // so that minus infinity leaves nothing, and makes no NaN
     }
-    for (int w = i * z.writes; w < (i + 1) * z.writes; w++) c.logs[w] = float(total), c.rest[w] = float(total - c.logs[w]);
+    for (int w = i * z.writes; w < (i + 1) * z.writes; w++)
+      c.logs[w] = float(total), c.rest[w] = float(total - c.logs[w]);
   }
   const int last = z.positions - 1;
   for (int w = z.positions; w < z.columns; w++) c.logs[w] = c.logs[last], c.rest[w] = c.rest[last];
-  // From LANES writers on to a reader. In two floats a difference of two sums keeps the digits of a small one behind a large one.
+  // Log decay from LANES neighbouring writers to one reader. The sums have two floats each, so that a small difference
+  // of two large sums keeps its digits.
   auto between = [&](int reader, int writers) {
     return (splat(c.logs[reader]) - load(c.logs + writers)) + (splat(c.rest[reader]) - load(c.rest + writers));
   };
@@ -200,7 +226,7 @@ inline void load_chunk(const TpttProblem& p, const Sizes& z, const Place& at, Ch
   c.rows.take(c.keys, z.keys, z.rows, z.keys, true);
 }
 
-// Where a row of queries stands: behind the last write of its token.
+// The position of a query row: that of the last write of its token.
 inline int position_of(const Sizes& z, int query) { return (query % z.tokens + 1) * z.writes - 1; }
 
 // How many columns of a block of rows, the last at position `last`, reach the lower triangle.
@@ -209,14 +235,14 @@ inline int reach(const Sizes& z, int last) {
   return columns < z.columns ? columns : z.columns;
 }
 
-// M [W + G*C, W] = X Y, as far as the two triangles reach, that of positions summed in parts.
-// On tiles as squares, whose sums of 16 terms the processor adds up by itself.
+// M [W + G*C, W] = X Y, as far as the two triangles reach. Rows of positions are summed in parts of 16 terms; on tiles,
+// where whole squares are computed, the processor sums in such parts by itself.
 inline void triangles(const Sizes& z, Chunk& c, const Left& x, Right& y, int depth, float* m) {
   const int row = z.columns;
 #ifdef TPTT_TILES
   product<Onto::NOTHING>(c.ahead, m + z.first * row, row, x, z.first, z.rows - z.first, y, row, depth);
 #else
-  constexpr int BLOCK = 8;  // of one strip of columns, as many sums as the processor adds side by side
+  constexpr int BLOCK = 8;  // rows; for one strip of columns that is as many sums as the processor adds side by side
   for (int i = z.first; i < z.positions; i += BLOCK) {
     const int rows = z.positions - i < BLOCK ? z.positions - i : BLOCK;
     product_in_parts(c.ahead, m + i * row, row, x, i, rows, y, reach(z, i + rows - 1), depth);
@@ -229,17 +255,17 @@ inline void triangles(const Sizes& z, Chunk& c, const Left& x, Right& y, int dep
 #endif
 }
 
-// A row of a triangle times D; zero, whatever stands there, behind ``position``.
+// Multiplies a row of a triangle by D; what stands behind ``position`` becomes zero, whatever it was.
 inline void decay_row(const Sizes& z, const Chunk& c, float* x, int position, float factor = 1.f) {
   const float* decay = c.decay + position * z.columns;
   for (int j = 0; j < z.columns; j += LANES)
     store(x + j, first_lanes(load(x + j) * splat(factor) * load(decay + j), position + 1 - j));
 }
 
-// M = [A; P]: A [W, W], of which what is below the diagonal counts, and P [G*C, W] lower, with decay and beta.
+// M = [A; P] with decay and beta: A [W, W] counts below its diagonal, P [G*C, W] is lower triangular.
 inline void mix(const TpttProblem& p, const Sizes& z, Chunk& c, float* m) {
   c.keys_across.take_across(c.keys, z.keys, z.columns, z.keys, true);
-  // in parts: where keys are alike and beta is near 2, the rounding of k.k adds up over the sequence
+  // summed in parts: where keys are alike and beta is near 2, the rounding of k.k adds up over the sequence
   triangles(z, c, c.rows, c.keys_across, z.keys, m);
   for (int i = 0; p.delta && i < z.positions; i++) decay_row(z, c, m + i * z.columns, i, c.beta[i]);
   for (int i = 0; i < z.queries; i++) decay_row(z, c, m + (z.columns + i) * z.columns, position_of(z, i));
@@ -273,8 +299,8 @@ inline void solve_across(const Sizes& z, Chunk& c, const float* a, float* x) {
   for (int m = size - 4; m >= 0; m -= 4) {
     int after = m + 4;
     if (after < size)
-      product<Onto::LESS>(c.ahead, x + m * width, width, a + after * row + m, 1, row, x + after * width, width, 4, width,
-                          size - after);
+      product<Onto::LESS>(c.ahead, x + m * width, width, a + after * row + m, 1, row, x + after * width, width, 4,
+                          width, size - after);
     for (int j = 0; j < width; j += LANES) {
       float* at = x + m * width + j;
       Vec done[4];
@@ -306,13 +332,15 @@ inline void advance(const TpttProblem& p, const Sizes& z, Chunk& c, const float*
                     const float* from, float* to) {
   const int width = z.values;
   for (int i = 0; p.g.data && i < z.positions; i++)
-    for (int j = 0; j < width; j += LANES) store(scaled + i * width + j, load(u + i * width + j) * splat(c.until_end[i]));
+    for (int j = 0; j < width; j += LANES)
+      store(scaled + i * width + j, load(u + i * width + j) * splat(c.until_end[i]));
   c.key_columns.take_across(c.keys, z.keys, z.keys, z.columns, true);
   written.take(p.g.data ? scaled : u, width, width, z.columns);
-  product<Onto::SCALED>(c.ahead, to, width, c.key_columns, 0, z.keys, written, width, z.positions, from, p.g.data ? c.carried : 1.f);
+  product<Onto::SCALED>(c.ahead, to, width, c.key_columns, 0, z.keys, written, width, z.positions, from,
+                        p.g.data ? c.carried : 1.f);
 }
 
-// A state [K, V] of the caller's to a padded one and back.
+// Copy a state [K, V] of the caller to a padded one, and back.
 inline void load_state(const Sizes& z, const float* from, float* to) {
   memset(to, 0, 4 * z.state());
   for (int i = 0; from && i < z.key_width; i++) memcpy(to + i * z.values, from + i * z.value_width, 4 * z.value_width);

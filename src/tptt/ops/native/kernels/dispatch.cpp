@@ -4,15 +4,15 @@
 #include "tile_permission.h"
 #endif
 
-#define TPTT_DECLARE_RECURRENCE(name)               \
-  void tptt_forward_##name(const TpttProblem* p);   \
-  void tptt_backward_##name(const TpttProblem* p);
-#define TPTT_DECLARE(name)                               \
-  TPTT_DECLARE_RECURRENCE(name)                          \
-  void tptt_step_##name(const TpttStep* p);              \
-  void tptt_memory_step_##name(const TpttMemoryStep* p); \
-  void tptt_fourier_##name(const TpttFourier* p);        \
-  void tptt_fourier_backward_##name(const TpttFourier* p);
+#define TPTT_DECLARE_RECURRENCE(name)            \
+  int tptt_forward_##name(const TpttProblem* p); \
+  int tptt_backward_##name(const TpttProblem* p);
+#define TPTT_DECLARE(name)                              \
+  TPTT_DECLARE_RECURRENCE(name)                         \
+  int tptt_step_##name(const TpttStep* p);              \
+  int tptt_memory_step_##name(const TpttMemoryStep* p); \
+  int tptt_fourier_##name(const TpttFourier* p);        \
+  int tptt_fourier_backward_##name(const TpttFourier* p);
 
 extern "C" {
 TPTT_DECLARE(portable)
@@ -40,6 +40,10 @@ int tptt_best() {
   return 0;
 }
 
+// ../library_file.py looks for this text in the file before it loads it: a library from other sources is never called.
+extern const char tptt_sources[];
+const char tptt_sources[] = "tptt kernel sources " TPTT_SOURCES;
+
 // Sizes of the structs, so that a caller with other ones finds out before it calls.
 void tptt_sizes(int64_t* sizes) {
   sizes[0] = sizeof(TpttProblem);
@@ -49,32 +53,30 @@ void tptt_sizes(int64_t* sizes) {
 }
 
 #ifdef TPTT_X86
-#define TPTT_CHOOSE(what, p)                  \
-  switch (set) {                              \
-    case 3:                                   \
-    case 2: tptt_##what##_avx512(p); break;   \
-    case 1: tptt_##what##_avx2(p); break;     \
-    default: tptt_##what##_portable(p);       \
+#define TPTT_CHOOSE(what, p)                   \
+  switch (set) {                               \
+    case 3:                                    \
+    case 2: return tptt_##what##_avx512(p);    \
+    case 1: return tptt_##what##_avx2(p);      \
+    default: return tptt_##what##_portable(p); \
   }
 #else
 #define TPTT_CHOOSE(what, p) \
   (void)set;                 \
-  tptt_##what##_portable(p);
+  return tptt_##what##_portable(p);
 #endif
 #ifdef TPTT_AMX
-#define TPTT_CHOOSE_RECURRENCE(what, p)     \
-  if (set == 3 && p->bfloat16)              \
-    tptt_##what##_amx(p);                   \
-  else                                      \
-    TPTT_CHOOSE(what, p)
+#define TPTT_CHOOSE_RECURRENCE(what, p)                     \
+  if (set == 3 && p->bfloat16) return tptt_##what##_amx(p); \
+  TPTT_CHOOSE(what, p)
 #else
 #define TPTT_CHOOSE_RECURRENCE(what, p) TPTT_CHOOSE(what, p)
 #endif
 
-void tptt_forward(int set, const TpttProblem* p) { TPTT_CHOOSE_RECURRENCE(forward, p) }
-void tptt_backward(int set, const TpttProblem* p) { TPTT_CHOOSE_RECURRENCE(backward, p) }
-void tptt_step(int set, const TpttStep* p) { TPTT_CHOOSE(step, p) }
-void tptt_memory_step(int set, const TpttMemoryStep* p) { TPTT_CHOOSE(memory_step, p) }
-void tptt_fourier(int set, const TpttFourier* p) { TPTT_CHOOSE(fourier, p) }
-void tptt_fourier_backward(int set, const TpttFourier* p) { TPTT_CHOOSE(fourier_backward, p) }
+int tptt_forward(int set, const TpttProblem* p) { TPTT_CHOOSE_RECURRENCE(forward, p) }
+int tptt_backward(int set, const TpttProblem* p) { TPTT_CHOOSE_RECURRENCE(backward, p) }
+int tptt_step(int set, const TpttStep* p) { TPTT_CHOOSE(step, p) }
+int tptt_memory_step(int set, const TpttMemoryStep* p) { TPTT_CHOOSE(memory_step, p) }
+int tptt_fourier(int set, const TpttFourier* p) { TPTT_CHOOSE(fourier, p) }
+int tptt_fourier_backward(int set, const TpttFourier* p) { TPTT_CHOOSE(fourier_backward, p) }
 }

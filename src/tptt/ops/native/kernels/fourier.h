@@ -1,4 +1,4 @@
-// Random Fourier features of many vectors, and their gradient. In PyTorch each is a product and five passes over memory.
+// Random Fourier features of many vectors, and their gradient, each in one pass over memory.
 #pragma once
 #include <cmath>
 
@@ -33,34 +33,40 @@ inline void waves_backward(const float* out, const float* d_out, int count, floa
 }
 
 // block(first row, rows, scratch [ROWS_AT_ONCE, padded]) for all rows.
-template <class Block> inline void each_block(const TpttFourier& p, Block block) {
+template <class Block>
+inline TpttStatus each_block(const TpttFourier& p, Block block) {
+  const Workspace workspace(p.threads, ROWS_AT_ONCE * p.padded);
+  if (workspace.failed()) return TPTT_OUT_OF_MEMORY;
 #pragma omp parallel num_threads(int(p.threads)) if (p.threads > 1)
   {
     const NoSubnormals here;
-    Arena arena(ROWS_AT_ONCE * p.padded);
+    Arena arena = workspace.part();
     float* scratch = arena.take(ROWS_AT_ONCE * p.padded);
 #pragma omp for schedule(static)
     for (int64_t first = 0; first < p.rows; first += ROWS_AT_ONCE)
       block(first, int(p.rows - first < ROWS_AT_ONCE ? p.rows - first : ROWS_AT_ONCE), scratch);
   }
+  return TPTT_OK;
 }
 
-inline void fourier(const TpttFourier& p) {
+inline TpttStatus fourier(const TpttFourier& p) {
   const int height = int(p.height), count = int(p.count), padded = int(p.padded);
-  each_block(p, [&](int64_t first, int rows, float* angles) {
-    product<Onto::NOTHING>(angles, padded, p.mapped + first * height, height, 1, p.frequencies, padded, rows, padded, height);
+  return each_block(p, [&](int64_t first, int rows, float* angles) {
+    product<Onto::NOTHING>(angles, padded, p.mapped + first * height, height, 1, p.frequencies, padded, rows, padded,
+                           height);
     for (int i = 0; i < rows; i++) waves(angles + i * padded, count, p.out + (first + i) * 2 * count);
   });
 }
 
-inline void fourier_backward(const TpttFourier& p) {
+inline TpttStatus fourier_backward(const TpttFourier& p) {
   const int height = int(p.height), count = int(p.count), padded = int(p.padded);
-  each_block(p, [&](int64_t first, int rows, float* d_angles) {
+  return each_block(p, [&](int64_t first, int rows, float* d_angles) {
     for (int i = 0; i < rows; i++) {
       const int64_t at = (first + i) * 2 * count;
       waves_backward(p.out + at, p.d_out + at, count, d_angles + i * padded);
     }
-    product<Onto::NOTHING>(p.d_mapped + first * height, height, d_angles, padded, 1, p.frequencies, height, rows, height, count);
+    product<Onto::NOTHING>(p.d_mapped + first * height, height, d_angles, padded, 1, p.frequencies, height, rows,
+                           height, count);
   });
 }
 

@@ -1,5 +1,5 @@
-// One token through a whole memory branch. In PyTorch the same are some forty operators, whose calls take longer than their
-// work (see tptt/memory/branch.py, which this follows line by line).
+// One token through a whole memory branch, in one call. PyTorch would call many small operators, each of which takes
+// longer to call than to compute. `LinearMemory` of tptt.memory is the definition that this follows line by line.
 #pragma once
 #include "fourier.h"
 #include "step.h"
@@ -15,7 +15,8 @@ inline void normalize(float* x, int count) {
 }
 
 // out [K], the unit vector of x's features: see TpttFeatures. map [M, D] or null.
-inline void features(const TpttMemoryStep& p, const float* x, const float* map, float* mapped, float* angles, float* out) {
+inline void features(const TpttMemoryStep& p, const float* x, const float* map, float* mapped, float* angles,
+                     float* out) {
   const int height = int(p.map_height), count = int(p.feature_width);
   const float* y = x;
   if (map) {
@@ -44,10 +45,16 @@ struct MemoryScratch {
   float *hidden, *raw, *mapped, *angles, *key, *query, *value, *read, *u, *found;
 
   MemoryScratch(const TpttMemoryStep& p, Arena& arena)
-      : hidden(arena.take(p.hidden_width)), raw(arena.take(p.head_width)), mapped(arena.take(p.map_height)),
-        angles(arena.take(p.feature_width / 2)), key(arena.take(p.feature_width)),
-        query(arena.take(p.feature_width)), value(arena.take(p.value_width)), read(arena.take(p.value_width)),
-        u(arena.take(p.value_width)), found(arena.take(p.value_width)) {}
+      : hidden(arena.take(p.hidden_width)),
+        raw(arena.take(p.head_width)),
+        mapped(arena.take(p.map_height)),
+        angles(arena.take(p.feature_width / 2)),
+        key(arena.take(p.feature_width)),
+        query(arena.take(p.feature_width)),
+        value(arena.take(p.value_width)),
+        read(arena.take(p.value_width)),
+        u(arena.take(p.value_width)),
+        found(arena.take(p.value_width)) {}
 };
 
 inline float gate(const float* weight, const float* bias, int64_t head, const float* hidden, int width) {
@@ -60,8 +67,11 @@ inline void memory_step_state(const TpttMemoryStep& p, const MemoryScratch& s, i
   const int keys = int(p.feature_width);
   const float* mix_input = p.mix_down ? p.mix_input + b * p.mix_width : s.hidden;
   float* state = p.state + (b * p.states + h) * keys * values;
-  const float mu_logit = std::log(*p.mag_weight / (1.f - *p.mag_weight));  // 0 and 1 give infinities, which are meant
-  const auto map_of = [&](const float* maps, int64_t head) { return maps ? maps + head * p.map_height * width : nullptr; };
+  const float mu_logit =
+      std::log(*p.mag_weight / (1.f - *p.mag_weight));  // minus or plus infinity for 0 and 1, as intended
+  const auto map_of = [&](const float* maps, int64_t head) {
+    return maps ? maps + head * p.map_height * width : nullptr;
+  };
   const auto load_query = [&](int64_t head) {
     load_row(p.q, (b * p.states * p.groups + head) * width, p.bfloat16, s.raw, width);
     features(p, s.raw, map_of(p.query_map, head), s.mapped, s.angles, s.query);
@@ -97,7 +107,7 @@ struct RowScratch {
   RowScratch(const TpttMemoryStep& p, Arena& arena) : hidden(arena.take(p.hidden_width)) {}
 };
 
-// What the mixing gate of a row makes of the layer's input, SiLU of a linear map, which all heads read.
+// SiLU of a linear map of the layer's input: what the mixing gate of all heads of a batch row reads.
 inline void mix_input(const TpttMemoryStep& p, const RowScratch& s, int64_t b, int64_t) {
   float* out = p.mix_input + b * p.mix_width;
   load_row(p.hidden, b * p.hidden_width, p.bfloat16, s.hidden, int(p.hidden_width));
@@ -105,9 +115,9 @@ inline void mix_input(const TpttMemoryStep& p, const RowScratch& s, int64_t b, i
   for (int i = 0; i < p.mix_width; i++) out[i] *= sigmoid(out[i]);
 }
 
-inline void memory_step(const TpttMemoryStep& p) {
-  if (p.mix_down) each_head<RowScratch>(p, 1, mix_input);
-  each_head<MemoryScratch>(p, p.states, memory_step_state);
+inline TpttStatus memory_step(const TpttMemoryStep& p) {
+  if (p.mix_down && each_head<RowScratch>(p, 1, mix_input) != TPTT_OK) return TPTT_OUT_OF_MEMORY;
+  return each_head<MemoryScratch>(p, p.states, memory_step_state);
 }
 
 }  // namespace

@@ -1,12 +1,12 @@
-// The factors of a product as vectors read them: where they lie. tiles.h has the same for tiles, which pack them; what only that
-// needs to know has no name here.
+// The factors of a product for vector instructions, which read them where they lie. tiles.h has the same classes for
+// tiles, which pack their factors first; parameters that only tiles need have no name here.
 #pragma once
 #include "arena.h"
 #include "products.h"
 
 namespace {
 
-constexpr int PADDING = LANES;  // what widths are padded to
+constexpr int PADDING = LANES;  // widths are padded to a multiple of this
 
 // What a thread needs for products: nothing.
 struct Unit {
@@ -49,8 +49,8 @@ class Right {
   int row_ = 0;
 };
 
-// B of a product, given as its transpose X [columns, depth]: read as it lies, once, for a product that is turned itself. For a B
-// that is larger than A and C.
+// B of a product, given as its transpose X [columns, depth]. X is read once, as it lies, and the product is transposed
+// instead: cheaper where B is larger than A and C.
 class Across {
  public:
   Across(int rows, int columns, int depth, Arena& arena)
@@ -71,14 +71,14 @@ class Across {
 
 // C [rows, columns] from ``rows`` rows of A, from ``first`` on, and B.
 template <Onto ONTO>
-inline void product(Ahead& ahead, float* c, int c_row, const Left& a, int first, int rows, Right& b, int columns, int depth,
-                    const float* d = nullptr, float factor = 1.f) {
+inline void product(Ahead& ahead, float* c, int c_row, const Left& a, int first, int rows, Right& b, int columns,
+                    int depth, const float* d = nullptr, float factor = 1.f) {
   product<ONTO>(ahead, c, c_row, a.at(first), a.row(), a.step(), b.at(), b.row(), rows, columns, depth, d, factor);
 }
 
 // The same with sums of 16 terms that are then added up.
-inline void product_in_parts(Ahead& ahead, float* c, int c_row, const Left& a, int first, int rows, Right& b, int columns,
-                             int depth) {
+inline void product_in_parts(Ahead& ahead, float* c, int c_row, const Left& a, int first, int rows, Right& b,
+                             int columns, int depth) {
   for (int n = 0; n < depth; n += 16) {
     const int part = depth - n < 16 ? depth - n : 16;
     if (n)

@@ -55,17 +55,20 @@ inline __attribute__((always_inline)) void strip(Ahead& ahead, float* c, int c_r
                                                  const float* d, float factor) {
   int m = 0;
   for (; m + ROWS <= rows; m += ROWS)
-    tile<ROWS, STRIPS, ONTO, ASKS>(ahead, c + m * c_row, c_row, a + m * a_row, a_row, a_step, b, b_row, depth, d + m * c_row, factor);
+    tile<ROWS, STRIPS, ONTO, ASKS>(ahead, c + m * c_row, c_row, a + m * a_row, a_row, a_step, b, b_row, depth,
+                                   d + m * c_row, factor);
   if constexpr (ROWS > 4)
     for (; m + 4 <= rows; m += 4)
-      tile<4, STRIPS, ONTO, ASKS>(ahead, c + m * c_row, c_row, a + m * a_row, a_row, a_step, b, b_row, depth, d + m * c_row, factor);
+      tile<4, STRIPS, ONTO, ASKS>(ahead, c + m * c_row, c_row, a + m * a_row, a_row, a_step, b, b_row, depth,
+                                  d + m * c_row, factor);
   for (; m < rows; m++)
-    tile<1, STRIPS, ONTO, ASKS>(ahead, c + m * c_row, c_row, a + m * a_row, a_row, a_step, b, b_row, depth, d + m * c_row, factor);
+    tile<1, STRIPS, ONTO, ASKS>(ahead, c + m * c_row, c_row, a + m * a_row, a_row, a_step, b, b_row, depth,
+                                d + m * c_row, factor);
 }
 
-// y [rows] = A x, A [rows, width]: LANES rows at a time, which are summed across lanes together.
+// y [rows] = A x, A [rows, width]: LANES rows at a time; their sums across lanes are taken together.
 inline void matrix_vector(const float* a, const float* x, int rows, int width, float* y) {
-  constexpr int BESIDE = 4;  // sums that grow side by side: one alone would wait for itself
+  constexpr int BESIDE = 4;  // sums that grow side by side; a single one would wait for its own result
   int m = 0;
   for (; m + LANES <= rows; m += LANES) {
     Vec total[LANES] = {};
@@ -81,20 +84,28 @@ inline void matrix_vector(const float* a, const float* x, int rows, int width, f
   for (; m < rows; m++) y[m] = dot(a + int64_t(m) * width, x, width);
 }
 
-// 32 registers hold 16 sums and what they need, 16 registers 12 sums.
+// 32 registers hold 16 sums and their operands, 16 registers hold 12 sums.
 template <Onto ONTO, bool ASKS>
-void strips(Ahead& ahead, float* c, int c_row, const float* a, int a_row, int a_step, const float* b, int b_row, int rows,
-            int columns, int depth, const float* d, float factor) {
+void strips(Ahead& ahead, float* c, int c_row, const float* a, int a_row, int a_step, const float* b, int b_row,
+            int rows, int columns, int depth, const float* d, float factor) {
   constexpr bool MANY = LANES == 16;
   constexpr int MOST = MANY ? 4 : 3;
   for (int n = 0; n < columns;) {
     int count = (columns - n) / LANES;
     if (count > MOST) count = MOST;
     switch (count) {
-      case 1: strip<8, 1, ONTO, ASKS>(ahead, c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, d + n, factor); break;
-      case 2: strip<MANY ? 8 : 4, 2, ONTO, ASKS>(ahead, c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, d + n, factor); break;
-      case 3: strip<4, 3, ONTO, ASKS>(ahead, c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, d + n, factor); break;
-      default: strip<4, MOST, ONTO, ASKS>(ahead, c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, d + n, factor);
+      case 1:
+        strip<8, 1, ONTO, ASKS>(ahead, c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, d + n, factor);
+        break;
+      case 2:
+        strip<MANY ? 8 : 4, 2, ONTO, ASKS>(ahead, c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, d + n,
+                                           factor);
+        break;
+      case 3:
+        strip<4, 3, ONTO, ASKS>(ahead, c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, d + n, factor);
+        break;
+      default:
+        strip<4, MOST, ONTO, ASKS>(ahead, c + n, c_row, a, a_row, a_step, b + n, b_row, rows, depth, d + n, factor);
     }
     n += count * LANES;
   }

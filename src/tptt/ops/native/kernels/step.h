@@ -1,6 +1,7 @@
-// One token, in place on the state: N + 1 passes over it. Each but the last reads for the next key, that before the last
-// write for a query too: what the query then finds after the write follows from what it found before it. So the last pass
-// only writes, and goes backwards: what was read last is still in the nearest cache.
+// One token, in place on the state, in N + 1 passes over it. Every pass but the last reads for the next key. The pass
+// before the last write also reads for the first query: what that query finds after the write follows from what it
+// finds before it. So the last pass only writes, and it goes backwards, because the rows that were read last are still
+// in the nearest cache.
 #pragma once
 #include "chunk.h"
 
@@ -66,9 +67,9 @@ inline void passes_for(int reads, float* state, int width, int rows, const float
   if (reads == 2) passes<WRITE, 2>(state, width, rows, key, u, decay, reader, read);
 }
 
-// A token's ``writes`` by the delta rule or, without ``delta``, by linear attention, and what ``query`` reads after them.
-// keys [N, K] and values [N, V]; value n is written with beta[n stride], without a beta in full. ``u`` and ``found`` [V]
-// are overwritten.
+// Writes ``writes`` keys [N, K] and values [N, V] of one token by the delta rule (without ``delta`` by linear
+// attention) and then reads with ``query``. Value n is written with strength beta[n stride], or 1 without a beta. ``u``
+// and ``found`` [V] are scratch.
 inline void write_and_read(float* state, int width, int rows, int writes, const float* keys, const float* values,
                            const float* beta, int64_t stride, float decay, bool delta, const float* query, float* u,
                            float* found, float* read) {
@@ -81,21 +82,26 @@ inline void write_and_read(float* state, int width, int rows, int writes, const 
       passes_for<false>(delta + last, state, width, rows, nullptr, nullptr, 1.f, readers, reads);
     else
       passes_for<true>(delta + last, state, width, rows, key - rows, u, n == 1 ? decay : 1.f, readers, reads);
-    const float strength = beta ? beta[n * stride] : 1.f, before = n ? 1.f : decay, match = last ? dot(key, query, rows) : 0.f;
+    const float strength = beta ? beta[n * stride] : 1.f, before = n ? 1.f : decay,
+                match = last ? dot(key, query, rows) : 0.f;
     for (int j = 0; j < width; j++) {
       u[j] = strength * (delta ? value[j] - before * found[j] : value[j]);
       if (last) read[j] = before * read[j] + match * u[j];
     }
   }
-  passes<true, 0>(state, width, rows, keys + int64_t(writes - 1) * rows, u, writes == 1 ? decay : 1.f, nullptr, nullptr);
+  passes<true, 0>(state, width, rows, keys + int64_t(writes - 1) * rows, u, writes == 1 ? decay : 1.f, nullptr,
+                  nullptr);
 }
 
 struct StepScratch {
   float *keys, *values, *query, *read, *u, *found;  // [N, K], [N, V], [K], [V], [V], [V]
 
   StepScratch(const TpttStep& p, Arena& arena)
-      : keys(arena.take(p.writes * p.key_width)), values(arena.take(p.writes * p.value_width)),
-        query(arena.take(p.key_width)), read(arena.take(p.value_width)), u(arena.take(p.value_width)),
+      : keys(arena.take(p.writes * p.key_width)),
+        values(arena.take(p.writes * p.value_width)),
+        query(arena.take(p.key_width)),
+        read(arena.take(p.value_width)),
+        u(arena.take(p.value_width)),
         found(arena.take(p.value_width)) {}
 };
 
@@ -113,8 +119,8 @@ inline void step_head(const TpttStep& p, const StepScratch& s, int64_t b, int64_
     load_row(p.k, row_of(n) * keys, p.bfloat16, s.keys + n * keys, keys);
     load_row(p.v, row_of(n) * width, p.bfloat16, s.values + n * width, width);
   }
-  write_and_read(state, width, keys, int(p.writes), s.keys, s.values, p.beta ? p.beta + row_of(0) : nullptr, p.heads, decay,
-                 p.delta, s.query, s.u, s.found, s.read);
+  write_and_read(state, width, keys, int(p.writes), s.keys, s.values, p.beta ? p.beta + row_of(0) : nullptr, p.heads,
+                 decay, p.delta, s.query, s.u, s.found, s.read);
   for (int64_t g = 0; g < p.groups; g++) {
     if (g) {
       load_query(g);
@@ -125,21 +131,27 @@ inline void step_head(const TpttStep& p, const StepScratch& s, int64_t b, int64_
   }
 }
 
-// one(p, scratch, b, h) for each of ``heads`` and every row of the batch, which share its weights, on p.threads threads.
-template <class Scratch, class Problem, class One> inline void each_head(const Problem& p, int64_t heads, One one) {
+// one(p, scratch, b, h) for each of ``heads`` and every row of the batch, which share its weights, on p.threads
+// threads.
+template <class Scratch, class Problem, class One>
+inline TpttStatus each_head(const Problem& p, int64_t heads, One one) {
   const int64_t count = p.batch * heads;
   Arena measured;
   Scratch{p, measured};
-#pragma omp parallel num_threads(int(p.threads < count ? p.threads : count)) if (p.threads > 1)
+  const int threads = int(p.threads < count ? p.threads : count);
+  const Workspace workspace(threads, measured.taken());
+  if (workspace.failed()) return TPTT_OUT_OF_MEMORY;
+#pragma omp parallel num_threads(threads) if (threads > 1)
   {
     const NoSubnormals here;
-    Arena arena(measured.taken());
+    Arena arena = workspace.part();
     Scratch s(p, arena);
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < count; i++) one(p, s, i % p.batch, i / p.batch);
   }
+  return TPTT_OK;
 }
 
-inline void step(const TpttStep& p) { each_head<StepScratch>(p, p.heads, step_head); }
+inline TpttStatus step(const TpttStep& p) { return each_head<StepScratch>(p, p.heads, step_head); }
 
 }  // namespace

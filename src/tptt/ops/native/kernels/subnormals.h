@@ -1,4 +1,4 @@
-// What becomes of numbers below 1e-38.
+// How a thread treats subnormal numbers: those too small for a float with all its digits.
 #pragma once
 #include <cstdint>
 #if defined(__SSE2__)
@@ -7,8 +7,8 @@
 
 namespace {
 
-// While it lives, its thread takes subnormal numbers as zero and makes none. Behind strong decays there are many of them, and
-// processors take a hundred times as long for each.
+// While an object of this class lives, its thread reads subnormal numbers as zero and makes none. Strong decays would
+// make many, and processors are very slow with them.
 class NoSubnormals {
  public:
 #if defined(__SSE2__)

@@ -1,4 +1,4 @@
-// Whether this process may use the processor's tiles (AMX). Their registers are large, so that Linux hands them out on request.
+// Whether this process may use the processor's tiles (AMX). Linux grants their large registers on request only.
 #pragma once
 #include <cpuid.h>
 #ifdef __linux__

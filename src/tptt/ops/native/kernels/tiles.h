@@ -1,6 +1,6 @@
-// Products on a processor's tiles (AMX), which multiply bfloat16 and add up in float, sixteen times as many at once as vectors do
-// of floats. For inputs of bfloat16, which are exact there; any other float is the sum of two, the second of what the first
-// leaves: 16 of its 24 bits. operands.h has the same for vectors.
+// Products on a processor's tiles (AMX), which multiply bfloat16 and sum in float. Inputs of bfloat16 are exact there.
+// Any other float is split into two bfloat16, the second of which holds what the first leaves: together 16 of its 24
+// bits. operands.h has the same classes for vectors.
 #pragma once
 #include <immintrin.h>
 #include "arena.h"
@@ -11,11 +11,12 @@ namespace {
 constexpr int SIDE = 16;           // rows of a tile, and words of a row
 constexpr int DEEP = 32;           // depth of a tile of factors: a word is a pair, of depths 16 apart
 constexpr int TILE = SIDE * SIDE;  // words
-constexpr int PIECES = 2;          // of a float; room for as many is left for exact factors too
+constexpr int PIECES = 2;          // bfloat16 per float; exact factors leave the second piece unused
 
-constexpr int PADDING = 2 * SIDE;  // what rows, columns and depths are padded to: a product makes 2 x 2 tiles at once
+constexpr int PADDING =
+    2 * SIDE;  // rows, columns and depths are padded to a multiple of this: a product makes 2 x 2 tiles at once
 
-// While it lives, its thread can use tiles.
+// While an object of this class lives, its thread can use tiles.
 class Unit {
  public:
   Unit() {
@@ -32,7 +33,8 @@ class Unit {
 };
 
 // Two vectors in pieces, lane by lane in pairs. A piece is rounded to the nearest bfloat16.
-template <bool EXACT> inline void pack(Vec a, Vec b, uint32_t* to) {
+template <bool EXACT>
+inline void pack(Vec a, Vec b, uint32_t* to) {
   const WordVec high = WordVec{} + 0xffff0000u, half = WordVec{} + (EXACT ? 0 : 0x8000u);
   const WordVec x = load_as<WordVec>(&a) + half, y = load_as<WordVec>(&b) + half, pair = (x >> 16) | (y & high);
   memcpy(to, &pair, sizeof pair);
@@ -44,7 +46,8 @@ template <bool EXACT> inline void pack(Vec a, Vec b, uint32_t* to) {
 }
 
 // A tile of two blocks of 16 x 16 floats, or of their transposes.
-template <bool EXACT> void pack_tile(const float* a, const float* b, int row, bool across, uint32_t* to) {
+template <bool EXACT>
+void pack_tile(const float* a, const float* b, int row, bool across, uint32_t* to) {
   alignas(64) float turned[2 * TILE];
   if (across) {
     transpose(a, row, turned, SIDE, SIDE, SIDE);
@@ -59,7 +62,8 @@ class Factor {
  public:
   Factor(int lines, int depth, Arena& arena)
       : deep_(up_to_multiple(depth, DEEP) / DEEP),
-        tiles_(reinterpret_cast<uint32_t*>(arena.take(int64_t(up_to_multiple(lines, SIDE)) / SIDE * deep_ * PIECES * TILE))) {}
+        tiles_(reinterpret_cast<uint32_t*>(
+            arena.take(int64_t(up_to_multiple(lines, SIDE)) / SIDE * deep_ * PIECES * TILE))) {}
 
   const uint32_t* line(int i) const { return tiles_ + place(i); }
   bool exact() const { return exact_; }
@@ -96,7 +100,7 @@ class Left : public Factor {
   }
 };
 
-// B [depth, columns] of a product: packed two lines at a time, when they are used.
+// B [depth, columns] of a product, packed two lines at a time just before they are used.
 class Right : public Factor {
  public:
   Right(int, int depth, Arena& arena, bool = false) : Factor(2 * SIDE, depth, arena) {}
@@ -120,9 +124,11 @@ class Right : public Factor {
   bool across_ = false;
 };
 
-// acc += piece I of A times piece J of B, 2 x 2 tiles at one depth; what is there from the product before is not loaded again.
+// acc += piece I of A times piece J of B, for 2 x 2 tiles at one depth. Pieces that the product before has loaded are
+// not loaded again.
 template <int I, int J, bool LOADS_A, bool LOADS_B>
-inline __attribute__((always_inline)) void add_product(const uint32_t* a0, const uint32_t* a1, const uint32_t* b0, const uint32_t* b1) {
+inline __attribute__((always_inline)) void add_product(const uint32_t* a0, const uint32_t* a1, const uint32_t* b0,
+                                                       const uint32_t* b1) {
   if (LOADS_A) {
     _tile_loadd(4, a0 + I * TILE, 64);
     _tile_loadd(5, a1 + I * TILE, 64);
@@ -137,10 +143,11 @@ inline __attribute__((always_inline)) void add_product(const uint32_t* a0, const
   _tile_dpbf16ps(3, 5, 7);
 }
 
-// All pieces of both; a B that is exact has an A that is.
+// All pieces of both factors. Where B is exact, A is exact too.
 template <bool A_EXACT, bool B_EXACT>
-inline void add_products(Ahead& ahead, const uint32_t* a0, const uint32_t* a1, const uint32_t* b0, const uint32_t* b1, int depth) {
-  constexpr int LINES = 8;  // asked for at each depth
+inline void add_products(Ahead& ahead, const uint32_t* a0, const uint32_t* a1, const uint32_t* b0, const uint32_t* b1,
+                         int depth) {
+  constexpr int LINES = 8;  // prefetched at each depth
   for (int n = 0; n < depth; n += DEEP) {
     if (!B_EXACT) add_product<0, 1, true, true>(a0, a1, b0, b1);
     add_product<0, 0, B_EXACT, true>(a0, a1, b0, b1);
@@ -152,13 +159,15 @@ inline void add_products(Ahead& ahead, const uint32_t* a0, const uint32_t* a1, c
 
 // C [rows, columns] from ``rows`` rows of A, from ``first`` on, and B; all padded.
 template <Onto ONTO>
-inline void product(Ahead& ahead, float* c, int c_row, const Left& a, int first, int rows, Right& b, int columns, int depth,
-                    const float* d = nullptr, float factor = 1.f) {
+inline void product(Ahead& ahead, float* c, int c_row, const Left& a, int first, int rows, Right& b, int columns,
+                    int depth, const float* d = nullptr, float factor = 1.f) {
   static_assert(ONTO == Onto::NOTHING || ONTO == Onto::SCALED);
   alignas(64) float sums[4 * TILE];
   for (int n = 0; n < columns; n += 2 * SIDE) {
     b.pack(n);
-    const auto add = !a.exact() ? add_products<false, false> : b.exact() ? add_products<true, true> : add_products<true, false>;
+    const auto add = !a.exact()  ? add_products<false, false>
+                     : b.exact() ? add_products<true, true>
+                                 : add_products<true, false>;
     for (int m = 0; m < rows; m += 2 * SIDE) {
       const int64_t place = int64_t(m) * c_row + n;
       float* at = ONTO == Onto::NOTHING ? c + place : sums;

@@ -1,5 +1,5 @@
-// Compiled once per instruction set, with TPTT_LANES and TPTT_NAME (the suffix of what it exports); with TPTT_TILES only what
-// takes its products from tiles.
+// Compiled once per instruction set, with TPTT_LANES and TPTT_NAME (the suffix of what it exports). With TPTT_TILES it
+// has only the functions that compute their products on tiles.
 #include "backward.h"
 #include "forward.h"
 #ifndef TPTT_TILES
@@ -11,12 +11,12 @@
 #define TPTT_JOIN(a, b) TPTT_JOIN2(a, b)
 
 extern "C" {
-void TPTT_JOIN(tptt_forward, TPTT_NAME)(const TpttProblem* p) { forward(*p); }
-void TPTT_JOIN(tptt_backward, TPTT_NAME)(const TpttProblem* p) { backward(*p); }
+int TPTT_JOIN(tptt_forward, TPTT_NAME)(const TpttProblem* p) { return forward(*p); }
+int TPTT_JOIN(tptt_backward, TPTT_NAME)(const TpttProblem* p) { return backward(*p); }
 #ifndef TPTT_TILES
-void TPTT_JOIN(tptt_step, TPTT_NAME)(const TpttStep* p) { step(*p); }
-void TPTT_JOIN(tptt_memory_step, TPTT_NAME)(const TpttMemoryStep* p) { memory_step(*p); }
-void TPTT_JOIN(tptt_fourier, TPTT_NAME)(const TpttFourier* p) { fourier(*p); }
-void TPTT_JOIN(tptt_fourier_backward, TPTT_NAME)(const TpttFourier* p) { fourier_backward(*p); }
+int TPTT_JOIN(tptt_step, TPTT_NAME)(const TpttStep* p) { return step(*p); }
+int TPTT_JOIN(tptt_memory_step, TPTT_NAME)(const TpttMemoryStep* p) { return memory_step(*p); }
+int TPTT_JOIN(tptt_fourier, TPTT_NAME)(const TpttFourier* p) { return fourier(*p); }
+int TPTT_JOIN(tptt_fourier_backward, TPTT_NAME)(const TpttFourier* p) { return fourier_backward(*p); }
 #endif
 }

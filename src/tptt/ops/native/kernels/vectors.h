@@ -15,7 +15,8 @@ typedef int32_t IntVec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t WordVec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES)));
 
-template <class T> inline T load_as(const void* p) {
+template <class T>
+inline T load_as(const void* p) {
   T x;
   memcpy(&x, p, sizeof x);
   return x;
@@ -23,8 +24,10 @@ template <class T> inline T load_as(const void* p) {
 inline Vec load(const float* p) { return load_as<Vec>(p); }
 inline void store(float* p, Vec x) { memcpy(p, &x, sizeof x); }
 
-// A store that goes past the caches where the processor knows one: it does not fetch the line first. ``p`` is aligned to x.
-template <class T> inline void stream(void* p, T x) {
+// A store that goes past the caches, where the processor has one: it does not fetch the line first. ``p`` must be
+// aligned to sizeof x.
+template <class T>
+inline void stream(void* p, T x) {
 #if defined(__AVX512F__)
   if constexpr (sizeof x == 64) return _mm512_stream_si512(static_cast<__m512i*>(p), load_as<__m512i>(&x));
 #endif
@@ -36,7 +39,7 @@ template <class T> inline void stream(void* p, T x) {
 #endif
   memcpy(p, &x, sizeof x);
 }
-// Behind the last of them, before another thread reads.
+// Call it after the last `stream`, before another thread reads.
 inline void end_streams() {
 #if defined(__SSE2__)
   _mm_sfence();
@@ -44,18 +47,24 @@ inline void end_streams() {
 }
 
 // x in the first ``count`` lanes, zero in the others; any count.
-template <int... I> inline Vec first_lanes(Vec x, int count, std::integer_sequence<int, I...>) {
+template <int... I>
+inline Vec first_lanes(Vec x, int count, std::integer_sequence<int, I...>) {
   return IntVec{I...} < count ? x : Vec{};
 }
 inline Vec first_lanes(Vec x, int count) { return first_lanes(x, count, std::make_integer_sequence<int, LANES>{}); }
 
-template <int... I> inline Vec splat(float x, std::integer_sequence<int, I...>) { return Vec{(static_cast<void>(I), x)...}; }
+template <int... I>
+inline Vec splat(float x, std::integer_sequence<int, I...>) {
+  return Vec{(static_cast<void>(I), x)...};
+}
 inline Vec splat(float x) { return splat(x, std::make_integer_sequence<int, LANES>{}); }
 
-template <int S, int... I> inline Vec rotated(Vec x, std::integer_sequence<int, I...>) {
+template <int S, int... I>
+inline Vec rotated(Vec x, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(x, x, ((I + S) % LANES)...);
 }
-template <int S = LANES / 2> inline float sum(Vec x) {
+template <int S = LANES / 2>
+inline float sum(Vec x) {
   x += rotated<S>(x, std::make_integer_sequence<int, LANES>{});
   if constexpr (S > 1)
     return sum<S / 2>(x);
@@ -110,7 +119,7 @@ inline Vec from_bfloat16(const uint16_t* p) {
 }
 inline HalfVec to_bfloat16(Vec x) {
   const WordVec word = load_as<WordVec>(&x), near = (word + 0x7fffu + ((word >> 16) & 1)) >> 16;  // ties to even
-  const WordVec not_a_number = (word >> 16) | 0x40;  // stays one
+  const WordVec not_a_number = (word >> 16) | 0x40;                                               // a NaN stays a NaN
   return __builtin_convertvector((word & 0x7fffffffu) > 0x7f800000u ? not_a_number : near, HalfVec);
 }
 inline uint16_t to_bfloat16(float x) { return to_bfloat16(splat(x))[0]; }
@@ -122,10 +131,12 @@ inline float from_bfloat16(uint16_t x) {
 }
 
 // One stage of a transpose: exchange blocks of S lanes between two vectors.
-template <int S, bool HIGH, int... I> inline Vec exchange(Vec a, Vec b, std::integer_sequence<int, I...>) {
+template <int S, bool HIGH, int... I>
+inline Vec exchange(Vec a, Vec b, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(a, b, ((I & S) ? (HIGH ? I + LANES : I + LANES - S) : (HIGH ? I + S : I))...);
 }
-template <int S> inline void exchange_all(Vec* x) {
+template <int S>
+inline void exchange_all(Vec* x) {
   constexpr auto lanes = std::make_integer_sequence<int, LANES>{};
   for (int i = 0; i < LANES; i++)
     if (!(i & S)) {
@@ -137,9 +148,11 @@ template <int S> inline void exchange_all(Vec* x) {
 }
 
 // The sum of each of x[0] to x[LANES - 1], in that order; overwrites x.
-template <int S = LANES / 2> inline Vec sums(Vec* x) {
+template <int S = LANES / 2>
+inline Vec sums(Vec* x) {
   constexpr auto lanes = std::make_integer_sequence<int, LANES>{};
-  for (int i = 0; i < S; i++) x[i] = exchange<S, false>(x[i], x[i + S], lanes) + exchange<S, true>(x[i], x[i + S], lanes);
+  for (int i = 0; i < S; i++)
+    x[i] = exchange<S, false>(x[i], x[i + S], lanes) + exchange<S, true>(x[i], x[i + S], lanes);
   if constexpr (S > 1) return sums<S / 2>(x);
   return x[0];
 }

@@ -7,7 +7,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tptt.assets import BASE
-from tptt.data import IGNORE, RecallRows, RecallVocabulary
+from tptt.data import IGNORE, KeyValueRecall, RecallVocabulary
 
 
 @pytest.fixture(scope="module")
@@ -17,11 +17,11 @@ def vocabulary():
 
 @pytest.fixture
 def rows(vocabulary):
-    return RecallRows(vocabulary, torch.arange(3, 1500).repeat(4), facts=12)
+    return KeyValueRecall(vocabulary, torch.arange(3, 1500).repeat(4), facts=12)
 
 
 def draw(rows, form, seed=0, length=300, facts=12):
-    method = rows.draw if form == "spread" else rows.draw_dense
+    method = rows.draw if form == "spread" else rows.draw_without_filler
     return method(3, length, torch.Generator().manual_seed(seed), facts)
 
 

@@ -1,19 +1,18 @@
-"""Key-value recall rows for any tokenizer: facts stated in running text and asked for again later.
+"""Multi-query associative recall (Arora et al. 2023, arXiv 2312.04927) within running text, for any tokenizer.
 
-A fact is the record ``\\n@ key value``, key and value being single-token words that the row pairs at random. Every
-fact is stated once and asked once by repeating the record: the model has to predict the value after the key. All
-other room is filled with real text, so that the memory has to hold the facts while it reads. Multi-query associative
-recall (Arora et al. 2023, arXiv 2312.04927) set in text.
+A fact is a key and a value, two words of one token each that are paired at random, written ``\\n@ key value``. Every
+fact is stated once and asked for once, by the same record again: the model has to predict the value after the key. All
+other room is filled with real text, which a memory has to read without losing the facts.
+
+Legend: B rows, T tokens of a row.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
-
 import torch
 
-IGNORE = -100
+from .recall_batch import IGNORE, RecallBatch
+
 _MARKER = "\n@"
 
 
@@ -33,7 +32,7 @@ class RecallVocabulary:
         special = set(tokenizer.all_special_ids)
         texts = ((i, tokenizer.decode([i]).strip()) for i in range(len(tokenizer)) if i not in special)
         plain = [(i, text) for i, text in texts if len(text) >= 3 and text.isascii() and text.isalpha()]
-        # asked behind another sign: SentencePiece gives the first word of a text a space of its own
+        # tokenized behind another sign, because SentencePiece gives the first word of a text a space of its own
         before = tokenizer("@", add_special_tokens=False)["input_ids"]
         behind = tokenizer([f"@ {text}" for _, text in plain], add_special_tokens=False)["input_ids"] if plain else []
         words = [i for (i, _), ids in zip(plain, behind, strict=True) if ids == [*before, i]]
@@ -50,40 +49,14 @@ class RecallVocabulary:
         return len(self.marker) + 2
 
 
-@dataclass
-class RecallBatch:
-    """``input_ids`` [B, T]; ``answers`` [B, T] holds the tokens of each asked answer at their places, IGNORE elsewhere;
-    ``distance`` [B, T] is the number of tokens between such a place and the one where the token was stated, 0 elsewhere;
-    ``number`` [B, T] tells the asked answers of a row apart, -1 elsewhere."""
-
-    input_ids: torch.Tensor
-    answers: torch.Tensor
-    distance: torch.Tensor
-    number: torch.Tensor
-
-    @property
-    def stated(self) -> torch.Tensor:
-        """[B, T] bool: the tokens of answers where they stand to be read, before they are asked."""
-        found = torch.zeros_like(self.answers, dtype=torch.bool)
-        row, asked = (self.answers != IGNORE).nonzero(as_tuple=True)
-        found[row, asked - self.distance[row, asked]] = True
-        return found
-
-
-class Draws(Protocol):
-    """What draws recall rows: `RecallRows`, `DrillRows`."""
-
-    def draw(self, batch: int, length: int, generator: torch.Generator, facts: int | None = None) -> RecallBatch: ...
-
-
 def _of_single_tokens(ids: torch.Tensor, answers: torch.Tensor, distance: torch.Tensor) -> RecallBatch:
-    """Each asked token is an answer of its own."""
+    """A batch in which each token that is asked for is an answer of its own."""
     asked = answers != IGNORE
     return RecallBatch(ids, answers, distance, torch.where(asked, asked.cumsum(1) - 1, -1))
 
 
-class RecallRows:
-    """Draws recall rows of ``length`` tokens.
+class KeyValueRecall:
+    """RecallSampler rows of text that state keys with values and ask for them again.
 
     Args:
         vocabulary: the words to pair.
@@ -111,26 +84,29 @@ class RecallRows:
         rows = [self._row(length, count, generator) for _ in range(batch)]
         return _of_single_tokens(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
-    def draw_dense(self, batch: int, length: int, generator: torch.Generator, facts: int) -> RecallBatch:
-        """``batch`` rows that hold nothing but records: ``facts`` facts, each asked again and again.
+    def draw_without_filler(self, batch: int, length: int, generator: torch.Generator, facts: int) -> RecallBatch:
+        """``batch`` rows that hold nothing but records of ``facts`` facts, each of which is asked for again and again.
 
-        A short-range drill that makes in-context lookup emerge early; distances are those to the latest statement.
+        A model that trains on them learns early to look a key up in its context. Distances are those to the latest
+        statement of the same fact.
 
         Raises:
             ValueError: fewer than one fact, more facts than keys, or no record fits into ``length``.
         """
         voc, size = self.vocabulary, self.vocabulary.record_length
         if not 1 <= facts <= len(voc.keys):
-            raise ValueError(f"a dense row takes 1 to {len(voc.keys)} facts, as many as there are keys, not {facts}")
+            raise ValueError(
+                f"a row without filler takes 1 to {len(voc.keys)} facts, as many as there are keys, not {facts}"
+            )
         if length < size:
-            raise ValueError(f"a dense row needs {size} tokens or more, not {length}")
+            raise ValueError(f"a row without filler needs {size} tokens or more, not {length}")
         places = length // size
         order = torch.randint(facts, (batch, places), generator=generator)
         names = torch.stack([torch.randperm(len(voc.keys), generator=generator)[:facts] for _ in range(batch)])
         values = voc.values[torch.randint(len(voc.values), (batch, facts), generator=generator)]
         marker = torch.tensor(voc.marker).expand(batch, places, -1)
-        told = values.gather(1, order)
-        records = torch.cat([marker, torch.stack([voc.keys[names].gather(1, order), told], -1)], -1)
+        value = values.gather(1, order)
+        records = torch.cat([marker, torch.stack([voc.keys[names].gather(1, order), value], -1)], -1)
         ids = torch.full((batch, length), voc.marker[0])
         ids[:, : places * size] = records.flatten(1)
         same = (order[:, :, None] == order[:, None, :]).tril(-1)
@@ -139,7 +115,7 @@ class RecallRows:
         distance = torch.zeros(batch, length, dtype=torch.long)
         at = torch.arange(places) * size + size - 1
         asked = latest >= 0
-        answers[:, at] = torch.where(asked, told, IGNORE)
+        answers[:, at] = torch.where(asked, value, IGNORE)
         distance[:, at] = torch.where(asked, (torch.arange(places) - latest) * size, 0)
         return _of_single_tokens(ids, answers, distance)
 
@@ -152,7 +128,7 @@ class RecallRows:
         room = length - 2 * count * voc.record_length
         cuts = torch.randint(room + 1, (2 * count,), generator=generator).sort().values
         start = int(torch.randint(len(self.filler) - length, (1,), generator=generator))
-        text = self.filler[start : start + room].tolist()  # lists: a tensor per record takes three times as long
+        text = self.filler[start : start + room].tolist()  # lists: a tensor per record is slow
         keys, values = keys.tolist(), values.tolist()
         ids: list[int] = []
         answers, distance = [IGNORE] * length, [0] * length

@@ -1,7 +1,4 @@
-"""Recall rows in many formats for any tokenizer: facts stated in running text and asked for again later.
-
-Legend: B rows, T tokens of a row.
-"""
+"""Recall rows for any tokenizer: running text states facts in one of many formats and asks for them again."""
 
 from __future__ import annotations
 
@@ -13,13 +10,13 @@ import torch
 
 from .formats import FORMATS, Fact, chosen_formats
 from .lexicon import Lexicon
-from .recall import IGNORE, RecallBatch
+from .recall_batch import IGNORE, RecallBatch
 
 _TRIES = 50
 
 
-class _Piece(NamedTuple):
-    """Token ids of one fact."""
+class _EncodedFact(NamedTuple):
+    """A `Fact` as token ids."""
 
     cue: list[int]
     answer: list[int]
@@ -31,15 +28,15 @@ class _Piece(NamedTuple):
         return len(self.cue) + len(self.question) + 2 * (len(self.answer) + len(self.end))
 
 
-class DrillRows:
-    """Draws recall rows whose facts come in the formats of `tptt.data.FORMATS`.
+class RecallTask:
+    """RecallSampler rows of text that state facts in the formats of `tptt.data.FORMATS` and ask for them again.
 
-    A row has facts of one format, or, every second row where there are several, of all of them. Every fact is stated
-    once and asked once, at random places of running text.
+    The facts of a row have one format, or, in about every second row, all of the formats that there are. Every fact is
+    stated once and asked for once, at random places of running text.
 
     Args:
         tokenizer: any tokenizer of Hugging Face.
-        lexicon: where words and passages come from.
+        lexicon: gives the words and passages that facts are made of.
         filler: [n] token ids of real text for the room between facts.
         formats: names of `FORMATS`.
         facts: how many facts a row states; fewer where the row is too short for them.
@@ -58,7 +55,8 @@ class DrillRows:
         """``batch`` rows of ``length`` tokens, drawn from ``generator`` alone.
 
         Raises:
-            ValueError: fewer than one fact, no fact of any format fits into ``length``, or the filler is shorter than a row.
+            ValueError: fewer than one fact, no fact of any format fits into ``length``, or the filler is shorter than
+                a row.
         """
         facts = self.facts if facts is None else facts
         if facts < 1:
@@ -70,33 +68,33 @@ class DrillRows:
         return RecallBatch(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
     def _row(self, length: int, facts: int, rng: random.Random):
-        pieces = self._pieces(length, facts, rng)
-        room = length - sum(p.size for p in pieces)
-        places = list(range(len(pieces))) * 2
-        rng.shuffle(places)  # the earlier place of a fact states it, the later one asks
-        cuts = sorted(rng.randrange(room + 1) for _ in places)
+        drawn = self._facts_of_row(length, facts, rng)
+        room = length - sum(fact.size for fact in drawn)
+        order = list(range(len(drawn))) * 2
+        rng.shuffle(order)  # where a fact comes first it is stated, where it comes again it is asked for
+        cuts = sorted(rng.randrange(room + 1) for _ in order)
         start = rng.randrange(len(self.filler) - length)
         text = self.filler[start : start + room].tolist()
         ids: list[int] = []
         answers, distance, number = [IGNORE] * length, [0] * length, [-1] * length
         stated: dict[int, int] = {}
         done = 0
-        for fact, cut in zip(places, cuts, strict=True):
-            piece = pieces[fact]
+        for which, cut in zip(order, cuts, strict=True):
+            fact = drawn[which]
             ids += text[done:cut]
             done = cut
-            ids += piece.question if fact in stated else piece.cue
-            at, size = len(ids), len(piece.answer)
-            if fact in stated:
-                answers[at : at + size] = piece.answer
-                distance[at : at + size] = [at - stated[fact]] * size
-                number[at : at + size] = [fact] * size
+            ids += fact.question if which in stated else fact.cue
+            at, size = len(ids), len(fact.answer)
+            if which in stated:
+                answers[at : at + size] = fact.answer
+                distance[at : at + size] = [at - stated[which]] * size
+                number[at : at + size] = [which] * size
             else:
-                stated[fact] = at
-            ids += piece.answer + piece.end
+                stated[which] = at
+            ids += fact.answer + fact.end
         return tuple(map(torch.tensor, (ids + text[done:], answers, distance, number)))
 
-    def _pieces(self, length: int, facts: int, rng: random.Random) -> list[_Piece]:
+    def _facts_of_row(self, length: int, facts: int, rng: random.Random) -> list[_EncodedFact]:
         """Facts that fit into a row together and cannot be taken for each other."""
         mixed = len(self.formats) > 1 and rng.random() < 0.5
         name = rng.choice(self.formats)
@@ -106,40 +104,40 @@ class DrillRows:
             raise ValueError(f"no fact of {', '.join(self.formats)} fits into a recall row of {length} tokens")
         return found
 
-    def _fitting(self, formats: tuple[str, ...], length: int, facts: int, rng: random.Random) -> list[_Piece]:
-        found: list[_Piece] = []
+    def _fitting(self, formats: tuple[str, ...], length: int, facts: int, rng: random.Random) -> list[_EncodedFact]:
+        found: list[_EncodedFact] = []
         size = 0
         for _ in range(_TRIES):
             wanted = facts - len(found)
             if not wanted:
                 break
             drawn = [FORMATS[rng.choice(formats)](self.lexicon, rng) for _ in range(wanted)]
-            for piece in self._encoded(drawn):
-                if any(_alike(piece, other) for other in found):
+            for fact in self._encoded(drawn):
+                if any(_alike(fact, other) for other in found):
                     continue
-                if size + piece.size > length:
+                if size + fact.size > length:
                     if found:
                         return found
                     break
-                found.append(piece)
-                size += piece.size
+                found.append(fact)
+                size += fact.size
         return found
 
-    def _encoded(self, facts: list[Fact]) -> list[_Piece]:
+    def _encoded(self, facts: list[Fact]) -> list[_EncodedFact]:
         """Those of ``facts`` whose answer has the same tokens where it is stated and where it is asked."""
         texts = [(f.cue, f.cue + f.answer, f.cue + f.answer + f.end, f.question, f.question + f.answer) for f in facts]
         ids = self.tokenizer([t for group in texts for t in group], add_special_tokens=False)["input_ids"]
-        pieces = []
+        encoded = []
         for i in range(0, len(ids), 5):
-            cue, told, whole, question, asked = ids[i : i + 5]
-            start, again = _common(cue, told), _common(question, asked)
-            answer = told[start:]
-            if answer and asked[again:] == answer and whole[: len(told)] == told:
-                pieces.append(_Piece(told[:start], answer, whole[len(told) :], asked[:again]))
-        return pieces
+            cue, stated, whole, question, asked = ids[i : i + 5]
+            start, again = _common(cue, stated), _common(question, asked)
+            answer = stated[start:]
+            if answer and asked[again:] == answer and whole[: len(stated)] == stated:
+                encoded.append(_EncodedFact(stated[:start], answer, whole[len(stated) :], asked[:again]))
+        return encoded
 
 
-def _alike(a: _Piece, b: _Piece) -> bool:
+def _alike(a: _EncodedFact, b: _EncodedFact) -> bool:
     """Whether the cue of one also begins what the other states, so that it has two answers."""
     return any(x.cue == (y.cue + y.answer)[: len(x.cue)] for x, y in ((a, b), (b, a)))
 

@@ -1,17 +1,12 @@
-"""Copies between the public layout [B, T, heads, ...] and chunks [n, B, H, ..., C, width] of one segment.
+"""Copies between the public layout [B, T, heads, ...] and the chunks [n, B, H, ..., C, width] of one chunk group.
 
-Chunk-major copies are contiguous per chunk and small enough to stay in cache; this is also where inputs are cast
-to the state's dtype and where the last chunk is padded with zeros (beta = 0, g = 0: the state is left untouched).
-Legend: n chunks of C tokens each in the segment, H key/value heads, G query heads per key/value head.
+Chunk-major copies are contiguous per chunk and small enough to stay in a cache. Here inputs are also cast to the
+state's dtype, and the last chunk is padded with zeros (beta = 0 and g = 0 leave the state untouched).
+Legend: n chunks of C tokens each in the chunk group, H key/value heads, G query heads per key/value head.
 """
 
 import torch
 from torch.nn import functional
-
-
-def with_writes(k, v, beta):
-    """k [B, T, H, K], v [B, T, H, V] and beta [B, T, H] or None with an axis of their writes, one per token, before H."""
-    return k.unsqueeze(2), v.unsqueeze(2), None if beta is None else beta.unsqueeze(2)
 
 
 def gather(x, start, chunks, size, dtype):

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from tests.data.conftest import PROSE, chinese
 from tptt.assets import BASE
-from tptt.data import FORMATS, IGNORE, DrillRows, Lexicon, tokenize
+from tptt.data import FORMATS, IGNORE, Lexicon, RecallTask, tokenize
 
 LENGTH = 400
 
@@ -20,7 +20,7 @@ def base_tokenizer():
 
 @pytest.fixture(scope="session")
 def base_drills(base_tokenizer, lexicon):
-    return DrillRows(base_tokenizer, lexicon, tokenize(base_tokenizer, [PROSE]))
+    return RecallTask(base_tokenizer, lexicon, tokenize(base_tokenizer, [PROSE]))
 
 
 def draw(drills, batch=3, length=LENGTH, seed=0, facts=None):
@@ -51,7 +51,7 @@ def check(drawn):
 
 @pytest.mark.parametrize("name", [*FORMATS, "all"])
 def test_every_answer_was_stated_where_the_distance_says(name, tokenizer, lexicon):
-    drills = DrillRows(tokenizer, lexicon, tokenize(tokenizer, [PROSE]), name, facts=4)
+    drills = RecallTask(tokenizer, lexicon, tokenize(tokenizer, [PROSE]), name, facts=4)
     found = check(draw(drills, batch=4))
     assert len(found) == 4 * 4
     if name == "passages":
@@ -63,7 +63,7 @@ def test_the_text_before_both_places_is_that_of_a_fact(name, tokenizer, lexicon,
     """Rows are made of the facts of the format, not of something that only looks consistent."""
     made, inner = [], FORMATS[name]
     monkeypatch.setitem(FORMATS, name, lambda *args: made.append(inner(*args)) or made[-1])
-    drawn = draw(DrillRows(tokenizer, lexicon, tokenize(tokenizer, [PROSE]), name, facts=3))
+    drawn = draw(RecallTask(tokenizer, lexicon, tokenize(tokenizer, [PROSE]), name, facts=3))
     texts = {
         (tokenizer.decode(encode(f.question)), tokenizer.decode(encode(f.question + f.answer)))
         for f in made
@@ -79,7 +79,7 @@ def test_questions_of_a_row_cannot_be_taken_for_each_other(base_tokenizer):
     """A few words only, so that facts collide often: a question stands for one answer in its row."""
     words = [f"{a}{b}t" for a in "bcdfghjk" for b in "aeiouxyz"]
     few = Lexicon(tuple(words), " ".join(words))
-    drills = DrillRows(base_tokenizer, few, tokenize(base_tokenizer, [PROSE]), facts=24)
+    drills = RecallTask(base_tokenizer, few, tokenize(base_tokenizer, [PROSE]), facts=24)
     for seed in range(12):
         drawn = draw(drills, batch=2, length=900, seed=seed)
         for row, start, tokens, _ in check(drawn):
@@ -109,7 +109,7 @@ def test_drawing_one_by_one_advances_the_generator(base_drills):
 
 def test_text_without_spaces_and_bytes_for_characters(base_tokenizer):
     text = chinese()
-    drills = DrillRows(base_tokenizer, Lexicon.of([text]), tokenize(base_tokenizer, [text]), facts=3)
+    drills = RecallTask(base_tokenizer, Lexicon.of([text]), tokenize(base_tokenizer, [text]), facts=3)
     found = check(draw(drills, batch=20))
     assert len(found) > 40
     assert max(len(tokens) for *_, tokens, _ in found) > 8, "a character is three bytes here"
@@ -117,18 +117,18 @@ def test_text_without_spaces_and_bytes_for_characters(base_tokenizer):
 
 def test_the_room_between_facts_is_running_text(base_tokenizer, lexicon):
     filler = torch.arange(100, 1500)
-    drawn = draw(DrillRows(base_tokenizer, lexicon, filler, "records", facts=2))
+    drawn = draw(RecallTask(base_tokenizer, lexicon, filler, "records", facts=2))
     steps = (drawn.input_ids[:, 1:] - drawn.input_ids[:, :-1] == 1).float().mean()
     assert steps > 0.85
 
 
 def test_a_short_row_takes_the_formats_that_fit(base_tokenizer, lexicon):
     filler = tokenize(base_tokenizer, [PROSE])
-    assert len(check(draw(DrillRows(base_tokenizer, lexicon, filler, facts=4), batch=30, length=20))) >= 30
+    assert len(check(draw(RecallTask(base_tokenizer, lexicon, filler, facts=4), batch=30, length=20))) >= 30
     with pytest.raises(ValueError, match="no fact of passages fits into a recall row of 16 tokens"):
-        draw(DrillRows(base_tokenizer, lexicon, filler, "passages"), length=16)
+        draw(RecallTask(base_tokenizer, lexicon, filler, "passages"), length=16)
     with pytest.raises(ValueError, match="no fact of records, .* fits into a recall row of 4 tokens"):
-        draw(DrillRows(base_tokenizer, lexicon, filler), length=4)
+        draw(RecallTask(base_tokenizer, lexicon, filler), length=4)
 
 
 def test_errors(base_tokenizer, base_drills, lexicon):
@@ -137,7 +137,7 @@ def test_errors(base_tokenizer, base_drills, lexicon):
     with pytest.raises(ValueError, match="longer filler than"):
         draw(base_drills, length=10**6)
     with pytest.raises(ValueError, match="unknown recall format riddles"):
-        DrillRows(base_tokenizer, lexicon, base_drills.filler, ("riddles",))
+        RecallTask(base_tokenizer, lexicon, base_drills.filler, ("riddles",))
 
 
 @settings(max_examples=40, deadline=None)
