@@ -43,7 +43,8 @@ def comments(options: RunOptions) -> str:
         lines.append(f"{plan.hardware.title}: {used}, {seconds}{f', with {as_keys(changes)}' if changes else ''}")
     base, converted = budget(options, CARDS[-1], survey).cache[_CACHED]
     lines.append(
-        f"cache of one sequence after {_CACHED:,} tokens: {base / 2**20:.1f} MiB for the base, {converted / 2**20:.1f} MiB converted"
+        f"cache of one sequence after {_CACHED:,} tokens: {base / 2**20:.1f} MiB for the base, "
+        f"{converted / 2**20:.1f} MiB converted"
     )
     return "\n".join([HEAD, *(f"#   {line}" for line in lines)]) + "\n"
 

@@ -17,6 +17,7 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from benchmarks.record import described, provenance
 from benchmarks.tiny import randomize, tiny_model
 from tptt import MemoryConfig, attach_memory, detach_memory, set_mag_weight
 from tptt.evaluation import markdown_table
@@ -26,6 +27,14 @@ from tptt.hf import UnsupportedAttentionError, memory_layers
 FILE = Path(__file__).parents[1] / "docs" / "families.md"
 WINDOW = {"max_self_attn_length": 6, "sink_tokens": 2}
 IDENTITY, WINDOWED = "mu = 0", "window"
+KIND = "families"
+_HOW = """`python -m benchmarks.families --write` makes this file: it builds a small random model for every family in
+transformers' registry of causal language models, gives it a memory and puts it to the checks of
+`tptt.evaluation.verify`. *mu = 0*: the model is the base bit for bit, and again after `detach_memory`; *no
+future*: no token sees a later one, in padded rows too; *pieces*: reading through a cache in pieces; *left
+padding*; *greedy*, *beams*: decoding with a cache equals decoding without; *packed*: rows of several sequences;
+*window*: the first four with a window of 6 and 2 sinks. "base": the family fails this check without a memory too;
+"-": it has no such thing."""
 
 
 @dataclass
@@ -114,19 +123,16 @@ def report(families: list[Family]) -> str:
     """The table, Markdown."""
     columns = [IDENTITY, *CHECKS, WINDOWED]
     worked = [f for f in families if f.verdict in ("works", "broken")]
+    counts = {v: sum(f.verdict == v for f in families) for v in ("works", "broken", "refused", "not built")}
     lines = [
         "# Families",
         "",
-        f"Made by `python -m benchmarks.families --write` with transformers {transformers.__version__}: a small random",
-        "model for every family in its registry of causal language models, given a memory and put to the checks of",
-        "`tptt.evaluation.verify`. *mu = 0*: the base bit for bit, and again after `detach_memory`; *no future*: no token sees a later one,",
-        "in padded rows too; *pieces*: reading through a cache in pieces; *left padding*; *greedy*, *beams*: decoding with a cache equals",
-        'decoding without; *packed*: rows of several sequences; *window*: the first four with a window of 6 and 2 sinks. "base": the',
-        'family fails this check without a memory too; "-": it has no such thing.',
+        f"Measured at {described(KIND, provenance(KIND))}.",
         "",
-        f"{sum(f.verdict == 'works' for f in families)} families work, {sum(f.verdict == 'broken' for f in families)} are broken, "
-        f"{sum(f.verdict == 'refused' for f in families)} are refused with a reason, "
-        f"{sum(f.verdict == 'not built' for f in families)} could not be built small here.",
+        _HOW,
+        "",
+        f"{counts['works']} families work, {counts['broken']} are broken, {counts['refused']} are refused with a "
+        f"reason, {counts['not built']} could not be built small here.",
         "",
         markdown_table(
             ["family", "layout", *columns],
@@ -154,7 +160,7 @@ def main() -> None:
             found.append(examine(name))
             print(name, found[-1].verdict, found[-1].layout, found[-1].checks, found[-1].reason, flush=True)
     if arguments.write:
-        FILE.write_text(report(found))
+        FILE.write_text(report(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

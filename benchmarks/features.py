@@ -1,9 +1,10 @@
-"""How closely a memory follows softmax heads that look things up, by feature map: `python -m benchmarks.features`.
+"""How closely a memory follows softmax heads that look things up, by feature map.
 
-No conversion: the memory of each layer alone is trained to give out what the base's attention gives out where answers are
-asked, from the base's own projections. Printed is what is left of that, on rows of held-out text: the squared distance over
-the base's mean square.
-Legend: N rows, T tokens, H heads, D head width.
+python -m benchmarks.features
+
+Nothing is converted. The memory of each layer is trained by itself, on the base's own projections, to give out what
+the base's attention gives out where answers are asked. What is left is printed, for other rows: the squared distance
+over the base's mean square. Legend: N rows, T tokens, H heads, D head width.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.record import section
 from tptt import MemoryConfig, attach_memory, calibrate
 from tptt.assets import BASE
 from tptt.config import FEATURE_MAPS
@@ -23,60 +25,67 @@ from tptt.hf import as_base, attention_outputs, memories, memory_layers
 from tptt.train import Corpus
 
 LENGTH = 512
+TRAINED, MEASURED = 32, 80  # rows
 
 
 def captured(model, ids: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
-    """Of each layer its input, q, k, v [N, T, heads, D] and the base's attention output [N, T, H * D]."""
-    inputs, projections = [], []
-    handles = []
+    """For each layer its input, q, k, v [N, T, heads, D] and the base's attention output [N, T, H * D]."""
+    layers, handles = [], []
     for layer in memory_layers(model):
-        module, split, parts = layer.attention, layer.geometry.split, layer.geometry.layout.projections
         kept: dict[str, torch.Tensor] = {}
-        for name in parts:
-            child = getattr(module, name)
-            handles.append(
-                child.register_forward_hook(
-                    lambda m, a, o, kept=kept, name=name: kept.update({name: o, "hidden": a[0]})
-                )
-            )
-        inputs.append((module, split, kept))
+        for name in layer.geometry.layout.projections:
+
+            def keep(module, args, out, kept=kept, name=name):
+                kept.update({name: out, "hidden": args[0]})
+
+            handles.append(getattr(layer.attention, name).register_forward_hook(keep))
+        layers.append((layer, kept))
     with torch.no_grad(), as_base(model), attention_outputs(model) as outputs:
         model(input_ids=ids, use_cache=False)
     for handle in handles:
         handle.remove()
-    for (module, split, kept), out in zip(inputs, outputs, strict=True):
-        projections.append((kept["hidden"], *split(module, kept), out))
-    return projections
+    return [
+        (kept["hidden"], *layer.geometry.split(layer.attention, kept), out)
+        for (layer, kept), out in zip(layers, outputs, strict=True)
+    ]
 
 
-def left_over(base: str, feature_map: str, steps: int, seed: int) -> list[float]:
-    """Of each layer, what of the base's attention output at asked answers the trained memory does not give."""
+def left_over(base: str, feature_map: str, steps: int, seed: int) -> tuple[list[float], int]:
+    """What the trained memory of each layer does not give of the base's attention output at asked answers, and the
+    number of answers that this was measured on."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base).eval().requires_grad_(False)
     attach_memory(model, MemoryConfig(feature_map=feature_map, max_self_attn_length=LENGTH // 8))
     corpus = Corpus.of(AutoTokenizer.from_pretrained(base), None, 200_000, LENGTH, seed)
     calibrate(model, pack_rows(corpus.stream[: 4 * LENGTH], LENGTH), LENGTH)
     generator = torch.Generator().manual_seed(seed)
-    drawn = corpus.recall().draw(40, LENGTH, generator)
+    drawn = corpus.recall().draw(TRAINED + MEASURED, LENGTH, generator)
     layers = captured(model, drawn.input_ids)
     asked = F.pad(drawn.answers[:, 1:] != IGNORE, (0, 1))
     found = []
-    for memory, (hidden, q, k, v, target) in zip(memories(model), layers, strict=True):
+    for memory, layer in zip(memories(model), layers, strict=True):
         optimizer = torch.optim.AdamW(memory.parameters(), lr=1e-2, weight_decay=0.0)
-
-        def distance(rows, memory=memory, hidden=hidden, q=q, k=k, v=v, target=target) -> torch.Tensor:
-            out = memory(hidden[rows], q[rows], k[rows], v[rows], None).flatten(2)[asked[rows]]
-            want = target[rows][asked[rows]]
-            return (out - want).pow(2).mean() / want.pow(2).mean()
-
         for _ in range(steps):
-            loss = distance(torch.randint(32, (4,), generator=generator))
-            loss.backward()
+            squared, size = distance(memory, layer, asked, torch.randint(TRAINED, (4,), generator=generator))
+            (squared / size).backward()
             optimizer.step()
             optimizer.zero_grad()
         with torch.no_grad():
-            found.append(float(distance(torch.arange(32, 40))))
-    return found
+            parts = torch.arange(TRAINED, TRAINED + MEASURED).split(8)
+            squares, sizes = zip(*(distance(memory, layer, asked, rows) for rows in parts), strict=True)
+            found.append(float(sum(squares) / sum(sizes)))
+    return found, int((drawn.number[TRAINED:].amax(1) + 1).sum())
+
+
+def distance(
+    memory, layer: tuple[torch.Tensor, ...], asked: torch.Tensor, rows: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The squared distance of ``memory`` from the base's attention output at the ``asked`` [N, T] tokens of ``rows``,
+    and the square of that output."""
+    hidden, q, k, v, target = layer
+    out = memory(hidden[rows], q[rows], k[rows], v[rows], None).flatten(2)[asked[rows]]
+    want = target[rows][asked[rows]]
+    return (out - want).pow(2).sum(), want.pow(2).sum()
 
 
 def main() -> None:
@@ -85,8 +94,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    rows = [[name, *(f"{x:.2f}" for x in left_over(args.base, name, args.steps, args.seed))] for name in FEATURE_MAPS]
-    print(markdown_table(["feature map", *(f"layer {i}" for i in range(len(rows[0]) - 1))], rows))
+    rows = []
+    for name in FEATURE_MAPS:
+        found, answers = left_over(args.base, name, args.steps, args.seed)
+        rows.append([name, *(f"{x:.2f}" for x in found), str(answers)])
+    heads = ["feature map", *(f"layer {i}" for i in range(len(rows[0]) - 2)), "answers"]
+    print(section("features", "python -m benchmarks.features", [markdown_table(heads, rows)]))
 
 
 if __name__ == "__main__":

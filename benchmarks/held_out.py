@@ -1,8 +1,8 @@
 """A development part and a test part of the text that is held out of training.
 
-Arms are compared, and the default is chosen, on the development part. What is reported of the chosen ones is measured on
-the test part. The two share no window of `WINDOW` tokens: a text often repeats itself, as the standard library does, whose
-docstrings stand in its sources again.
+Arms are compared, and the default is chosen, on the development part. What is reported of the chosen ones is measured
+on the test part. The two share no window of `WINDOW` tokens: a text often repeats itself, as the standard library
+does, whose docstrings stand in its sources again.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""What the public package tptt 0.12.1 computes in the place of the delta rule, written down from a reading of it.
+"""Our reimplementation of what the public package tptt 0.12.1 computes in the place of the delta rule, from its
+description.
 
-Marked in every table: this is no recurrence of MATH. In chunks of 64 tokens, with k, q = SiLU / norm and beta the sigmoid of
-keys averaged over three tokens, per channel, it forms W = T beta K and U = T beta V with T the inverse of I + tril(beta K K^T, -1),
-as the chunked delta rule does. Then, where the delta rule reads within the chunk and carries all of it on, a token t reads
-q_t S + q_t * (u_t - w_t S) (a product channel by channel), and the state handed to the next chunk is S + w_t^T (u_t - w_t S) of
-the chunk's last token alone. The output is RMS-normalised over all heads together and mixed with a fixed mu.
+It is not the package, and every table says so; it is also no recurrence of the delta rule's kind. In chunks of 64
+tokens, with k, q = SiLU / norm and beta the sigmoid of keys averaged over three tokens, per channel, it forms W = T
+beta K and U = T beta V with T the inverse of I + tril(beta K K^T, -1), as the chunked delta rule does. The delta rule
+then reads within the chunk and carries all of it on. This operator lets token t read q_t S + q_t * (u_t - w_t S), a
+product channel by channel, and hands S + w_t^T (u_t - w_t S) of the chunk's last token alone to the next chunk. The
+output is RMS-normalised over all heads together and mixed with a fixed mu.
 
 Legend: B batch, T tokens, H heads, D head width, C chunk.
 """
@@ -50,18 +52,20 @@ def original_operator(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torc
 
 
 class OriginalMemory(LinearMemory):
-    """A memory that computes `original_operator`; without padding, packing or a cache, which the benchmark does not need."""
+    """A memory that computes `original_operator`; without padding, packing or a cache, which the benchmark does not
+    need."""
 
     def forward(self, hidden_states, q, k, v, mask):
         if mask is not None:
             raise ValueError("the original's operator is measured on unpadded rows")
-        k, v = (x.repeat_interleave(self.heads // self.kv_heads, 2).float() for x in (k, v))
+        k, v = (x.repeat_interleave(self.num_heads // self.num_key_value_heads, 2).float() for x in (k, v))
         out = original_operator(q.float(), k, v)
         return out * torch.rsqrt(out.flatten(2).pow(2).mean(-1) + 1e-6)[..., None, None]
 
 
 def make_original(model: nn.Module) -> nn.Module:
-    """Let every memory of ``model`` compute what the original computes; nothing of the memory trains. Returns ``model``."""
+    """Let every memory of ``model`` compute what the original computes; nothing of the memory trains. Returns
+    ``model``."""
     for module in model.modules():
         if isinstance(module, LinearMemory):
             module.__class__ = OriginalMemory

@@ -1,9 +1,10 @@
 """Where a number comes from: commit, code, machine, versions and time of the run that measured it.
 
-python -m benchmarks.record     # says for each section of RESULTS.md whether the code that it measured has changed since
+python -m benchmarks.record     # says for each section of RESULTS.md whether the code that it measured has changed
+since
 
-Every benchmark asks `provenance` once and keeps the answer beside what it measures. Nothing fills in a provenance later:
-what a run did not record stays unknown.
+Every benchmark asks `provenance` once and keeps the answer beside what it measures. Nothing fills in a provenance
+later: what a run did not record stays unknown.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import io
+import json
 import os
 import platform
 import re
@@ -30,7 +32,8 @@ import tptt
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 FIELDS = ("commit", "code", "machine", "threads", "python", "torch", "transformers", "peft", "tptt", "utc")
-"""What `provenance` records: the commit, a hash of the measured code, processor or GPU, torch's threads, versions, date."""
+"""What `provenance` records: the commit, a hash of the measured code, processor or GPU, torch's threads, versions,
+date."""
 
 _MEMORY = ("src/tptt/config.py", "src/tptt/ops", "src/tptt/memory", "src/tptt/hf")
 _MEASURED = (*_MEMORY, "src/tptt/data", "src/tptt/evaluation", "src/tptt/inference")
@@ -48,6 +51,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     ),
     "layers": (*_TRAINED, "benchmarks/layers/bench.py"),
     "features": (*_TRAINED, "benchmarks/features.py"),
+    "widths": (*_MEASURED, "src/tptt/convert", "benchmarks/widths.py"),
     "generation": (
         *_MEASURED,
         "src/tptt/convert",
@@ -57,12 +61,15 @@ SOURCES: dict[str, tuple[str, ...]] = {
     ),
     "ops": (
         "src/tptt/ops",
+        "src/tptt/train/allocator.py",
         "setup.py",
         "benchmarks/timing.py",
-        "benchmarks/ops",
+        "benchmarks/ops/contenders.py",
+        "benchmarks/ops/memory.py",
+        "benchmarks/ops/original_worker.py",
+        "benchmarks/ops/tables.py",
     ),
     "families": (*_MEASURED, "benchmarks/families.py", "benchmarks/tiny.py"),
-    "configs": (*_MEMORY, "src/tptt/convert", "src/tptt/estimate", "src/tptt/run", "benchmarks/configs.py"),
 }
 """For each benchmark, the files and folders that its results depend on."""
 _SUFFIXES = {".py", ".cpp", ".h"}
@@ -104,7 +111,8 @@ def code_text(source: str) -> str:
 
 
 @cache
-def _measured_text(path: Path) -> bytes:
+def measured_text(path: Path) -> bytes:
+    """What of a file counts as its code."""
     text = path.read_text(encoding="utf-8")
     return (code_text(text) if path.suffix == ".py" else text).encode()
 
@@ -114,7 +122,7 @@ def code_version(kind: str) -> str:
     """A hash of the code that results of ``kind`` depend on, as it was when this process first asked."""
     found = hashlib.sha256()
     for path in files_of(kind):
-        found.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + _measured_text(path) + b"\0")
+        found.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + measured_text(path) + b"\0")
     return found.hexdigest()[:12]
 
 
@@ -129,7 +137,7 @@ def commit(kind: str) -> str:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=ROOT)
+        done = subprocess.run(["git", *arguments], capture_output=True, encoding="utf-8", cwd=ROOT)
     except OSError:
         return None
     return None if done.returncode else done.stdout.strip()
@@ -140,7 +148,7 @@ def processor(device: str = "cpu") -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
@@ -172,26 +180,30 @@ def is_current(kind: str, found: Mapping[str, Any]) -> bool:
     return found.get("code") == code_version(kind)
 
 
-def described(kind: str, found: Mapping[str, Any]) -> str:
-    """A provenance in one line, which says so where the code has changed since or something was not recorded."""
-    if "code" in found:
+def place(found: Mapping[str, Any]) -> str:
+    """What two provenances have in common that differ in their date alone."""
+    return json.dumps({k: v for k, v in found.items() if k != "utc"}, sort_keys=True)
+
+
+def described(kind: str, *found: Mapping[str, Any]) -> str:
+    """Provenances of one `place` in one line, which says so where the code has changed since or something is not
+    known."""
+    one = found[0]
+    if "code" in one:
+        dates = sorted(x["utc"] for x in found)
         text = (
-            f"commit {found['commit']} (code {found['code']}, `benchmarks.{kind}`), {found['machine']}, "
-            f"{found['threads']} threads, Python {found['python']}, torch {found['torch']}, transformers "
-            f"{found['transformers']}, peft {found['peft']}, tptt {found['tptt']}, {found['utc']} UTC"
+            f"commit {one['commit']} (code {one['code']}, `benchmarks.{kind}`), {one['machine']}, {one['threads']} "
+            f"threads, Python {one['python']}, torch {one['torch']}, transformers {one['transformers']}, peft "
+            f"{one['peft']}, tptt {one['tptt']}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))} UTC"
         )
     else:
-        text = ", ".join(
-            [
-                f"commit {found.get('commit', 'unknown')}",
-                *([f"in the repository since {found['recorded_in']}"] if "recorded_in" in found else []),
-                str(found.get("machine", "machine not recorded")),
-                *([f"{found['threads']} threads"] if "threads" in found else []),
-                *([f"torch {found['torch']}"] if "torch" in found else []),
-                "all else not recorded",
-            ]
-        )
-    return text if is_current(kind, found) else f"{text}. The code has changed since"
+        known = [f"commit {one.get('commit', 'unknown')}"]
+        known += [f"in the repository since {one['recorded_in']}"] if "recorded_in" in one else []
+        known.append(str(one.get("machine", "machine not recorded")))
+        known += [f"{one['threads']} threads"] if "threads" in one else []
+        known += [f"torch {one['torch']}"] if "torch" in one else []
+        text = ", ".join([*known, "all else not recorded"])
+    return text if is_current(kind, one) else f"{text}; the code has changed since"
 
 
 def section(kind: str, command: str, parts: list[str], device: str = "cpu") -> str:

@@ -21,8 +21,8 @@ def as_found(value: Any) -> Any:
 class Runs:
     """Lines of JSON, one for each result, found again by what they are results of.
 
-    A line holds its ``key`` (the settings that it is a result of), its ``provenance`` (see `benchmarks.record`), and what
-    was measured.
+    A line holds its ``key`` (the settings that it is a result of), its ``provenance`` (see `benchmarks.record`), and
+    what was measured.
 
     Args:
         file: of the lines.

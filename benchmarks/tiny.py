@@ -9,28 +9,29 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 VOCABULARY = 61
-# by whichever of its names a configuration has: what makes it small
+# what makes a configuration small, under every name that configurations have for it
 _SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "n_embd": 32, "d_model": 32, "intermediate_size": 48, "ffn_dim": 48,
-    "n_inner": 48, "dff": 48, "ffn_hidden_size": 48, "num_hidden_layers": 2, "n_layer": 2, "n_layers": 2, "num_layers": 2,
-    "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4, "num_key_value_heads": 2, "num_kv_heads": 2,
-    "head_dim": 8, "max_position_embeddings": 256, "n_positions": 256, "max_seq_len": 256, "n_ctx": 256,
-    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "decoder_layers": 2, "decoder_attention_heads": 4,
-    "decoder_ffn_dim": 48, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 48,
-    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
-    "shared_expert_intermediate_size": 16, "expert_ffn_hidden_size": 16, "n_group": 1, "topk_group": 1, "moe_k": 2, "moe_topk": 2,
-    "q_lora_rank": 12, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6, "rotary_dim": 4,
-    "word_embed_proj_dim": 32, "embedding_size": 32, "emb_dim": 32, "attention_dropout": 0.0, "activation_dropout": 0.0,
-    "dropout": 0.0, "hidden_dropout": 0.0, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "attn_pdrop": 0.0,
-    "resid_pdrop": 0.0, "embd_pdrop": 0.0, "resid_dropout": 0.0, "embed_dropout": 0.0, "embedding_dropout": 0.0,
-    "sliding_window": 12, "is_decoder": True, "add_cross_attention": False, "n_mels": 8, "type_vocab_size": 2,
-    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
-    "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_num_heads": 8, "mamba_head_dim": 8,
+    "n_inner": 48, "dff": 48, "ffn_hidden_size": 48, "num_hidden_layers": 2, "n_layer": 2, "n_layers": 2,
+    "num_layers": 2, "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4, "num_key_value_heads": 2,
+    "num_kv_heads": 2, "head_dim": 8, "max_position_embeddings": 256, "n_positions": 256, "max_seq_len": 256,
+    "n_ctx": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "decoder_layers": 2,
+    "decoder_attention_heads": 4, "decoder_ffn_dim": 48, "encoder_layers": 2, "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 48, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "expert_ffn_hidden_size": 16, "n_group": 1,
+    "topk_group": 1, "moe_k": 2, "moe_topk": 2, "q_lora_rank": 12, "kv_lora_rank": 16, "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4, "v_head_dim": 6, "rotary_dim": 4, "word_embed_proj_dim": 32, "embedding_size": 32,
+    "emb_dim": 32, "attention_dropout": 0.0, "activation_dropout": 0.0, "dropout": 0.0, "hidden_dropout": 0.0,
+    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0, "resid_dropout": 0.0, "embed_dropout": 0.0, "embedding_dropout": 0.0, "sliding_window": 12,
+    "is_decoder": True, "add_cross_attention": False, "n_mels": 8, "type_vocab_size": 2, "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8, "mamba_n_heads": 8,
+    "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_num_heads": 8, "mamba_head_dim": 8,
     "n_mamba_heads": 2, "mamba_dt_rank": 4, "mamba_d_ssm": 64, "ssm_state_size": 8, "state_size": 8, "n_groups": 1,
     "lru_width": 32, "attention_window_size": 12, "time_step_rank": 4, "chunk_size": 8, "num_mem_blocks": 1,
     "moe_layer_start_index": 0, "first_k_dense_replace": 1, "num_dense_layers": 1, "pad_id": 0,
 }  # fmt: skip
-# None by default, which stands for something large
+# None is the default of these and stands for something large
 _UNSET = (
     "num_key_value_heads",
     "pad_token_id",
@@ -40,7 +41,7 @@ _UNSET = (
     "num_experts",
     "moe_topk",
 )
-# what a family needs beside that
+# what a family needs beside `_SMALL`
 _OWN: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 12},
     "bamba": {"attn_layer_indices": [1]},
@@ -54,13 +55,23 @@ _OWN: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"]},
     "zaya": {"num_experts_per_tok": 1},
-    "gemma4_text": {"global_head_dim": 16, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY,
-                    "num_global_key_value_heads": 2},
-    "gemma3n_text": {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8, "num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "gemma4_text": {
+        "global_head_dim": 16,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "num_global_key_value_heads": 2,
+    },
+    "gemma3n_text": {
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 8,
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
     "dots1": {"n_shared_experts": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2},
     "kimi_linear": {"num_experts": 4, "num_experts_per_token": 2},
-}  # fmt: skip
+}
 _MOST = 20_000_000
 """Parameters a tiny model may have."""
 

@@ -1,13 +1,13 @@
 """Which conversion learns most per trained token.
 
-python -m benchmarks.conversion                      # all arms, budgets and seeds, both bases; goes on where it was stopped
-python -m benchmarks.conversion --arms default --budgets 0.5 --seeds 0
-python -m benchmarks.conversion --report --write     # only what is there: RESULTS.md, docs/conversion-*.png, curves*.json
+python -m benchmarks.conversion                      # all arms, budgets and seeds, both bases; goes on where it was
+stopped python -m benchmarks.conversion --arms default --budgets 0.5 --seeds 0 python -m benchmarks.conversion
+--report --write     # only what is there: RESULTS.md, docs/conversion-*.png, curves*.json
 
-Results are lines in ``results.jsonl`` beside this file, found again by base, memory, settings and code: what was trained with
-another recipe is not shown, and what was measured with older code is trained again, or shown as older with ``--report``.
-Several processes may fill the file at once, each with its own seeds. Bases other than the embedded one are trained by this
-command. The large one wants a GPU, and is taken only by name:
+Results are lines in ``results.jsonl`` beside this file, found again by base, memory, settings and code: what was
+trained with another recipe is not shown, and what was measured with older code is trained again, or shown as older
+with ``--report``. Several processes may fill the file at once, each with its own seeds. Bases other than the embedded
+one are trained by this command. The large one wants a GPU, and is taken only by name:
 
 python -m benchmarks.conversion --bases large --arms default "window alone" --seeds 0
 """
@@ -25,7 +25,6 @@ import torch
 from benchmarks.record import RESULTS, ROOT, write_section
 from benchmarks.runs import Runs
 from tptt.assets import BASE
-from tptt.estimate.expectations import CURVES
 
 from .arms import ARMS, REFERENCES
 from .bench import DEVICE, Bench
@@ -36,20 +35,20 @@ from .report import Report
 
 KIND = "conversion"
 SECOND = (
-    "--hidden-size 96 --layers 6 --heads 3 --kv-heads 3 --intermediate-size 256 --vocab-size 1024 --length 256 --rows 16 "
-    "--recall-rows 7 --minutes 36"
+    "--hidden-size 96 --layers 6 --heads 3 --kv-heads 3 --intermediate-size 256 --vocab-size 1024 --length 256 "
+    "--rows 16 --recall-rows 7 --minutes 36"
 )
 """6 layers of 3 heads without groups, another vocabulary, half the context."""
 LARGE = (
-    "--hidden-size 512 --layers 8 --heads 8 --kv-heads 4 --intermediate-size 1536 --vocab-size 8192 --length 1024 --rows 32 "
-    "--recall-rows 12 --minutes 1.5 --device cuda --workers 12 --installed"
+    "--hidden-size 512 --layers 8 --heads 8 --kv-heads 4 --intermediate-size 1536 --vocab-size 8192 --length 1024 "
+    "--rows 32 --recall-rows 12 --minutes 1.5 --device cuda --workers 12 --installed"
 )
 """What a minute and a half on a large GPU makes of 60 million characters: 29 M parameters, twice the context."""
 SHAPES = {"second": SECOND, "large": LARGE}
 DEFAULT = ("embedded", "second")
 ROWS = {"embedded": 512, "second": 256, "large": 1024}  # tokens of a training row; W is an eighth
 HIDDEN = {"embedded": 128, "second": 96, "large": 512}
-CURVES_OF = {"embedded": CURVES, "large": CURVES.with_stem(f"{CURVES.stem}-large")}
+CURVES_OF = {"embedded": BASE.with_name("curves.json"), "large": BASE.with_name("curves-large.json")}
 
 
 def trained_base(name: str, folder: Path) -> None:

@@ -145,8 +145,8 @@ _RECIPE = {
 def _narrow(
     what: str, config: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None, **more: Any
 ) -> Arm:
-    """The arm "narrow" with changes: half the features take half the time; the mixing gate, the loss of the write gates and
-    the learning rates are those that were the default when most of these arms were trained."""
+    """The arm "narrow" with changes: half the features take half the time; the mixing gate, the loss of the write
+    gates and the learning rates are those that were the default when most of these arms were trained."""
     memory = {"feature_width": 1024, "mix_gate": "token"} | dict(config or {})
     return Arm(what, memory, _HALF | dict(settings or {}), **more)
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from benchmarks.answers import Mean, Share
-from benchmarks.record import described, is_current
+from benchmarks.record import described, is_current, place
 from benchmarks.runs import Row, as_found
 
 from .arms import ARMS, FORMATS
@@ -87,22 +87,13 @@ class Legend:
         return f"{letters} (older code)" if older else letters
 
     def _letter(self, row: Row) -> str:
-        same = {k: v for k, v in row["provenance"].items() if k != "utc"}
-        name = json.dumps(same, sort_keys=True)
-        self.groups.setdefault(name, []).append(row)
+        name = place(row["provenance"])
+        self.groups.setdefault(name, []).append(row["provenance"])
         return _letters(list(self.groups).index(name))
 
     def text(self) -> str:
         """A list of what the letters stand for."""
-        lines = []
-        for number, rows in enumerate(self.groups.values()):
-            dates = sorted(x["provenance"]["utc"] for x in rows if "utc" in x["provenance"])
-            if dates:
-                times = {"utc": dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"}
-            else:
-                times = {}
-            found = rows[0]["provenance"] | times
-            lines.append(f"- {_letters(number)}: {described(self.kind, found)}.")
+        lines = (f"- {_letters(i)}: {described(self.kind, *found)}." for i, found in enumerate(self.groups.values()))
         return "\n".join(lines)
 
 

@@ -7,9 +7,10 @@ from torch import nn
 
 from tptt.data import pack_rows, stdlib_text, tokenize
 from tptt.hf import as_base, memories
+from tptt.hf.compat import attention_implementation
 from tptt.train.base import load_tokenizer
 
-_ROWS, _LENGTH = 4, 512
+_ROWS = 4
 
 
 def mean_distances(attention: torch.Tensor) -> torch.Tensor:
@@ -19,15 +20,15 @@ def mean_distances(attention: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def half_life_by_distance(model: nn.Module) -> None:
-    """After as many tokens as the base's heads that read a state look back on average, half of what it held is left."""
-    ids = tokenize(load_tokenizer(model.config), stdlib_text().train, _ROWS * _LENGTH + 1)
+def half_life_by_distance(model: nn.Module, length: int = 512) -> None:
+    """Begin decays so that half of a state is left after as many tokens as the base's heads look back on average."""
+    ids = tokenize(load_tokenizer(model.config), stdlib_text().train, _ROWS * length + 1)
     base = model.backbone.get_base_model()
-    before = base.config._attn_implementation
-    base.set_attn_implementation("eager")  # which has weights to show
+    before = attention_implementation(base.config)
+    base.set_attn_implementation("eager")  # the one that gives out its weights
     try:
         with as_base(model):
-            rows = pack_rows(ids, _LENGTH).to(model.device)
+            rows = pack_rows(ids, length).to(model.device)
             found = model(input_ids=rows, use_cache=False, output_attentions=True).attentions
     finally:
         base.set_attn_implementation(before)

@@ -12,15 +12,17 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import rotate_half
 
 from tptt.hf import memory_layers
+from tptt.hf.compat import set_attention_implementation
 
 _NAME = "clamped_sinks"
 
 
 def clamped_sinks(model: nn.Module) -> None:
-    """Sinks are never further away than the window and they are wide, where the base has rotary positions of Llama's kind.
+    """Keep sinks at most as far away as window and sinks are wide, in bases with rotary positions of Llama's kind.
 
-    Their keys meet queries that are turned back to the position at which the window begins to leave sinks behind, as in a
-    cache that numbers what it holds (StreamingLLM, arXiv 2309.17453). For whole sequences only: no cache knows of it.
+    Keys of sinks meet queries that are turned back to the position at which the window begins to leave sinks behind, as
+    in a cache that numbers what it holds (StreamingLLM, arXiv 2309.17453). This is for whole sequences only: no cache
+    knows of it.
     """
     (frequencies,) = [m.inv_freq for m in model.modules() if hasattr(m, "inv_freq")]
     layers = memory_layers(model)
@@ -39,4 +41,4 @@ def clamped_sinks(model: nn.Module) -> None:
     AttentionInterface.register(_NAME, attend)
     for module in (x.attention for x in layers):
         module.config = copy.copy(module.config)
-        module.config._attn_implementation_internal = _NAME
+        set_attention_implementation(module.config, _NAME)

@@ -4,9 +4,9 @@ python -m benchmarks.generation            # 20 minutes; tables to the screen
 python -m benchmarks.generation --write    # and into RESULTS.md, plots into docs/
 python -m benchmarks.generation --quick    # short contexts: does it run?
 
-The base is a random Llama, with transformers' dynamic cache and with its static one (speed does not depend on what weights
-say). Its cache at a context is filled with random keys and values, which its speed does not depend on either; the converted
-models have the default memory and have read every token.
+The base is a random Llama, with transformers' dynamic cache and with its static one (speed does not depend on what
+weights say). Its cache at a context is filled with random keys and values, which its speed does not depend on either;
+the converted models have the default memory and have read every token.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks.record import RESULTS, ROOT, section, write_section
-from tptt.evaluation import cache_bytes
+from tptt.evaluation import measured_size
 
 from .measure import decode_seconds, prefill_seconds, read_on, step_profile
 from .models import BASES, CHUNK, DYNAMIC, LONGEST, WINDOWS, build, check, converted, filled, read
@@ -46,7 +46,7 @@ def run(contexts: tuple[int, ...], tokens: int, plots: Path | None) -> str:
     for window in WINDOWS:
         name = converted(window)
         held |= {(name, n): cache for n, cache in read(models[name], contexts).items()}
-    sizes = {key: cache_bytes(cache) for key, cache in held.items()}
+    sizes = {key: measured_size(cache).bytes for key, cache in held.items()}
     decode = decode_seconds(models, held)
     steps = step_profile(models, held, contexts[1])
     held |= {(name, n): filled(models[name], name, n, CHUNK) for name in BASES for n in contexts}
@@ -57,8 +57,8 @@ def run(contexts: tuple[int, ...], tokens: int, plots: Path | None) -> str:
         plot_speed(decode, prefill, list(models), contexts, plots / "generation-speed.png")
         plot_reading(name, reading, prefill, sizes, contexts, plots / "generation-million.png")
     parts = [
-        f"A random Llama of {size:.1f} M parameters, float32, batch 1; W is the window of the converted model, which has the "
-        "default memory.",
+        f"A random Llama of {size:.1f} M parameters, float32, batch 1; W is the window of the converted model, which "
+        "has the default memory.",
         f"{checked}.",
         findings(models, sizes, contexts, decode),
         held_table(list(models), held, sizes, contexts),

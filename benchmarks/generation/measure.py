@@ -8,12 +8,13 @@ import resource
 from dataclasses import dataclass
 
 import torch
+from transformers import DynamicCache
 
 from benchmarks.timing import interleaved
-from tptt.evaluation import cache_bytes
+from tptt.evaluation import measured_size
 from tptt.inference import Session
 
-from .models import BASES, CHUNK, WINDOWS, Forward, converted, filled, random_ids, without_memory
+from .models import BASES, CHUNK, WINDOWS, Forward, converted, random_ids, without_memory
 
 _LARGE = 8192  # tokens: a base's cache of more drives all else out of the processor's caches
 Seconds = dict[tuple[str, int], float]  # (model, context)
@@ -22,8 +23,8 @@ Seconds = dict[tuple[str, int], float]  # (model, context)
 def decode_seconds(models: dict, held: dict) -> Seconds:
     """Seconds of one token at each context.
 
-    The models take turns at each context, so that all find the processor's caches alike; a base with a large cache is timed
-    by itself, because whoever comes after its gigabyte finds them cold.
+    The models take turns at each context, so that all find the processor's caches alike; a base with a large cache is
+    timed by itself, because whoever comes after its gigabyte finds them cold.
     """
     token = torch.tensor([[5]])
     steps = {}
@@ -54,11 +55,11 @@ def step_profile(models: dict, held: dict, context: int) -> dict[str, tuple[floa
         steps[name] = Forward(name, model, held[name, context], token)
     for window in WINDOWS[:1]:
         model = without_memory(models, window)
-        cache = filled(model, "", 0, 0)
+        cache = DynamicCache(config=model.config)
+        name = f"{converted(window)} without its memory"
         with torch.no_grad():
             for piece in random_ids(context)[None].split(CHUNK, 1):
-                model(input_ids=piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        name = f"{converted(window)} without its memory"
+                Forward(name, model, cache, piece)()
         steps[name] = Forward(name, model, cache, token)
     with torch.no_grad():
         seconds = interleaved(steps, repeats=25, seconds=30, warm=1)
@@ -115,7 +116,7 @@ def read_on(model, tokens: int) -> Reading:
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
     session = Session(model, chunk_size=CHUNK).read(random_ids(4 * CHUNK))
-    start = cache_bytes(session.cache)
+    start = measured_size(session.cache).bytes
     session.read((random_ids(CHUNK) for _ in range(tokens // CHUNK)), note)
     growth = peaks[-1] - peaks[len(peaks) // 10]
-    return Reading(done, seconds, start, cache_bytes(session.cache), growth)
+    return Reading(done, seconds, start, measured_size(session.cache).bytes, growth)

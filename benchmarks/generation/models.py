@@ -12,6 +12,7 @@ import tptt
 from tptt.convert.window_only import window_alone
 from tptt.evaluation.verify import TOLERANCE, verify
 from tptt.hf import memories
+from tptt.hf.compat import cache_keyword
 from tptt.inference import Session
 
 DYNAMIC, STATIC = "base, dynamic cache", "base, static cache"
@@ -107,7 +108,7 @@ class Forward:
 
     def __call__(self) -> torch.Tensor:
         """Logits of the last token."""
-        out = self.model(input_ids=self.ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        out = self.model(input_ids=self.ids, use_cache=True, logits_to_keep=1, **cache_keyword(self.model, self.cache))
         rewind(self.name, self.cache, self.ids.shape[1])
         return out.logits
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.plots import new_figure, save
-from tptt.evaluation import kv_entries, markdown_table
+from tptt.evaluation import markdown_table, measured_size
 
 from .measure import Reading, Seconds
 from .models import BASES, CHUNK, DYNAMIC, STATIC, WINDOWS, converted, crossover_by_bytes, step_bytes
@@ -16,7 +16,7 @@ Contexts = tuple[int, ...]
 
 def held_table(names: list[str], held: dict, sizes: dict, contexts: Contexts) -> str:
     """KiB that the caches hold."""
-    entries = ", ".join(f"{n} {kv_entries(held[n, contexts[-1]])}" for n in names if n not in BASES)
+    entries = ", ".join(f"{n} {measured_size(held[n, contexts[-1]]).entries}" for n in names if n not in BASES)
     rows = [[str(n), *(f"{sizes[a, n] / 1024:,.0f}" for a in names)] for n in contexts]
     title = f"### KiB held by the cache (keys kept per layer at the end: {entries})"
     return f"{title}\n\n{markdown_table(['context', *names], rows)}"
@@ -43,9 +43,9 @@ def decode_table(models: dict, decode: Seconds, contexts: Contexts) -> str:
     return "\n\n".join(
         [
             "### Decode, tokens/s",
-            "The dynamic cache, which the base has by default, copies all keys and values at every step. The static cache "
-            "writes in place and is as long as the context. By bytes: what moving weights, keys, values and states once "
-            "gives; a measured ratio may exceed it.",
+            "The dynamic cache, which the base has by default, copies all keys and values at every step. The static "
+            "cache writes in place and is as long as the context. By bytes: what moving weights, keys, values and "
+            "states once gives; a measured ratio may exceed it.",
             markdown_table(["context", *models, *ratios], rows),
         ]
     )
@@ -61,9 +61,9 @@ def findings(models: dict, sizes: dict, contexts: Contexts, decode: Seconds) -> 
         early, late = (1024, 65536) if 65536 in contexts else (contexts[0], contexts[-1])
         from_context = ", ".join(f"than the {base} from {_faster(decode, name, base, contexts)} on" for base in BASES)
         lines.append(
-            f"- {name}: the cache is {size} from {min(n for n in contexts if n >= window)} tokens on; decode at {late} runs "
-            f"at {decode[name, early] / decode[name, late]:.1%} of the speed at {early}; faster {from_context} (by bytes "
-            f"moved from {crossover_by_bytes(models, window)} on)."
+            f"- {name}: the cache is {size} from {min(n for n in contexts if n >= window)} tokens on; decode at {late} "
+            f"runs at {decode[name, early] / decode[name, late]:.1%} of the speed at {early}; faster {from_context} "
+            f"(by bytes moved from {crossover_by_bytes(models, window)} on)."
         )
     return "\n".join(lines)
 
@@ -84,10 +84,11 @@ def reading_text(name: str, reading: Reading, base_bytes: float) -> str:
     first, last = reading.tenth(0), reading.tenth(-1)
     return (
         f"### {reading.tokens[-1]:,} tokens through `stream`, {name}\n\n"
-        f"{reading.tokens[-1] / reading.seconds[-1]:,.0f} tokens/s over all; in the last tenth {last / first:.1%} of the "
-        f"first (medians {last:,.0f} and {first:,.0f}). The cache held {reading.bytes_start:,} bytes at the start and "
-        f"{reading.bytes_end:,} at the end; the process's peak grew by {reading.peak_growth / 2**20:.1f} MiB from the first "
-        f"tenth on. The base's cache of as many tokens would hold {base_bytes * reading.tokens[-1] / 2**30:.1f} GiB."
+        f"{reading.tokens[-1] / reading.seconds[-1]:,.0f} tokens/s over all; in the last tenth {last / first:.1%} of "
+        f"the first (medians {last:,.0f} and {first:,.0f}). The cache held {reading.bytes_start:,} bytes at the start "
+        f"and {reading.bytes_end:,} at the end; the process's peak grew by {reading.peak_growth / 2**20:.1f} MiB from "
+        "the first tenth on. The base's cache of as many tokens would hold "
+        f"{base_bytes * reading.tokens[-1] / 2**30:.1f} GiB."
     )
 
 

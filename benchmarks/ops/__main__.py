@@ -4,8 +4,8 @@
     python -m benchmarks.ops --original PYTHON     # also the public tptt 0.12.1, in a Python that has it installed
     python -m benchmarks.ops --device cuda         # fla-core through tptt, fla-core alone, SDPA
 
-Correctness is checked first. Gated delta rule, batch 1. CPU: float32, in a process that keeps the memory it frees. CUDA:
-bfloat16, and without decays where fla refuses their gradients (on Hopper with Triton 3.4 to 3.7.0).
+Correctness is checked first. Gated delta rule, batch 1. CPU: float32, in a process that keeps the memory it frees.
+CUDA: bfloat16, and without decays where fla refuses their gradients (on Hopper with Triton 3.4 to 3.7.0).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from inspect import unwrap
 import torch
 
 from benchmarks.timing import interleaved
-from tptt.evaluation import markdown_table
+from tptt.evaluation.tables import markdown_table
 from tptt.ops import delta_rule, delta_rule_step
 
 from .contenders import Inputs, Original, call, contenders, sdpa
@@ -54,7 +54,8 @@ def crossover(device: str, dtype: torch.dtype) -> str:
 
 
 def decays() -> str:
-    """Milliseconds by the log decay of every token: strong ones leave subnormal numbers, where nothing prevents them."""
+    """Milliseconds by the log decay of every token: strong ones leave subnormal numbers, where nothing prevents
+    them."""
     chosen, rows = {n: f for n, (f, _) in contenders("cpu").items() if f is not sdpa}, []
     for decay in (-0.1, -3.0, -20.0):
         inputs = Inputs.random(4096, 16, 64)
@@ -87,7 +88,8 @@ def halves() -> str:
 
 
 def operations(tokens: int, heads: int, keys: int, values: int, backward: bool, chunk: int = 32) -> float:
-    """Floating point operations of the chunked form, counted as for full squares within chunks of 32, whatever a form takes.
+    """Floating point operations of the chunked form, counted as for full squares within chunks of 32, whatever a form
+    takes.
 
     Per token and head, forward: reads of k and q and the write of the state 3, A, P, the solve and P u 4 products.
     Backward: the forward again without the reads of q, and 8 products with the state, 8 within the chunk.

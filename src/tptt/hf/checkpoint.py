@@ -11,16 +11,18 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, PreTrainedConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
-from transformers.utils.hub import get_checkpoint_shard_files
 
 from .adapters import moves_base
 from .base_model import base_of_checkpoint, load_base, refuse_misfit
 from .compat import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
     adapter_status,
     as_peft_model,
     base_weight_name,
+    cached_file,
     cannot_save_quantised,
+    get_checkpoint_shard_files,
     offloaded_value,
     was_merged,
     with_variant,

@@ -25,27 +25,46 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, Cache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import (
     CacheLayerMixin,
+    DummyLayer,
     DynamicIndexedLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionAndFullAttentionLayer,
     LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionAndStaticFullAttentionLayer,
+    LinearAttentionAndStaticSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
+    StaticIndexedLayer,
     StaticLayer,
     StaticSlidingWindowLayer,
 )
 from transformers.integrations.accelerate import load_offloaded_parameter
 from transformers.modeling_utils import _add_variant
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils.hub import get_checkpoint_shard_files
 
 __all__ = [
+    "CONFIG_NAME",
+    "SAFE_WEIGHTS_INDEX_NAME",
+    "SAFE_WEIGHTS_NAME",
+    "TRAINER_STATE_NAME",
     "CacheLayerMixin",
+    "DummyLayer",
     "DynamicIndexedLayer",
     "DynamicLayer",
     "DynamicSlidingWindowLayer",
     "LinearAttentionAndFullAttentionLayer",
     "LinearAttentionAndSlidingWindowAttentionLayer",
+    "LinearAttentionAndStaticFullAttentionLayer",
+    "LinearAttentionAndStaticSlidingWindowAttentionLayer",
+    "LinearAttentionLayer",
+    "StaticIndexedLayer",
     "StaticLayer",
     "StaticSlidingWindowLayer",
+    "cached_file",
+    "get_checkpoint_shard_files",
 ]
 
 
@@ -536,3 +555,11 @@ def on_execution_device(model: nn.Module) -> Iterator[list[str]]:
 def offloaded_value(model: PreTrainedModel, name: str) -> torch.Tensor:
     """The value of the weight ``name`` of ``model``, which accelerate keeps elsewhere."""
     return load_offloaded_parameter(model, name)
+
+
+# ---- training -----------------------------------------------------------------------------------------------------
+
+
+def prepared_inputs(trainer: Any, inputs: dict) -> dict:
+    """``inputs`` of a training step on the device where ``trainer`` trains."""
+    return trainer._prepare_inputs(inputs)

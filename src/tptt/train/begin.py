@@ -35,10 +35,10 @@ _ROWS = 4
 _SHARE = 0.1
 """Of a run's time that measuring widths may take."""
 _TRAINING_PASSES, _MEASURING_PASSES = 3, 2
-"""Forward passes of the base that a row takes: in a training step at least, backward pass included; to measure widths."""
+"""Forward passes of the base that a row takes: in a training step (its backward pass counts two); to measure widths."""
 EQUAL_WIDTHS = (
-    "allocate_widths: all memories are equally wide, because measuring one row would take more than a tenth of the time of "
-    "so short a run"
+    "allocate_widths: all memories are equally wide, because measuring one row would take more than a tenth of the "
+    "time of so short a run"
 )
 
 
@@ -133,7 +133,7 @@ def _decide_layers(
 
 
 def _decide_widths(base: Any, config: TpttConfig, corpus: Corpus, settings: TrainingSettings, seq_len: int) -> bool:
-    """Let ``config`` name the width of each memory, where it leaves them open. False: the run is too short to measure them."""
+    """Let ``config`` name the width of each memory, where it leaves them open. False: the run is too short for that."""
     if not can_allocate_widths(config.memory_config()):
         return True
     rows = rows_to_measure(settings, seq_len)

@@ -1,0 +1,1 @@
+"""Which layers keep their whole context. `python -m benchmarks.layers`."""
