@@ -6,9 +6,17 @@ An adapter is one set of trained weights (LoRA, IA3, ...) with a name; several m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
-from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    PeftConfig,
+    PeftModel,
+    PeftType,
+    get_peft_model,
+    prepare_model_for_kbit_training,
+)
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -77,6 +85,9 @@ def check_adapter(settings: Mapping[str, Any], name: str = "lora_config") -> Pef
         raise ValueError(
             f"{name}: alora_invocation_tokens (activated LoRA) does not work beside a memory; leave it out"
         )
+    valid = sorted(f.name for f in fields(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)]))
+    if unknown := sorted(set(settings) - set(valid)):
+        raise ValueError(f"{name}: unknown {', '.join(unknown)}; settings of {kind} are {', '.join(valid)}")
     try:
         return PeftConfig.from_peft_type(**settings)
     except (TypeError, ValueError) as error:

@@ -19,6 +19,7 @@ from tptt.memory import LinearMemory
 from .cache import unknown_cache_layers
 from .compat import (
     CACHE_ARGUMENTS,
+    as_peft_model,
     cache_argument,
     cache_in,
     can_replace_attention,
@@ -26,6 +27,7 @@ from .compat import (
     check_cache_preparation,
     execution_device,
     hook_cache_preparation,
+    tuned_model,
     unhook_cache_preparation,
     unknown_arguments,
 )
@@ -294,7 +296,9 @@ def detach_memory(model: nn.Module) -> nn.Module:
 
 def base_of(model: nn.Module) -> nn.Module:
     """``model`` without peft's wrapping."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    if (peft := as_peft_model(model)) is not None:
+        return tuned_model(peft)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's for mixed adapters
 
 
 def attention_body(model: nn.Module, bidirectional: bool = False) -> nn.Module:
