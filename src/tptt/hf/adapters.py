@@ -239,7 +239,7 @@ def saved_form(adapters: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
     return dict(adapters)
 
 
-def check_adapters(lora_config: Mapping[str, Any] | None) -> None:
+def check_adapters(lora_config: dict[str, Any] | None) -> None:
     """Refuse what ``TpttConfig.lora_config`` asks of peft in vain.
 
     Raises:
