@@ -71,7 +71,7 @@ def check_adapter(settings: Mapping[str, Any], name: str = "lora_config") -> Pef
     Raises:
         ValueError: a setting is unknown, or it is a method, a task or a variant that does not work beside a memory.
     """
-    kind, task = str(settings["peft_type"]).upper(), settings.get("task_type")
+    kind, task = str(jsonable(settings["peft_type"])).upper(), jsonable(settings.get("task_type"))
     if kind not in PEFT_TYPES:
         raise ValueError(
             f"{name}: peft_type {kind!r} does not work beside a memory (it was not tried, or fails to train, generate, save, "
