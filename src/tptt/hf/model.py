@@ -73,6 +73,7 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
         if base is None:
             base = base_without_weights(config) if weights_follow else load_base(config, **options)
         config.text_config = base.config  # one object, so that later changes of the implementation reach the base
+        config.dtype = base.dtype
         note_attention_implementation(config, base.config)
         super().__init__(config)
         self.loss_type = "ForCausalLM"
