@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks.record import RESULTS, ROOT, section, write_section
-from tptt.evaluation import cache_bytes
+from tptt.evaluation import measured_size
 
 from .measure import decode_seconds, prefill_seconds, read_on, step_profile
 from .models import BASES, CHUNK, DYNAMIC, LONGEST, WINDOWS, build, check, converted, filled, read
@@ -46,7 +46,7 @@ def run(contexts: tuple[int, ...], tokens: int, plots: Path | None) -> str:
     for window in WINDOWS:
         name = converted(window)
         held |= {(name, n): cache for n, cache in read(models[name], contexts).items()}
-    sizes = {key: cache_bytes(cache) for key, cache in held.items()}
+    sizes = {key: measured_size(cache).bytes for key, cache in held.items()}
     decode = decode_seconds(models, held)
     steps = step_profile(models, held, contexts[1])
     held |= {(name, n): filled(models[name], name, n, CHUNK) for name in BASES for n in contexts}

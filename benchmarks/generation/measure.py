@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from benchmarks.timing import interleaved
-from tptt.evaluation import cache_bytes
+from tptt.evaluation import measured_size
 from tptt.inference import Session
 
 from .models import BASES, CHUNK, WINDOWS, Forward, converted, random_ids, without_memory
@@ -116,7 +116,7 @@ def read_on(model, tokens: int) -> Reading:
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
     session = Session(model, chunk_size=CHUNK).read(random_ids(4 * CHUNK))
-    start = cache_bytes(session.cache)
+    start = measured_size(session.cache).bytes
     session.read((random_ids(CHUNK) for _ in range(tokens // CHUNK)), note)
     growth = peaks[-1] - peaks[len(peaks) // 10]
-    return Reading(done, seconds, start, cache_bytes(session.cache), growth)
+    return Reading(done, seconds, start, measured_size(session.cache).bytes, growth)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.plots import new_figure, save
-from tptt.evaluation import kv_entries, markdown_table
+from tptt.evaluation import markdown_table, measured_size
 
 from .measure import Reading, Seconds
 from .models import BASES, CHUNK, DYNAMIC, STATIC, WINDOWS, converted, crossover_by_bytes, step_bytes
@@ -16,7 +16,7 @@ Contexts = tuple[int, ...]
 
 def held_table(names: list[str], held: dict, sizes: dict, contexts: Contexts) -> str:
     """KiB that the caches hold."""
-    entries = ", ".join(f"{n} {kv_entries(held[n, contexts[-1]])}" for n in names if n not in BASES)
+    entries = ", ".join(f"{n} {measured_size(held[n, contexts[-1]]).entries}" for n in names if n not in BASES)
     rows = [[str(n), *(f"{sizes[a, n] / 1024:,.0f}" for a in names)] for n in contexts]
     title = f"### KiB held by the cache (keys kept per layer at the end: {entries})"
     return f"{title}\n\n{markdown_table(['context', *names], rows)}"

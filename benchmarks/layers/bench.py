@@ -16,7 +16,7 @@ from tptt import MemoryConfig, TpttConfig, TpttModel
 from tptt.convert import choose_layers
 from tptt.convert.lora import lora_config
 from tptt.convert.window_only import window_alone
-from tptt.evaluation import kv_bytes, mag_weight, perplexity, verify
+from tptt.evaluation import mag_weight, measured_size, perplexity, verify
 from tptt.evaluation.perplexity import evaluating
 from tptt.evaluation.verify import TOLERANCE
 from tptt.hf import find_attention
@@ -155,4 +155,4 @@ class Bench:
         with evaluating(model):
             for piece in ids[: self.length].split([self.length - 1, 1]):
                 model(input_ids=piece[None], use_cache=True, **cache_keyword(model, cache))
-        return kv_bytes(cache)
+        return measured_size(cache).kv_bytes

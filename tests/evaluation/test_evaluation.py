@@ -1,10 +1,8 @@
 import pytest
 import torch
-from transformers import DynamicCache
 
-from tptt import MemoryConfig, attach_memory
 from tptt.data import KeyValueRecall
-from tptt.evaluation import cache_bytes, kv_entries, memory_held, perplexity, recall_accuracy
+from tptt.evaluation import perplexity, recall_accuracy
 
 
 class Oracle(torch.nn.Module):
@@ -62,23 +60,3 @@ def test_recall_of_one_who_knows_all_and_where_nothing_is_beyond(recall):
     assert recall_accuracy(Oracle(96), recall, 96, 96, rows=4).beyond is None
     with pytest.raises(ValueError, match="rows"):
         recall_accuracy(Oracle(1), recall, 96, 24, rows=0)
-
-
-def test_held_grows_in_the_base_and_not_beside_a_window(llama):
-    ids = torch.randint(64, (64,))
-    held = memory_held(llama, ids, (16, 64), chunk=16)
-    per_token = 2 * 2 * 16 * 4  # layers, keys and values, head width, bytes
-    assert [(h.bytes, h.entries) for h in held] == [(16 * per_token, 16), (64 * per_token, 64)]
-    attach_memory(llama, MemoryConfig(max_self_attn_length=8))
-    # the first piece has no kept tokens before it, from the second on every call finds the same
-    first, last = memory_held(llama, ids, (32, 64), chunk=16)
-    assert first.entries == last.entries == 7
-    assert first.bytes == last.bytes
-    state = 2 * 2 * 32 * 16 * 4  # layers, heads, features, head width, bytes
-    assert last.bytes >= state + 7 * per_token
-    with pytest.raises(ValueError, match="reads 65"):
-        memory_held(llama, ids, (65,))
-
-
-def test_an_empty_cache_holds_nothing():
-    assert (cache_bytes(DynamicCache()), kv_entries(DynamicCache())) == (0, 0)

@@ -116,7 +116,8 @@ def overfitted(batch, window):
 
 
 def test_scores_are_what_greedy_generation_answers():
-    """All tokens of an answer are predicted with the right ones before them exactly where generation writes the answer."""
+    """All tokens of an answer are predicted with the right ones before them exactly where generation writes the
+    answer."""
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     text = list(topics.values())[:12]
     formats = ("records", "passkey", "identifiers", "strings")
@@ -142,7 +143,8 @@ def test_scores_are_what_greedy_generation_answers():
 
 
 def by_teacher_forcing(model, batch, window):
-    """(right, asked): the last answer beyond the window of each row, all its tokens predicted with the right ones before."""
+    """(right, asked): the last answer beyond the window of each row, all its tokens predicted with the right ones
+    before."""
     right = []
     for row in range(len(batch.input_ids)):
         far = batch.number[row][(batch.distance[row] > window) & (batch.answers[row] != IGNORE)]
@@ -170,7 +172,8 @@ def test_generation_of_the_base_answers_what_it_predicts():
 
 
 def test_generation_from_a_memory_answers_what_it_predicts():
-    """Prompts of different lengths, so that there is padding before most of them; the drills' answers have many tokens."""
+    """Prompts of different lengths, so that there is padding before most of them; the drills' answers have many
+    tokens."""
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     text = list(topics.values())[:12]
     drills = RecallTask(tokenizer, Lexicon.of(text), tokenize(tokenizer, text), ("passkey", "identifiers"), facts=4)

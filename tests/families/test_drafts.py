@@ -5,7 +5,7 @@ import torch
 
 from tests.families.models import assert_near, build, randomize, tokens
 from tptt import MemoryConfig, attach_memory
-from tptt.hf.cache_bytes import measured_size
+from tptt.hf.cache_size import measured_size
 from tptt.inference.snapshot import new_cache
 
 PROMPT = 512

@@ -19,7 +19,7 @@ from tptt import (
     set_mag_weight,
     stream,
 )
-from tptt.evaluation import cache_bytes, kv_entries
+from tptt.evaluation import measured_size
 from tptt.hf import memories
 
 WINDOW = {"max_self_attn_length": 6, "sink_tokens": 2}
@@ -131,8 +131,8 @@ def test_nothing_but_states_in_the_cache():
     for n in (5, 50):
         with torch.no_grad():
             cache = model(input_ids=tokens(1, n), use_cache=True).past_key_values
-        held.append(cache_bytes(cache))
-        assert kv_entries(cache) == 0
+        held.append(measured_size(cache).bytes)
+        assert measured_size(cache).entries == 0
     assert held[0] == held[1]
 
 
@@ -166,7 +166,7 @@ def test_without_a_gate_the_softmax_goes_and_comes_with_the_weight(tmp_path):
 
     def entries(model):
         with torch.no_grad():
-            return kv_entries(model(input_ids=ids, use_cache=True).past_key_values)
+            return measured_size(model(input_ids=ids, use_cache=True).past_key_values).entries
 
     assert entries(model) == 0
     set_mag_weight(model, 0.0)

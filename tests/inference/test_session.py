@@ -9,7 +9,7 @@ from benchmarks.tiny import tiny_model
 from tests.families.models import assert_near, build, randomize, tokens
 from tptt import MemoryConfig, MemorySnapshot, Session, attach_memory, stream
 from tptt.assets import BASE
-from tptt.evaluation import cache_bytes
+from tptt.evaluation import measured_size
 from tptt.inference.rollback import RollbackPoint
 
 WINDOW = {"max_self_attn_length": 6, "sink_tokens": 2}
@@ -283,7 +283,7 @@ def test_other_caches(family, tmp_path):
 
 def test_memory_does_not_grow():
     model = randomize(attach_memory(build("llama"), MemoryConfig(**WINDOW)))
-    sizes = {cache_bytes(stream(model, tokens(1, n), chunk_size=16).cache) for n in (32, 64, 1024, 3000)}
+    sizes = {measured_size(stream(model, tokens(1, n), chunk_size=16).cache).bytes for n in (32, 64, 1024, 3000)}
     assert len(sizes) == 1
 
 
@@ -296,7 +296,7 @@ def test_assisted_decoding_leaves_no_recording(model):
     for each in (session, plain):
         each.read(more)
     assert session.tokens == plain.tokens and session.snapshot().bytes == plain.snapshot().bytes
-    assert cache_bytes(session.cache) == cache_bytes(plain.cache)
+    assert measured_size(session.cache).bytes == measured_size(plain.cache).bytes
     assert_near(after(model, session), from_scratch(model, torch.cat([ids, new[None], more], 1)))
 
 

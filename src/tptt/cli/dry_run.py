@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tptt.assets import shipped_curves
 from tptt.estimate.expectations import Curves, NoCurvesError, expect
 from tptt.estimate.fit import ways_to_fit
 from tptt.estimate.hardware import HARDWARE
@@ -37,8 +38,9 @@ def show_dry_run(options: RunOptions, console: Console) -> None:
         console.print(
             f"layers: auto: counted with {whole} that keep their whole context and {memory} that have a memory, "
             f"{len(survey.choice.memory_only)} of these without softmax; which ones the run measures on its text",
-            markup=False, soft_wrap=True,
-        )  # fmt: skip
+            markup=False,
+            soft_wrap=True,
+        )
     console.print(_memory_table(plans))
     for name, plan in plans.items():
         for line in verdict(options, name, plan, survey):
@@ -58,9 +60,7 @@ def _run_table(options: RunOptions, plan: Budget, rates: tuple[float, float]) ->
         "multiplied per token": f"{found.active:,} of the base",
         "tokens": f"{plan.tokens:,} in {plan.steps:,} steps of {per_step:,} (rows of {plan.length})",
         "learning rates": "{:.3g} for LoRA, {:.3g} for the memory".format(*rates),
-        "softmax window": "none"
-        if options.memory.window is None
-        else f"{options.memory.window} tokens",
+        "softmax window": "none" if options.memory.window is None else f"{options.memory.window} tokens",
     }.items():
         table.add_row(name, value)
     return table
@@ -141,9 +141,12 @@ def _cache_table(plan: Budget) -> Table:
 
 
 _MEASURES = {
-    "recall_trained": "recall beyond the window", "recall_2x": "at twice the length", "recall_4x": "at four times the length",
-    "recall_unseen": "in a format never trained", "perplexity_ratio": "perplexity / base",
-}  # fmt: skip
+    "recall_trained": "recall beyond the window",
+    "recall_2x": "at twice the length",
+    "recall_4x": "at four times the length",
+    "recall_unseen": "in a format never trained",
+    "perplexity_ratio": "perplexity / base",
+}
 
 
 # of the run's own keys those that a result depends on
@@ -176,7 +179,7 @@ def changed_recipe(options: RunOptions) -> dict[str, Any]:
 def expectations(options: RunOptions, plan: Budget, curves: Curves | None = None) -> list[str]:
     """What the measured curves say of the run, in lines."""
     try:
-        curves = curves or Curves.shipped(plan.parameters.base)
+        curves = curves or Curves.nearest(shipped_curves(), plan.parameters.base)
     except NoCurvesError as error:
         return [f"what to expect: {error}"]
     window = options.memory.window

@@ -275,7 +275,9 @@ def _peak(options: RunOptions, survey: Survey, weights: torch.dtype, computed: t
         # the base's logits, and for the divergence both log softmaxes
         parts["teacher"] = logits * (computed.itemsize + (2 * 4 if settings.kl_weight else 0))
         if settings.attention_transfer_weight:
-            parts["teacher"] += tokens * computed.itemsize * sum(m.num_heads * m.value_dim for m in memories(survey.model))
+            parts["teacher"] += (
+                tokens * computed.itemsize * sum(m.num_heads * m.value_dim for m in memories(survey.model))
+            )
     return parts
 
 

@@ -1,8 +1,11 @@
-"""Measures of a model: perplexity, recall inside and beyond the window, memory held; and its invariants."""
+"""Measures of a model: perplexity, recall inside and beyond the window, what its cache holds; and its invariants."""
+
+from tptt.hf.cache_formula import CacheFormula, break_even, state_in_tokens
+from tptt.hf.cache_size import CacheSize, measured_size
 
 from .branches import BranchUse, LayerUse, branch_use, layer_use, mag_weight
-from .kv_share import LayerKV, held_kv, kv_bytes, layer_kv
-from .memory_held import Held, cache_bytes, kv_entries, memory_held
+from .cache_growth import cache_growth
+from .kv_share import LayerKV, held_kv, layer_kv
 from .perplexity import perplexity, perplexity_by_position
 from .recall import RecallScore, recall_accuracy, recall_by_generation
 from .tables import markdown_table
@@ -11,24 +14,25 @@ from .verify import CHECKS, NotApplicable, verify
 __all__ = [
     "CHECKS",
     "BranchUse",
-    "Held",
+    "CacheFormula",
+    "CacheSize",
     "LayerKV",
     "LayerUse",
     "NotApplicable",
     "RecallScore",
     "branch_use",
-    "cache_bytes",
+    "break_even",
+    "cache_growth",
     "held_kv",
-    "kv_bytes",
-    "kv_entries",
     "layer_kv",
     "layer_use",
     "mag_weight",
     "markdown_table",
-    "memory_held",
+    "measured_size",
     "perplexity",
     "perplexity_by_position",
     "recall_accuracy",
     "recall_by_generation",
+    "state_in_tokens",
     "verify",
 ]

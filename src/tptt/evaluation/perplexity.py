@@ -15,14 +15,15 @@ from tptt.hf.modes import in_eval_mode
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """`in_eval_mode`, without gradients. What is computed within are inference tensors, which cannot take part in training;
-    for a teacher use `in_eval_mode` and ``torch.no_grad``."""
+    """`in_eval_mode`, without gradients. What is computed within are inference tensors, which cannot take part in
+    training; for a teacher use `in_eval_mode` and ``torch.no_grad``."""
     with in_eval_mode(model), torch.inference_mode():
         yield
 
 
 def next_token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropy in nats of each token but the first, [N, T - 1], for logits [N, T, V]; 0 where the label is IGNORE."""
+    """Cross entropy in nats of each token but the first, [N, T - 1], for logits [N, T, V]; 0 where the label is
+    IGNORE."""
     flat = F.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="none"
     )
@@ -46,8 +47,8 @@ def token_losses(model, rows: torch.Tensor, tokens_per_batch: int = 4096) -> tor
 
 
 def perplexity(model, rows: torch.Tensor, tokens_per_batch: int = 4096) -> float:
-    """exp of the mean cross entropy of all tokens of ``rows`` [N, T] but the first of each. Infinite where the mean is beyond
-    what a float64 can take the exponential of (709 nats); NaN where the model computes NaN.
+    """exp of the mean cross entropy of all tokens of ``rows`` [N, T] but the first of each. Infinite where the mean is
+    beyond what a float64 can take the exponential of (709 nats); NaN where the model computes NaN.
 
     Raises:
         ValueError: ``rows`` has no token to predict.
@@ -63,7 +64,8 @@ def _exp_of_mean(losses: torch.Tensor) -> float:
 def perplexity_by_position(
     model, rows: torch.Tensor, bounds: Sequence[int], tokens_per_batch: int = 4096
 ) -> dict[int, float]:
-    """Perplexity of the tokens between two neighbouring ``bounds``, as {upper bound: perplexity}. The first span begins at 0.
+    """Perplexity of the tokens between two neighbouring ``bounds``, as {upper bound: perplexity}. The first span begins
+    at 0.
 
     Args:
         rows: [N, T].

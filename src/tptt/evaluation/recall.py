@@ -33,7 +33,8 @@ def _share(hits: torch.Tensor) -> float | None:
 
 
 def _by_answer(drawn: RecallBatch, hits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each asked answer whether all its tokens were predicted, and its distance; hits [B, T - 1] are of tokens 1 .. T - 1."""
+    """Of each asked answer whether all its tokens were predicted, and its distance; hits [B, T - 1] are of tokens 1 ..
+    T - 1."""
     asked = drawn.answers[:, 1:] != IGNORE
     row = torch.arange(len(asked))[:, None].expand_as(asked)[asked]
     answer = row * drawn.number.shape[1] + drawn.number[:, 1:][asked]
@@ -76,8 +77,8 @@ def recall_accuracy(
 def recall_by_generation(
     model, recall: RecallSampler, length: int, window: int, rows: int = 8, seed: int = 0, facts: int | None = None,
 ) -> tuple[int, int]:  # fmt: skip
-    """(right, asked): the last answer of each row that was stated more than ``window`` tokens back, generated greedily from
-    a cache, after everything that stands before it was read.
+    """(right, asked): the last answer of each row that was stated more than ``window`` tokens back, generated greedily
+    from a cache, after everything that stands before it was read.
 
     Raises:
         ValueError: as `recall_accuracy`.

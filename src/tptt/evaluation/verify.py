@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import torch
 
+from tptt.hf.read_with_cache import cache_refusal, read_with_cache
+
 from .perplexity import evaluating
 
 TOKENS, TOLERANCE = 30, 2e-5
@@ -47,14 +49,12 @@ def no_future(model) -> float:
 
 def pieces(model) -> float:
     """Reading in pieces through a cache gives the logits of one pass."""
+    if (reason := cache_refusal(model)) is not None:
+        raise NotApplicable(reason)
     ids, cache, out, start = _ids(model, 2, TOKENS), None, [], 0
     want = model(input_ids=ids, use_cache=False).logits
     for n in _PIECES:
-        options: dict = {} if cache is None else {"past_key_values": cache}
-        part = model(input_ids=ids[:, start : start + n], use_cache=True, **options)
-        cache = getattr(part, "past_key_values", None)
-        if cache is None:
-            raise NotApplicable("it keeps no cache")
+        part, cache = read_with_cache(model, ids[:, start : start + n], cache)
         out.append(part.logits)
         start += n
     return _difference(torch.cat(out, 1), want)

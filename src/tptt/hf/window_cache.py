@@ -135,6 +135,7 @@ class WindowLayer(DynamicLayer):
             self.linearize()
             parts = ((self._sink_keys, self.keys, key_states), (self._sink_values, self.values, value_states))
             self._ring, self._free = tuple(torch.cat(x, 2) for x in parts), self.sliding_window - 1
+            self._sink_keys, self._sink_values = (x[:, :, : self.sinks] for x in self._ring)  # not held twice
         for kept, new in zip(self._ring, (key_states, value_states), strict=True):
             kept[:, :, self.sinks + self._free] = new.detach()[:, :, 0]
         self._free = (self._free + 1) % self.sliding_window
@@ -149,6 +150,7 @@ class WindowLayer(DynamicLayer):
         order = torch.arange(1, self.sliding_window, device=self._ring[0].device) + self._free
         order = self.sinks + order % self.sliding_window
         self.keys, self.values = (x.index_select(2, order) for x in self._ring)
+        self._sink_keys, self._sink_values = (x[:, :, : self.sinks].clone() for x in self._ring)  # or it would live on
         self._ring = None
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tptt.evaluation import Held, RecallScore
+from tptt.evaluation import CacheSize, RecallScore
 from tptt.train.loop import Converted
 
 from .measures import Measures
@@ -27,7 +27,7 @@ class Results:
     by_format: dict[str, dict[str, RecallScore | None]] = field(default_factory=dict)  # of base and converted
     losses: dict[str, list[dict]] = field(default_factory=dict)  # Trainer's log entries that hold a loss
     converted: Converted | None = None
-    held: dict[str, list[Held]] = field(default_factory=dict)  # of base and converted
+    held: dict[str, list[CacheSize]] = field(default_factory=dict)  # of base and converted
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     generated: str = ""
     reloaded: dict = field(default_factory=dict)

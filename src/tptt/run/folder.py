@@ -49,7 +49,8 @@ def check_output(options: RunOptions) -> None:
         return
     if not options.resume_from_checkpoint:
         raise ValueError(
-            f"output_dir: {out} is not empty; name another folder, or resume the run in it (resume_from_checkpoint: true)"
+            f"output_dir: {out} is not empty; name another folder, or resume the run in it "
+            "(resume_from_checkpoint: true)"
         )
     if last_checkpoint(out / _TRAINER) is None:
         raise ValueError(
@@ -76,8 +77,8 @@ def _check_same_model(options: RunOptions, file: Path) -> None:
     changed = [f"{k} {before[k]!r}, not {now[k]!r}" for k in _MADE_OF if before[k] != now[k]]
     if changed:
         raise ValueError(
-            f"resume_from_checkpoint: {file} made the model with {', '.join(changed)}; keep these keys, or name another "
-            "output_dir for a new run"
+            f"resume_from_checkpoint: {file} made the model with {', '.join(changed)}; keep these keys, or name "
+            "another output_dir for a new run"
         )
 
 

@@ -1,7 +1,7 @@
 """Signals that end a training early: a checkpoint first, then the end.
 
-Trainer's own ``enable_jit_checkpoint`` is not used: it knows SIGTERM alone, waits three seconds before it acts, returns from
-`Trainer.train` as if the training were complete, and lets every process of a run save at a step of its own.
+Trainer's own ``enable_jit_checkpoint`` is not used: it knows SIGTERM alone, waits three seconds before it acts, returns
+from `Trainer.train` as if the training were complete, and lets every process of a run save at a step of its own.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 class SaveOnSignal(TrainerCallback):
-    """Within its ``with`` block the first of `SIGNALS` in a training saves a checkpoint after the current step and ends with
-    `Interrupted`; a second one ends at once.
+    """Within its ``with`` block a signal of `SIGNALS` during training saves a checkpoint after the current step and ends
+    with `Interrupted`; a second signal ends the process at once.
 
     Where several processes train, all of them save and end after the same step, whichever of them got the signal.
     """

@@ -43,9 +43,11 @@ def model_options(options: RunOptions) -> dict[str, Any]:
             raise ValueError("quantization: 4bit needs bitsandbytes, which is not installed: pip install bitsandbytes")
         half = torch.float16 if options.dtype == "float16" else torch.bfloat16
         found["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=half if torch.cuda.is_available() else torch.float32,
-        )  # fmt: skip
+        )
     return found
 
 
@@ -95,7 +97,9 @@ def run(options: RunOptions, callbacks: Sequence[TrainerCallback] = ()) -> Conve
     loading = model_options(options)
     options = decided(options.changed(base_config=None))  # a file that stands for the base in a dry run
     config = checked_config(options)
-    data: TextSplit | None = None if options.data is None else load_text(options.data, options.column)
+    data: TextSplit | None = None
+    if options.data is not None:
+        data = load_text(options.data, options.column, options.data_config_name, options.data_split)
     if not torch.cuda.is_available():
         keep_freed_memory()
     out = Path(options.output_dir)

@@ -49,9 +49,16 @@ class Corpus:
 
     @classmethod
     def of(
-        cls, tokenizer, data: str | TextSplit | None, tokens: int, longest: int, seed: int = 0,
-        column: str = "text", config_name: str | None = None, split: str | None = None,
-    ) -> Corpus:  # fmt: skip
+        cls,
+        tokenizer,
+        data: str | TextSplit | None,
+        tokens: int,
+        longest: int,
+        seed: int = 0,
+        column: str = "text",
+        config_name: str | None = None,
+        split: str | None = None,
+    ) -> Corpus:
         """Read a text as far as a run needs it, and tokenize what was not tokenized before (`tptt.data.tokenize_once`).
 
         Args:
@@ -79,9 +86,16 @@ class Corpus:
         """``count`` training rows of ``length`` tokens."""
         recall = self.taught(settings.recall_formats) if settings.recall_share else None
         return MixedRows(
-            self.stream, recall, length, count, settings.seed, settings.recall_share, settings.facts,
-            settings.answer_weight, settings.filler_weight,
-        )  # fmt: skip
+            self.stream,
+            recall,
+            length,
+            count,
+            settings.seed,
+            settings.recall_share,
+            settings.facts,
+            settings.answer_weight,
+            settings.filler_weight,
+        )
 
     def taught(self, formats: str | Sequence[str]) -> RecallSampler:
         """Draws recall rows to train on."""
@@ -92,18 +106,18 @@ class Corpus:
         return RecallTask(self.tokenizer, self.held_lexicon, self.held_out, formats, facts)
 
     def text(self, length: int, tokens: int) -> torch.Tensor:
-        """Held-out rows [N, length] of about ``tokens`` tokens in all; the same ones for every length that divides it."""
+        """Held-out rows [N, length] of about ``tokens`` tokens in all, for all lengths that divide it the same."""
         most = len(self.held_out) // length * length
         return pack_rows(self.held_out[: max(length, min(tokens // length * length, most))], length)
 
 
 def _read(tokenizer, documents, most: int, longest: int, part: str) -> tuple[torch.Tensor, Lexicon]:
     """Token ids and words of one part of a text."""
-    found: TokenizedText = tokenize_once(tokenizer, documents, most, f"tokenize the {part} part")
+    found: TokenizedText = tokenize_once(tokenizer, documents, most, f"tokenizing the {part} part")
     if len(found.ids) <= longest:
         raise ValueError(
-            f"the text's {part} part has {len(found.ids)} tokens, rows of {longest} need a longer one: give more text or "
-            "shorter rows"
+            f"the text's {part} part has {len(found.ids)} tokens, rows of {longest} need a longer one: "
+            "give more text or shorter rows"
         )
     try:
         return found.ids, Lexicon.of([found.beginning])
