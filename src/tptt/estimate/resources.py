@@ -121,8 +121,8 @@ class Survey:
     """
 
     def __init__(self, options: RunOptions) -> None:
-        options = decided(options)
         base = base_config(options)
+        self.options = options = decided(options, base)
         if options.attn_implementation is not None:
             base._attn_implementation = options.attn_implementation
         self.own_dtype: torch.dtype = base.dtype or torch.float32
@@ -275,7 +275,9 @@ def _peak(options: RunOptions, survey: Survey, weights: torch.dtype, computed: t
         # the base's logits, and for the divergence both log softmaxes
         parts["teacher"] = logits * (computed.itemsize + (2 * 4 if settings.kl_weight else 0))
         if settings.attention_transfer_weight:
-            parts["teacher"] += tokens * computed.itemsize * sum(m.num_heads * m.value_dim for m in memories(survey.model))
+            parts["teacher"] += (
+                tokens * computed.itemsize * sum(m.num_heads * m.value_dim for m in memories(survey.model))
+            )
     return parts
 
 
