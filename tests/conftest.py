@@ -91,3 +91,19 @@ def tiny(tiny_llama):
         return TpttModel(TpttConfig(**{"base_model_name": str(tiny_llama)} | options, lora_config=lora))
 
     return make
+
+
+CONTRACT = (
+    "tests/families/test_registry.py",
+    "tests/inference/test_session.py",
+    "tests/hf/test_checkpoint.py",
+    "tests/hf/test_compat.py",
+    "tests/cli/test_quickstart.py",
+)
+"""Beside tests/test_contract.py, what `make contract` runs in the newest environment."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.nodeid.startswith(CONTRACT) and not item.get_closest_marker("slow"):
+            item.add_marker("contract")

@@ -27,8 +27,8 @@ from tptt.convert.window_only import window_alone
 from tptt.data import TextSplit
 from tptt.hf import memories
 from tptt.hf import model as model_module
+from tptt.hf.base_model import load_base
 from tptt.hf.configuration import TpttConfig as Configuration
-from tptt.hf.model import load_base
 from tptt.train import Corpus, TrainingSettings, begin, begin_conversion, convert_and_train, report_steps, train
 from tptt.train.base import check_reach, load_tokenizer, row_length
 from tptt.train.begin import rows_to_measure
@@ -221,7 +221,7 @@ def test_the_start_is_measured_on_the_text(config, corpus):
     found = [on_random_ids, start(corpus), start(short)]
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert not any(map(torch.equal, found[a], found[b]))
-    model = TpttModel.on_base(config(), load_base(config()))
+    model = TpttModel(config(), base=load_base(config()))
     calibrate(model, corpus.stream[: 4 * LENGTH].view(4, LENGTH), LENGTH)
     assert all(map(torch.equal, [m.key_features.weight for m in memories(model)], start(corpus)))
     sizes = [x.scale for x in convert_and_train(config(), corpus, settings(steps=1)).probe_results[-1].use.layers]

@@ -9,38 +9,62 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.hooks import remove_hook_from_module
+from accelerate.utils import set_module_tensor_to_device
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
-from transformers import AttentionInterface, Cache, GenerationMixin, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, Cache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import (
     CacheLayerMixin,
+    DummyLayer,
     DynamicIndexedLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionAndFullAttentionLayer,
     LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionAndStaticFullAttentionLayer,
+    LinearAttentionAndStaticSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
+    StaticIndexedLayer,
     StaticLayer,
     StaticSlidingWindowLayer,
 )
+from transformers.integrations.accelerate import load_offloaded_parameter
 from transformers.modeling_utils import _add_variant
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils.hub import get_checkpoint_shard_files
 
 __all__ = [
+    "CONFIG_NAME",
+    "SAFE_WEIGHTS_INDEX_NAME",
+    "SAFE_WEIGHTS_NAME",
+    "TRAINER_STATE_NAME",
     "CacheLayerMixin",
+    "DummyLayer",
     "DynamicIndexedLayer",
     "DynamicLayer",
     "DynamicSlidingWindowLayer",
     "LinearAttentionAndFullAttentionLayer",
     "LinearAttentionAndSlidingWindowAttentionLayer",
+    "LinearAttentionAndStaticFullAttentionLayer",
+    "LinearAttentionAndStaticSlidingWindowAttentionLayer",
+    "LinearAttentionLayer",
+    "StaticIndexedLayer",
     "StaticLayer",
     "StaticSlidingWindowLayer",
+    "cached_file",
+    "get_checkpoint_shard_files",
 ]
 
 
@@ -253,6 +277,24 @@ class ConvertedModelBase(PreTrainedModel, GenerationMixin):
         with cls.without_weights():
             return super()._from_config(config, **kwargs)
 
+    def _refuse_mixin(self, *args, **kwargs):
+        """Refused: transformers would freeze the memory, and save adapters alone.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "a converted model keeps its adapters in peft's own model: TpttConfig(lora_config=...) gives it the first, and "
+            "model.backbone has add_adapter(name, config), load_adapter, set_adapter, delete_adapter and the like for more"
+        )
+
+    add_adapter = load_adapter = set_adapter = delete_adapter = _refuse_mixin
+    enable_adapters = disable_adapters = get_adapter_state_dict = enable_peft_hotswap = _refuse_mixin
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoModel") -> None:
+        """Does nothing: checkpoints hold a few lines that import this class, not its source file (`tptt.hf.shim`)."""
+
 
 def model_from_config(cls, config, **kwargs):
     """An instance of ``cls`` without loaded weights."""
@@ -288,9 +330,9 @@ def chosen_attention_implementation(config: Any) -> str | None:
     return getattr(config, "_attn_implementation", None)
 
 
-def set_attention_implementation(config: Any, name: str) -> None:
-    """Let a model of ``config`` compute its softmax by ``name``, before it is built."""
-    config._attn_implementation = name
+def note_attention_implementation(config: Any, base: Any) -> None:
+    """Let the ``config`` of a converted model say what the ``base``'s says; the parts of ``base`` stay as they are."""
+    config._attn_implementation_internal = base._attn_implementation
 
 
 def config_without_softmax(config: Any) -> Any:
@@ -329,13 +371,51 @@ def trained_copy(module: nn.Module) -> nn.Module | None:
     return copies[active[0]]
 
 
-def was_merged(model: nn.Module) -> bool:
-    """Whether the adapters of the peft ``model`` were folded into its base from outside."""
-    return (
-        isinstance(model, PeftModel)
-        and isinstance(model.base_model, BaseTuner)  # not prompts, which have no layers
-        and not any(isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper) for m in model.modules())
+@dataclass(frozen=True)
+class AdapterStatus:
+    """What peft says of the adapters of a model.
+
+    Args:
+        enabled: whether any is at work.
+        active: names of those that are, in peft's order.
+        merged: names of those that are folded into the base's weights for the time being.
+        irregular: which of the three differ from layer to layer.
+    """
+
+    enabled: bool
+    active: list[str]
+    merged: list[str]
+    irregular: list[str]
+
+
+def adapter_status(model: PeftModel) -> AdapterStatus:
+    """Which adapters of ``model`` are at work."""
+    found = model.get_model_status()
+    irregular = {
+        "enabled": found.enabled == "irregular",
+        "active": found.active_adapters == "irregular",
+        "merged": found.merged_adapters == "irregular",
+    }
+    active = model.base_model.active_adapters
+    merged = [] if irregular["merged"] else list(found.merged_adapters)
+    return AdapterStatus(
+        found.enabled is not False, list(active), merged, [k for k, wrong in irregular.items() if wrong]
     )
+
+
+def as_peft_model(model: nn.Module) -> PeftModel | None:
+    """``model`` if it is peft's; else None."""
+    return model if isinstance(model, PeftModel) else None
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether peft has put adapters into ``model``."""
+    return any(isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper) for m in model.modules())
+
+
+def was_merged(model: nn.Module) -> bool:
+    """Whether the adapters of the peft ``model`` were folded into its base, or taken out of it, from outside."""
+    return isinstance(model, PeftModel) and isinstance(model.base_model, BaseTuner) and not has_adapters(model)
 
 
 def is_lora_parameter(name: str) -> bool:
@@ -343,9 +423,14 @@ def is_lora_parameter(name: str) -> bool:
     return "lora_" in name
 
 
-def is_trained_copy(name: str) -> bool:
-    """Whether ``name`` is that of a weight in a copy that peft trains (``modules_to_save``)."""
-    return ".modules_to_save." in name
+_AROUND_BASE = frozenset(("base_layer", "original_module", "token_adapter"))
+"""Modules of peft's that hold a module of the base."""
+
+
+def base_weight_name(name: str) -> str:
+    """What the weight ``name`` of a base inside a peft model is called in the base alone."""
+    parts = name.removeprefix("base_model.model.").split(".")
+    return ".".join(p for p in parts if p not in _AROUND_BASE)
 
 
 def set_tied_names(model: PeftModel, names: dict[str, str]) -> None:
@@ -361,7 +446,120 @@ def with_variant(file: str, variant: str | None) -> str:
     return _add_variant(file, variant)
 
 
-def forget_auto_class(*classes: Any) -> None:
-    """Forget that an Auto class loaded ``classes``: saving would copy their source file beside the weights."""
-    for kind in classes:
-        kind._auto_class = None
+def causal_lm_class(config: Any) -> type[PreTrainedModel]:
+    """transformers' causal language model of ``config``."""
+    found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return found[0] if isinstance(found, tuple) else found
+
+
+# ---- quantised weights --------------------------------------------------------------------------------------------
+
+SAVED_QUANTISATION = "bitsandbytes"
+"""The way of quantising whose weights are known to come back from a self-contained checkpoint."""
+
+
+def is_quantised(base: nn.Module) -> bool:
+    """Whether the weights of ``base`` are quantised."""
+    return bool(getattr(base, "is_quantized", False))
+
+
+def quantisation(base: nn.Module) -> str | None:
+    """By which of transformers' methods the weights of ``base`` are quantised; None: they are not."""
+    if not is_quantised(base):
+        return None
+    method = getattr(base, "quantization_method", None)
+    return str(getattr(method, "value", method))
+
+
+def cannot_save_quantised(base: nn.Module) -> str | None:
+    """Why the weights of a quantised ``base`` cannot be saved; None: they can, or it is not quantised."""
+    method, quantiser = quantisation(base), getattr(base, "hf_quantizer", None)
+    if method is None:
+        return None
+    if method != SAVED_QUANTISATION:
+        return f"weights quantised by {method} are not known to come back from it; known is {SAVED_QUANTISATION}"
+    if quantiser is not None and not quantiser.is_serializable():
+        return f"weights quantised by {method} in this way cannot be saved"
+    return None
+
+
+def mirror(base: nn.Module, model: nn.Module) -> None:
+    """Let ``model`` say of its devices and quantisation what ``base`` says, for trainers."""
+    for name in ("quantization_method", "hf_device_map"):  # not is_quantized: Trainer would refuse the wrapper
+        if hasattr(base, name):
+            setattr(model, name, getattr(base, name))
+
+
+# ---- weights that accelerate keeps elsewhere ----------------------------------------------------------------------
+
+_HOOK = "_hf_hook"
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether accelerate brings the own weights of ``module`` for a call of its forward only."""
+    return _HOOK in module.__dict__
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """The device that ``module`` computes on, wherever its weights lie."""
+    for part in module.modules():
+        for hook in _hooks(part):
+            if (device := getattr(hook, "execution_device", None)) is not None:
+                return torch.device(device)
+    return next(module.parameters()).device
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    hook = module.__dict__.get(_HOOK)
+    return [] if hook is None else list(getattr(hook, "hooks", (hook,)))
+
+
+def keep_on_device(module: nn.Module) -> None:
+    """Take ``module`` out of accelerate's offloading: its weights stay on the device that it computes on."""
+    for part in module.modules():
+        if not is_offloaded(part):
+            continue
+        device, values = execution_device(part), {}
+        for hook in _hooks(part):
+            held = getattr(hook, "weights_map", None) or {}
+            for name, tensor in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
+                if tensor.is_meta:
+                    values[name] = held[name]
+        remove_hook_from_module(part)
+        for name, value in values.items():
+            set_module_tensor_to_device(part, name, device, value=value)
+
+
+@contextmanager
+def on_execution_device(model: nn.Module) -> Iterator[list[str]]:
+    """Within, weights of ``model`` that lie elsewhere seem to be on the device that they are computed on; yields the names
+    of their modules. Their values are not there: what is made beside them lands on the right device, without memory for them.
+    """
+    hidden: list[tuple[nn.Module, str, nn.Parameter]] = []
+    names = []
+    for place, module in model.named_modules():
+        away = [(n, p) for n, p in module.named_parameters(recurse=False) if p.is_meta] if is_offloaded(module) else []
+        for name, parameter in away:
+            stand_in = torch.zeros((), dtype=parameter.dtype, device=execution_device(module)).expand(parameter.shape)
+            module._parameters[name] = nn.Parameter(stand_in, requires_grad=parameter.requires_grad)
+            hidden.append((module, name, parameter))
+        names += [place] if away else []
+    try:
+        yield names
+    finally:
+        for module, name, parameter in hidden:
+            stood = module._parameters[name]
+            module._parameters[name] = parameter.requires_grad_(stood is not None and stood.requires_grad)
+
+
+def offloaded_value(model: PreTrainedModel, name: str) -> torch.Tensor:
+    """The value of the weight ``name`` of ``model``, which accelerate keeps elsewhere."""
+    return load_offloaded_parameter(model, name)
+
+
+# ---- training -----------------------------------------------------------------------------------------------------
+
+
+def prepared_inputs(trainer: Any, inputs: dict) -> dict:
+    """``inputs`` of a training step on the device where ``trainer`` trains."""
+    return trainer._prepare_inputs(inputs)

@@ -6,7 +6,7 @@ Nothing is wrapped: the memory is a child called ``liza`` of each attention modu
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -24,6 +24,7 @@ from .compat import (
     can_replace_attention,
     check_cache_layers,
     check_cache_preparation,
+    execution_device,
     hook_cache_preparation,
     unhook_cache_preparation,
     unknown_arguments,
@@ -231,7 +232,7 @@ def _give(
     module, sizes = x.module, x.sizes
     if fixed:
         config = replace(config, mag_weight=1.0, mix_gate="none")
-    module.add_module(MEMORY, make(config, sizes, next(module.parameters()).device))
+    module.add_module(MEMORY, make(config, sizes, execution_device(module)))
     layer, base = decoder_layer(body, x.name), _config(x, body)
     slot = MemorySlot(
         geometry=sizes,
@@ -322,6 +323,23 @@ def set_mag_weight(model: nn.Module, weight: float) -> None:
     for module in mixed:
         memory_of(module).mag_weight.fill_(value)
         follow_mag_weight(module)
+
+
+def set_layer_mag_weights(model: nn.Module, weights: Sequence[float]) -> None:
+    """Set the Memory-as-Gate weight of each layer with a memory, in their order; one whose mu is fixed stays as it is.
+
+    Raises:
+        ValueError: there are not as many ``weights`` as layers, or one lies outside [0, 1].
+    """
+    modules = patched_attention(model)
+    if len(weights) != len(modules):
+        raise ValueError(
+            f"{len(weights)} Memory-as-Gate weights for {len(modules)} layers with a memory: give one for each"
+        )
+    for module, weight in zip(modules, [check_mag_weight(w) for w in weights], strict=True):
+        if not slot_of(module).mu_fixed:
+            memory_of(module).mag_weight.fill_(weight)
+            follow_mag_weight(module)
 
 
 def weights_loaded(model: nn.Module) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from tptt.memory import LinearMemory
 
-from .compat import trained_copy
+from .compat import is_offloaded, keep_on_device, trained_copy
 from .layouts import Geometry
 
 MEMORY = "liza"
@@ -215,6 +215,8 @@ def memory_of(module: nn.Module) -> LinearMemory:
     """The memory at work in a patched attention ``module``: of the copies that peft trains (``modules_to_save=["liza"]``)
     the active adapter's, or the one they were copied from. After `tptt.convert.window_only`: what stands in its place."""
     found = getattr(module, MEMORY)
+    if is_offloaded(found) or any(map(is_offloaded, found.children())):  # it is used outside of its forward as well
+        keep_on_device(found)
     copy = trained_copy(found)
     return cast(LinearMemory, found if copy is None else copy)
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers.utils import CONFIG_NAME
 
+from tptt.hf.compat import CONFIG_NAME
 from tptt.hf.configuration import TpttConfig
 
 from .corpus import Corpus

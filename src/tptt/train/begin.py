@@ -17,8 +17,9 @@ from tptt.convert.widths import allocate_widths, can_allocate_widths
 from tptt.convert.windowed import windowed
 from tptt.data import pack_rows
 from tptt.hf import calibrate
+from tptt.hf.base_model import load_base
 from tptt.hf.configuration import TpttConfig
-from tptt.hf.model import TpttModel, load_base
+from tptt.hf.model import TpttModel
 from tptt.processes import agreed, devices, gpu
 from tptt.progress import report_progress
 
@@ -88,7 +89,7 @@ def begin_conversion(
     if settings.allocate_widths and not _decide_widths(base, config, corpus, settings, seq_len):
         _warn(warnings, EQUAL_WIDTHS)
     with _seeded(settings.seed):
-        model = TpttModel.on_base(config, base)
+        model = TpttModel(config, base=base)
     if device is not None and not hasattr(base, "hf_device_map"):
         model.to(device)
     with report_progress("calibrating the memory"):

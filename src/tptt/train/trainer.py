@@ -15,7 +15,7 @@ from tptt.data import IGNORE
 from tptt.evaluation.kl import kl_from_base
 from tptt.evaluation.perplexity import next_token_losses
 from tptt.hf import as_base, attention_outputs, memories, write_gates
-from tptt.hf.compat import cache_keyword
+from tptt.hf.compat import cache_keyword, prepared_inputs
 from tptt.hf.modes import in_eval_mode
 
 from .losses import attention_distance, nats_from_far, write_gate_loss
@@ -82,7 +82,7 @@ class ConversionTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if self.settings.long_context_weight:
-            inputs = self._weighted_by_context(model, self._prepare_inputs(inputs))
+            inputs = self._weighted_by_context(model, prepared_inputs(self, inputs))
         chunks = self.settings.tbptt_chunks
         if chunks == 1:
             return super().training_step(model, inputs, num_items_in_batch)
