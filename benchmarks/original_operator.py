@@ -58,7 +58,7 @@ class OriginalMemory(LinearMemory):
     def forward(self, hidden_states, q, k, v, mask):
         if mask is not None:
             raise ValueError("the original's operator is measured on unpadded rows")
-        k, v = (x.repeat_interleave(self.heads // self.kv_heads, 2).float() for x in (k, v))
+        k, v = (x.repeat_interleave(self.num_heads // self.num_key_value_heads, 2).float() for x in (k, v))
         out = original_operator(q.float(), k, v)
         return out * torch.rsqrt(out.flatten(2).pow(2).mean(-1) + 1e-6)[..., None, None]
 

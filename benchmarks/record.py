@@ -51,6 +51,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     ),
     "layers": (*_TRAINED, "benchmarks/layers/bench.py"),
     "features": (*_TRAINED, "benchmarks/features.py"),
+    "widths": (*_MEASURED, "src/tptt/convert", "benchmarks/widths.py"),
     "generation": (
         *_MEASURED,
         "src/tptt/convert",

@@ -40,8 +40,8 @@ class Effort:
     """How much is read and measured.
 
     Args:
-        answers: beyond the window that a share of recall rests on: of each format at the training length, of the formats
-            of a cell together at greater lengths, of the formats together when answers are generated.
+        answers: beyond the window that a share of recall rests on: in each format at the training length, in the
+            formats of a cell together at greater lengths, in all formats together when answers are generated.
         text: tokens of text that perplexity is measured on at each length.
         corpus: tokens that are read to train on, as many for every budget: budgets then differ in nothing else.
     """

@@ -14,8 +14,8 @@ _SELDOM = -3.0  # bias of the gate: .05 of a write at the start
 
 
 class SecondWrite(nn.Module):
-    """Key and value of a token's second write, linear maps of the first's that begin as the identity, and how much of it is
-    written (DeltaProduct, arXiv 2502.10297, has projections of their own for each write)."""
+    """Key, value and strength of a token's second write. Key and value are linear maps of the first write's, which
+    begin as the identity (DeltaProduct, arXiv 2502.10297, has a projection for each write)."""
 
     def __init__(self, memory: LinearMemory, hidden: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class SecondWrite(nn.Module):
 
 
 def _both(memory: LinearMemory, first, hidden, k, v, mask, history=None, seen=None):
-    """What ``first``, the memory's own `writes`, makes of the tokens, and after each the second write."""
+    """The writes that ``first``, the memory's own `update`, makes of the tokens, and after each the second write."""
     writes = first(hidden, k, v, mask, history, seen)
     k, v, beta = memory.second_write(hidden, k, v, mask)
     more = memory.key_features(k), v, beta
@@ -45,7 +45,7 @@ def _both(memory: LinearMemory, first, hidden, k, v, mask, history=None, seen=No
 
 
 def second_write(model: nn.Module) -> None:
-    """Give every memory of ``model`` a learned second write; for whole sequences only, no cache carries it."""
+    """Give every memory of ``model`` a learned second write; for whole sequences only, because no cache carries it."""
     for memory in memories(model):
         memory.second_write = SecondWrite(memory, memory.write_gate.weight.shape[1]).to(memory.output_scale.device)
         memory.update = partial(_both, memory, memory.update)

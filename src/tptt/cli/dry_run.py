@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tptt.assets import shipped_curves
 from tptt.estimate.expectations import Curves, NoCurvesError, expect
 from tptt.estimate.fit import ways_to_fit
 from tptt.estimate.hardware import HARDWARE
@@ -178,7 +179,7 @@ def changed_recipe(options: RunOptions) -> dict[str, Any]:
 def expectations(options: RunOptions, plan: Budget, curves: Curves | None = None) -> list[str]:
     """What the measured curves say of the run, in lines."""
     try:
-        curves = curves or Curves.shipped(plan.parameters.base)
+        curves = curves or Curves.nearest(shipped_curves(), plan.parameters.base)
     except NoCurvesError as error:
         return [f"what to expect: {error}"]
     window = options.memory.window

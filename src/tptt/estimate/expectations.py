@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-# in the package's assets; not imported from there, which stand above this level
-CURVES = Path(__file__).parents[1] / "assets" / "curves.json"
-"""Of the embedded base; ``curves-NAME.json`` beside it are of others."""
 MEASURES = ("recall_trained", "recall_2x", "recall_4x", "recall_unseen", "perplexity_ratio")
 """What a point of the curves holds beside ``tokens``: mean and standard deviation over seeds of recall beyond the window in
 formats trained on, at once, twice and four times the training length; in a format never trained; perplexity over the base's."""
@@ -45,7 +42,7 @@ class Curves:
     commit: str = ""
 
     @classmethod
-    def load(cls, path: str | Path = CURVES) -> Curves:
+    def load(cls, path: str | Path) -> Curves:
         """Read a file of `benchmarks.conversion`.
 
         Raises:
@@ -71,10 +68,15 @@ class Curves:
         return curves
 
     @classmethod
-    def shipped(cls, parameters: int) -> Curves:
-        """Those of the measured base that comes nearest to ``parameters``, by ratio. Raises NoCurvesError."""
-        paths = list(CURVES.parent.glob(f"{CURVES.stem}*.json")) or [CURVES]  # where there is none, `load` says so
+    def nearest(cls, paths: Iterable[str | Path], parameters: int) -> Curves:
+        """The curves, among those in the files ``paths``, of the base whose size comes nearest to ``parameters``, by ratio.
+
+        Raises:
+            NoCurvesError: there is no file, or one holds no point.
+        """
         found = [cls.load(path) for path in paths]
+        if not found:
+            raise NoCurvesError("no measured curves are shipped with this installation")
         return min(found, key=lambda curves: abs(math.log(curves.parameters / parameters)))
 
     def at(self, tokens: int) -> dict[str, Measure]:

@@ -5,14 +5,14 @@ An adapter is one set of trained weights (LoRA, IA3, ...) with a name; several m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 from transformers import PreTrainedModel
 
-from .compat import adapter_status, is_quantised, matched_layers, on_execution_device, set_tied_names
+from .compat import adapter_status, is_quantised, on_execution_device, set_tied_names
 from .configuration import jsonable, named_adapters
 
 PEFT_TYPES = ("LORA",)
@@ -203,25 +203,21 @@ class SecondAdapters(dict):
     """What peft asks a converted model for before it puts adapters around it: its configurations by name.
 
     peft would set up an adapter of a known name anew inside the layers that have one, and its trained weights would be
-    gone; one of another name would switch the first off. Both are refused; an adapter of the same name in other layers is not.
+    gone; one of another name would switch the first off. ``make_room`` is called first with these
+    configurations, and leaves none of the adapters.
     """
 
-    def __init__(self, model: nn.Module, configs: Mapping[str, PeftConfig]) -> None:
+    def __init__(self, configs: Mapping[str, PeftConfig], make_room: Callable[[SecondAdapters], None]) -> None:
         super().__init__(configs)
-        self._model = model
+        self._make_room = make_room
 
     def __reduce__(self):
         return dict, (dict(self),)
 
     def __setitem__(self, name: str, config: PeftConfig) -> None:
-        there = sorted(self)
-        if there != [name] or (layers := matched_layers(self._model, config)):
-            what = f"{name!r} in {', '.join(layers[:3])}" if there == [name] else ", ".join(map(repr, there))
-            raise ValueError(
-                f"this converted model has trained adapters already ({what}), which peft would replace or switch off: "
-                "model.backbone.add_adapter(name, config) adds one beside them, model.merge_and_unload() folds them into "
-                "the base first"
-            )
+        if self:
+            self._make_room(self)
+            self.clear()
         super().__setitem__(name, config)
 
     def update(self, *args, **kwargs) -> None:

@@ -49,6 +49,7 @@ _OF_CHECKPOINT = [
     "variant",
 ]
 """Options that are for the checkpoint and not for its base."""
+_SETTINGS = TpttConfig.own_settings() - {"dtype", "attn_implementation", "text_config"}
 _BACKBONE = "backbone."
 
 
@@ -209,7 +210,7 @@ class CheckpointMixin(_Model):
         options["dtype"] = config.text_config.dtype if given in (None, "auto") else given
         config.name_or_path = str(path)
         weights = _read(path, kwargs.get("variant"), hub)
-        if config.weights_format == "full":
+        if full := config.weights_format == "full":
             own = {k: v for k, v in weights.items() if _is_own(k, config)}
             of_base = {base_weight_name(k.removeprefix(_BACKBONE)): v for k, v in weights.items() if k not in own}
             base = base_of_checkpoint(config, of_base, **options)
@@ -220,7 +221,7 @@ class CheckpointMixin(_Model):
         else:
             model = cls(config, base=load_base(config, **options))
             _resize(model, weights)
-        report = _load_own(model, weights)
+        report = _load_own(model, weights, full)
         model.eval()
         if new_mu:  # buffers, which the saved ones have just overwritten
             model.take_mag_weights()
@@ -230,7 +231,7 @@ class CheckpointMixin(_Model):
 def _configuration(path, config, hub: dict, kwargs: dict) -> tuple[TpttConfig, bool]:
     """The configuration of the checkpoint at ``path`` with the settings in ``kwargs``, which are taken out of it; and whether
     its Memory-as-Gate weights are not the saved ones."""
-    changes = {k: kwargs.pop(k) for k in list(kwargs) if k in TpttConfig.own_settings() - {"dtype", "text_config"}}
+    changes = {k: kwargs.pop(k) for k in list(kwargs) if k in _SETTINGS}
     saved = TpttConfig.get_config_dict(path, **hub)[0]
     if saved.get("model_type") != TpttConfig.model_type:
         raise ValueError(
@@ -296,8 +297,8 @@ def _resize(model, weights: Mapping[str, torch.Tensor]) -> None:
         model.resize_token_embeddings(rows.pop(), mean_resizing=False)  # the rows are in the checkpoint
 
 
-def _load_own(model, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Load what is not the base's.
+def _load_own(model, weights: dict[str, torch.Tensor], full: bool) -> dict[str, Any]:
+    """Load what is not the base's; in a ``full`` checkpoint that trains in the base is there already.
 
     Raises:
         RuntimeError: something is missing, or not known to the model.
@@ -310,7 +311,8 @@ def _load_own(model, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
             "device_map that keeps them on a device"
         )
     unexpected = model.load_state_dict(weights, strict=False).unexpected_keys
-    missing = set(model.own_state_dict()) - model._aliases() - set(weights)
+    expected = set(model.own_shapes()) if full else set(model.own_state_dict()) - model._aliases()
+    missing = expected - set(weights)
     refuse_misfit(missing, unexpected)
     weights_loaded(model)
     return {"missing_keys": missing, "unexpected_keys": unexpected, "mismatched_keys": set(), "error_msgs": []}

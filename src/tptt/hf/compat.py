@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from accelerate.hooks import remove_hook_from_module
 from accelerate.utils import set_module_tensor_to_device
-from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
@@ -277,6 +277,20 @@ class ConvertedModelBase(PreTrainedModel, GenerationMixin):
         with cls.without_weights():
             return super()._from_config(config, **kwargs)
 
+    def _refuse_mixin(self, *args, **kwargs):
+        """Refused: transformers would freeze the memory, and save adapters alone.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "a converted model keeps its adapters in peft's own model: TpttConfig(lora_config=...) gives it the first, and "
+            "model.backbone has add_adapter(name, config), load_adapter, set_adapter, delete_adapter and the like for more"
+        )
+
+    add_adapter = load_adapter = set_adapter = delete_adapter = _refuse_mixin
+    enable_adapters = disable_adapters = get_adapter_state_dict = enable_peft_hotswap = _refuse_mixin
+
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoModel") -> None:
         """Does nothing: checkpoints hold a few lines that import this class, not its source file (`tptt.hf.shim`)."""
@@ -387,19 +401,6 @@ def adapter_status(model: PeftModel) -> AdapterStatus:
     return AdapterStatus(
         found.enabled is not False, list(active), merged, [k for k, wrong in irregular.items() if wrong]
     )
-
-
-def matched_layers(model: nn.Module, config: PeftConfig) -> list[str]:
-    """Names of the modules of ``model`` that have an adapter and that one of ``config`` would be put into as well."""
-    targets, parameters = getattr(config, "target_modules", None), getattr(config, "target_parameters", None)
-    unknown = parameters or targets is None or (isinstance(targets, str) and targets.lower() == "all-linear")
-    copied = tuple(f".{n}" for n in getattr(config, "modules_to_save", None) or ())
-    found = [(n, m) for n, m in model.named_modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
-    return [
-        name
-        for name, _ in found
-        if unknown or f".{name}".endswith(copied) or check_target_module_exists(config, name) not in (None, False)
-    ]
 
 
 def as_peft_model(model: nn.Module) -> PeftModel | None:
@@ -540,14 +541,15 @@ def on_execution_device(model: nn.Module) -> Iterator[list[str]]:
         away = [(n, p) for n, p in module.named_parameters(recurse=False) if p.is_meta] if is_offloaded(module) else []
         for name, parameter in away:
             stand_in = torch.zeros((), dtype=parameter.dtype, device=execution_device(module)).expand(parameter.shape)
-            module._parameters[name] = nn.Parameter(stand_in, requires_grad=False)
+            module._parameters[name] = nn.Parameter(stand_in, requires_grad=parameter.requires_grad)
             hidden.append((module, name, parameter))
         names += [place] if away else []
     try:
         yield names
     finally:
         for module, name, parameter in hidden:
-            module._parameters[name] = parameter
+            stood = module._parameters[name]
+            module._parameters[name] = parameter.requires_grad_(stood is not None and stood.requires_grad)
 
 
 def offloaded_value(model: PreTrainedModel, name: str) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,6 +25,7 @@ from .compat import (
     cannot_save_quantised,
     execution_device,
     has_adapters,
+    is_quantised,
     mirror,
     note_attention_implementation,
     register_causal_lm,
@@ -213,18 +215,48 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
 
     @property
     def peft_config(self) -> SecondAdapters:
-        """Name -> configuration of the adapters in this model. peft asks for it before it puts others around the model; those
-        that would replace or switch off the ones here are refused."""
-        peft = as_peft_model(self.backbone)
-        found = self.__dict__.get("_configs_around", {}) if peft is None else peft.peft_config
-        if not has_adapters(self):
+        """Name -> configuration of the adapters in this model. peft asks for it before it puts others around the model; then
+        those that are here are folded into the base, or the second ones are refused (`SecondAdapters`)."""
+        if (around := self.__dict__.get("_configs_around")) is not None:
+            return around
+        if (peft := as_peft_model(self.backbone)) is None:
             raise AttributeError(f"{type(self).__name__} has no adapters")
-        return SecondAdapters(self, found)
+        return SecondAdapters(peft.peft_config, self._make_room)
 
     @peft_config.setter
     def peft_config(self, configs) -> None:
         """peft says which adapters it has put around the model."""
-        self.__dict__["_configs_around"] = configs
+        self.__dict__["_configs_around"] = SecondAdapters(configs, self._make_room)
+
+    def _make_room(self, around: SecondAdapters) -> None:
+        """Fold the adapters into the base, so that peft can put others around the model.
+
+        Raises:
+            ValueError: that would lose some of them, or what they know.
+        """
+        peft = as_peft_model(self.backbone)
+        if peft is None and not has_adapters(self):  # those around it are gone again
+            return
+        if peft is None:
+            raise ValueError(
+                "peft has put adapters around this converted model already, and would replace them: add_adapter(name, config) "
+                "of that peft model adds one beside them, its merge_and_unload() folds them into the base first"
+            )
+        idle = sorted(set(peft.peft_config) - set(active_in(peft)))
+        if idle or is_quantised(self.inner):
+            why = f"adapters {idle} are not at work" if idle else "folding them into quantised weights loses precision"
+            raise ValueError(
+                "this converted model has adapters, which peft would replace or switch off, and they are not folded into the "
+                f"base first because {why}: model.backbone.add_adapter(name, config) adds one beside them, "
+                "model.merge_and_unload() folds those at work into the base all the same"
+            )
+        warnings.warn(
+            f"adapters {sorted(peft.peft_config)} of this converted model were folded into its base, because those that peft "
+            "puts around it would have replaced them",
+            stacklevel=4,
+        )
+        self.merge_and_unload()
+        self.__dict__["_configs_around"] = around
 
     def active_adapters(self) -> list[str]:
         """Names of the adapters that are at work."""

@@ -22,7 +22,7 @@ from tptt.processes import devices, is_first, wait
 from tptt.progress import report_progress
 
 from .arguments import training_arguments
-from .auto_layers import resumed_config
+from .auto_layers import check_auto, resumed_config
 from .base import load_tokenizer, row_length
 from .begin import begin_conversion
 from .callbacks import AdjustMaGWeightCallback
@@ -129,6 +129,7 @@ def _resolved(
     config: TpttConfig, settings: TrainingSettings, output_dir: str | Path | None, resume: bool
 ) -> tuple[TpttConfig, TrainingSettings, int]:
     """Configuration, settings and tokens of a row. A resumed run keeps what it decided when it began."""
+    check_auto(config, settings)
     last = last_checkpoint(Path(output_dir) / CHECKPOINTS) if resume and output_dir is not None else None
     if last is not None:
         config, settings = resumed_config(config, settings, last)
