@@ -20,6 +20,7 @@ from tptt.memory import LinearMemory
 from .cache import unknown_cache_layers
 from .compat import (
     CACHE_ARGUMENTS,
+    attention_implementation,
     cache_argument,
     cache_in,
     can_replace_attention,
@@ -38,7 +39,7 @@ from .layouts import Geometry
 from .masks import before_body, takes_keywords
 from .no_memory import NoMemory
 from .slots import MEMORY, Branches, MemorySlot, memories, memory_of, patched_attention, put_slot, slot_of, take_slot
-from .softmax import follow_mag_weight, set_branches, window_of, window_refusal
+from .softmax import follow_mag_weight, restore_attention, set_branches, window_of, window_refusal
 
 _WHOLE_HOOK = "_tptt_handle"
 MakeMemory = Callable[[MemoryConfig, Geometry, torch.device], nn.Module]
@@ -272,8 +273,9 @@ def _give(
         module.register_load_state_dict_post_hook(_loaded),
     ]
     hook_children(module)
-    if fixed:
-        set_branches(module, Branches.MEMORY)
+    if slot.window is not None and attention_implementation(base) == "sdpa":
+        slot.knows_windows = can_leave_softmax_out(module, body)
+    set_branches(module, Branches.MEMORY if fixed else Branches.BOTH)
     follow_mag_weight(module)
 
 
@@ -296,7 +298,7 @@ def detach_memory(model: nn.Module) -> nn.Module:
     """Take the memory off again; the model computes what it did before, bit for bit. Returns ``model``."""
     unhook_cache_preparation(base_of(model))
     for module in patched_attention(model):
-        set_branches(module, Branches.BASE)
+        restore_attention(module)
         slot = take_slot(module)
         assert slot is not None
         for handle in [*slot.handles, *(h for _, handles in slot.hooks.values() for h in handles)]:
