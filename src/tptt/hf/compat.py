@@ -275,19 +275,10 @@ class ConvertedModelBase(PreTrainedModel, GenerationMixin):
 
     inner: PreTrainedModel
 
-    def cache_prepared(self, generation_config: Any, model_kwargs: dict) -> None:
-        """``generate`` has put its cache into ``model_kwargs``."""
-        raise NotImplementedError
-
     @classmethod
     def without_weights(cls):
         """A context within which a model is built whose weights come later."""
         raise NotImplementedError
-
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        result = super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        self.cache_prepared(generation_config, model_kwargs)
-        return result
 
     @classmethod
     def _from_config(cls, config, **kwargs):
