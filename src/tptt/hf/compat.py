@@ -126,7 +126,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model = model.module
         elif isinstance(model, PeftModel):
-            model = model.get_base_model()
+            model = tuned_model(model)
         elif isinstance(model, ConvertedModelBase):
             model = model.inner
         else:
@@ -434,6 +434,11 @@ def adapter_status(model: PeftModel) -> AdapterStatus:
 def as_peft_model(model: nn.Module) -> PeftModel | None:
     """``model`` if it is peft's; else None."""
     return model if isinstance(model, PeftModel) else None
+
+
+def tuned_model(model: PeftModel) -> nn.Module:
+    """The model that peft's ``model`` was put around; also when it has lost its last adapter."""
+    return model.base_model.model if isinstance(model.base_model, BaseTuner) else model.base_model
 
 
 def has_adapters(model: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from tptt.memory import LinearMemory
 from .cache import unknown_cache_layers
 from .compat import (
     CACHE_ARGUMENTS,
+    as_peft_model,
     attention_implementation,
     cache_argument,
     cache_in,
@@ -29,6 +30,7 @@ from .compat import (
     execution_device,
     forget_compiled,
     hook_cache_preparation,
+    tuned_model,
     uncompiled,
     unhook_cache_preparation,
     unknown_arguments,
@@ -314,7 +316,9 @@ def detach_memory(model: nn.Module) -> nn.Module:
 def base_of(model: nn.Module) -> nn.Module:
     """``model`` without the wrappings of peft and torch.compile."""
     model = uncompiled(model)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    if (peft := as_peft_model(model)) is not None:
+        return tuned_model(peft)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's for mixed adapters
 
 
 def attention_body(model: nn.Module, bidirectional: bool = False) -> nn.Module:
