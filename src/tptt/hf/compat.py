@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -103,9 +104,25 @@ def cache_argument(module: nn.Module) -> str | None:
     return next((name for name in CACHE_ARGUMENTS if name in parameters), None)
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """``model`` without the wrapping of torch.compile."""
+    while (inner := model._modules.get("_orig_mod")) is not None:
+        model = inner
+    return model
+
+
+def forget_compiled() -> None:
+    """Let everything that torch.compile has made in this process be made anew when it is called next: it does not look
+    whether modules have got hooks since, or lost them."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The base inside a converted model, a peft model or a wrapper of several devices: they hand the cache on."""
+    """The base inside a converted model, a peft model or a wrapper of several devices or of torch.compile: they hand the
+    cache on."""
     while True:
+        model = uncompiled(model)
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model = model.module
         elif isinstance(model, PeftModel):

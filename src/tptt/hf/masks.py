@@ -12,6 +12,7 @@ from torch import nn
 
 from tptt.config import MemoryConfig
 
+from .cache import check_lengths
 from .compat import attention_implementation, cache_in
 from .packing import packed_positions, sequence_ids
 from .slots import MemorySlot
@@ -53,6 +54,7 @@ def before_body(
     mask, tokens = kwargs.get("attention_mask"), ids.shape[1]
     if config.window is not None and isinstance(mask, torch.Tensor) and mask.ndim > 2:
         raise ValueError(f"with max_self_attn_length the attention mask must be 2-D, [B, T]; got {tuple(mask.shape)}")
+    check_lengths(cache_in(kwargs, type(body).__name__))
     sequences = _packed_sequences(kwargs, ids, mask, body)
     for slot in slots:
         slot.running.packed = sequences is not None

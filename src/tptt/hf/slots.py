@@ -42,6 +42,7 @@ class Call:
         layer: the cache layer that holds the memory's state; None: no cache.
         outputs: what each projection gave in this call.
         softmax_share: (1 - mu) softmax, [B, T, H * V], for a cross gate.
+        mixed: whether the memory has been mixed in.
     """
 
     module: nn.Module
@@ -52,6 +53,7 @@ class Call:
     layer: Any
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)
     softmax_share: torch.Tensor | None = None
+    mixed: bool = False
 
 
 class Running:

@@ -14,6 +14,7 @@ from torch import nn
 
 from tptt.hf.compat import cache_keyword
 from tptt.hf.modes import in_eval_mode
+from tptt.hf.patch import stop_recording
 
 from .options import check_options, chosen
 from .rollback import RollbackPoint
@@ -104,7 +105,7 @@ class Session:
         ids, before = self._prompt(prompt), int(self.cache.get_seq_length())
         with self._whole_or_not_at_all():
             out = self._generate(self.cache, ids, options)[0, ids.shape[1] :]
-            _stop_recording(self.cache)
+            stop_recording(self.model, self.cache)
             unread = before + ids.shape[1] + len(out) - int(self.cache.get_seq_length())
             self._pending = tuple(out[len(out) - unread :].tolist())
         return out
@@ -221,15 +222,6 @@ def position_limit(model: nn.Module) -> int | None:
             limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
             return min(limit or module.num_embeddings, module.num_embeddings)
     return None
-
-
-def _stop_recording(cache) -> None:
-    """Assisted decoding leaves a cache that records what may be taken back: it would go on growing, window or not."""
-    recording = [layer for layer in cache.layers if getattr(layer, "record_past", False)]
-    if recording:
-        cache.crop(0)
-    for layer in recording:
-        layer.record_past = False
 
 
 def _reporter(progress: Progress | bool) -> Progress:

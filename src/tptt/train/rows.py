@@ -72,6 +72,6 @@ class MixedRows(Dataset):
             stated = torch.where(drawn.answers[0] == IGNORE, drawn.stated[0].long(), -1)
         else:
             start = int(torch.randint(len(self.stream) - self.length, (1,), generator=generator))
-            ids, weights = self.stream[start : start + self.length], torch.ones(self.length)
+            ids, weights = self.stream[start : start + self.length].long(), torch.ones(self.length)
             stated = torch.full_like(ids, -1)
         return {"input_ids": ids, "labels": ids, "loss_weights": weights, "stated": stated}
