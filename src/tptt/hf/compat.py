@@ -111,6 +111,11 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return model
 
 
+def uncompiled_name(name: str) -> str:
+    """What the weight ``name`` of a model with compiled parts is called without compiling."""
+    return name.replace("_orig_mod.", "")
+
+
 def forget_compiled() -> None:
     """Let everything that torch.compile has made in this process be made anew when it is called next: it does not look
     whether modules have got hooks since, or lost them."""
@@ -444,6 +449,19 @@ def tuned_model(model: PeftModel) -> nn.Module:
 def has_adapters(model: nn.Module) -> bool:
     """Whether peft has put adapters into ``model``."""
     return any(isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper) for m in model.modules())
+
+
+def adapter_states(model: nn.Module) -> list[tuple[str, Any]]:
+    """For each module of ``model`` with adapters of peft: its name, and which adapters are active and merged, whether all
+    are disabled, and by which factors they are scaled."""
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            scaling = {k: float(v) for k, v in getattr(module, "scaling", {}).items()}
+            merged = list(getattr(module, "merged_adapters", ()))
+            state = (list(module.active_adapters), bool(module.disable_adapters), merged, scaling)
+            found.append((uncompiled_name(name), state))
+    return found
 
 
 def was_merged(model: nn.Module) -> bool:
