@@ -66,7 +66,7 @@ def trainer_arguments(options: RunOptions) -> dict[str, Any]:
 
 
 def check_buildable(config: TpttConfig, settings: TrainingSettings) -> None:
-    """Build the converted model on torch's meta device, so that what does not fit is told before text or weights are read.
+    """Build the converted model on torch's meta device: what does not fit is told before text or weights are read.
 
     Raises:
         ValueError: base, memory and training do not fit each other.
