@@ -18,8 +18,8 @@ _AT_ONCE = 1 << 26
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A hash of all bytes of the weights and persistent buffers of ``model``, with their names, shapes and dtypes, of what
-    its memories are, of its rotary settings and of which adapters are at work.
+    """A hash of all bytes of the weights and persistent buffers of ``model``, with their names, shapes and dtypes, of
+    what its memories are, of its rotary settings and of which adapters are at work.
 
     The hash is XXH3 with 128 bits: it is made to notice a change, not to resist somebody who wants to hide one. Nothing
     is kept from one call to the next, because torch does not count every change of a tensor: those through ``.data``
@@ -38,7 +38,7 @@ def fingerprint(model: nn.Module) -> str:
 
 def _settings(model: nn.Module) -> dict[str, Any]:
     """What decides what ``model`` computes and is not among its weights."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     layers = [
         (x.layer, x.window, x.sinks, x.mu_fixed, x.branches.name, repr(getattr(x.memory, "config", None)))

@@ -38,7 +38,7 @@ def at_rest(source: Any) -> bool:
         return all(map(at_rest, source))
     if isinstance(source, Mapping):
         return at_rest(source.get("input_ids"))
-    return isinstance(source, str | range | torch.Tensor | np.ndarray) or _is_id(source)
+    return isinstance(source, str | bytes | range | torch.Tensor | np.ndarray) or not isinstance(source, Iterable)
 
 
 def check_range(ids: np.ndarray, vocabulary: int | None) -> None:
@@ -214,8 +214,8 @@ def _iterable(source: Any) -> Iterable:
 
 def _columns_refused(source: Any) -> Iterable:
     raise TypeError(
-        f"{type(source).__name__}: text, token ids or an iterable of them expected, and this is a table; pass the values "
-        "of one column as a list or an array"
+        f"{type(source).__name__}: text, token ids or an iterable of them expected, and this is a table; pass the "
+        "values of one column as a list or an array"
     )
 
 
