@@ -6,17 +6,59 @@ An adapter is one set of trained weights (LoRA, IA3, ...) with a name; several m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
-from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    PeftConfig,
+    PeftModel,
+    PeftType,
+    get_peft_model,
+    prepare_model_for_kbit_training,
+)
 from torch import nn
 from transformers import PreTrainedModel
 
 from .compat import adapter_status, is_quantised, on_execution_device, set_tied_names
 from .configuration import jsonable, named_adapters
 
-PEFT_TYPES = ("LORA",)
-"""peft's methods that train, save, load and merge beside a memory."""
+PEFT_TYPES = (
+    "LORA",
+    "ADALORA",
+    "BOFT",
+    "C3A",
+    "DEFT",
+    "DELORA",
+    "FOURIERFT",
+    "GLORA",
+    "GRALORA",
+    "HIRA",
+    "HRA",
+    "IA3",
+    "LN_TUNING",
+    "LOHA",
+    "LOKR",
+    "MISS",
+    "OFT",
+    "OSF",
+    "PEANUT",
+    "PVERA",
+    "RANDLORA",
+    "ROAD",
+    "SHIRA",
+    "SUPERTUNING",
+    "TINYLORA",
+    "TRAINABLE_TOKENS",
+    "UNILORA",
+    "VBLORA",
+    "VERA",
+    "WAVEFT",
+)
+"""peft's methods that train, generate, save, load and merge beside a memory. Prompt learning does not: its virtual tokens
+would be read by the memory at every step of generation."""
+ONE_AT_A_TIME = ("ADALORA", "BOFT", "SHIRA", "TINYLORA", "UNILORA", "VBLORA")
+"""Those of them that one model holds one adapter of."""
 _REPLACES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways of starting LoRA that change the base's weights."""
 _REPEATABLE = ("pissa", "olora")
@@ -29,11 +71,11 @@ def check_adapter(settings: Mapping[str, Any], name: str = "lora_config") -> Pef
     Raises:
         ValueError: a setting is unknown, or it is a method, a task or a variant that does not work beside a memory.
     """
-    kind, task = str(settings["peft_type"]).upper(), settings.get("task_type")
+    kind, task = str(jsonable(settings["peft_type"])).upper(), jsonable(settings.get("task_type"))
     if kind not in PEFT_TYPES:
         raise ValueError(
-            f"{name}: peft_type {kind!r} does not work beside a memory (it was not tried, or fails to train, save, load or "
-            f"merge); valid are {', '.join(PEFT_TYPES)}"
+            f"{name}: peft_type {kind!r} does not work beside a memory (it was not tried, or fails to train, generate, save, "
+            f"load or merge); valid are {', '.join(PEFT_TYPES)}"
         )
     if task not in (None, "CAUSAL_LM"):
         raise ValueError(
@@ -43,6 +85,9 @@ def check_adapter(settings: Mapping[str, Any], name: str = "lora_config") -> Pef
         raise ValueError(
             f"{name}: alora_invocation_tokens (activated LoRA) does not work beside a memory; leave it out"
         )
+    valid = sorted(f.name for f in fields(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)]))
+    if unknown := sorted(set(settings) - set(valid)):
+        raise ValueError(f"{name}: unknown {', '.join(unknown)}; settings of {kind} are {', '.join(valid)}")
     try:
         return PeftConfig.from_peft_type(**settings)
     except (TypeError, ValueError) as error:
@@ -67,12 +112,13 @@ def with_adapters(
         weights_follow: the base's weights are already those that making the adapters would give it.
     """
     parts = frozenset(part for name, _ in base.named_modules() for part in name.split(".") if part)
-    if is_quantised(base):
-        base = prepare_model_for_kbit_training(base)
     configs = {name: check_adapter(settings, f"lora_config of adapter {name!r}") for name, settings in adapters.items()}
     starts = {n: c.init_lora_weights for n, c in configs.items() if weights_follow and moves_base(adapters[n])}
     for name in starts:
         configs[name].init_lora_weights = True
+    AdapterConfigs(configs, parts)  # refuses before anything is changed
+    if is_quantised(base):
+        base = prepare_model_for_kbit_training(base)
     (first, config), *others = configs.items()
     with on_execution_device(base) as offloaded:
         if offloaded:
@@ -123,7 +169,11 @@ class AdapterConfigs(dict):
 
     def __setitem__(self, name: str, config: PeftConfig) -> None:
         settings = jsonable(config.to_dict())
-        check_adapter(settings, f"adapter {name!r}")
+        kind = check_adapter(settings, f"adapter {name!r}").peft_type.value
+        if kind in ONE_AT_A_TIME and set(self) - {name}:
+            raise ValueError(
+                f"adapter {name!r}: a model holds one adapter of peft_type {kind!r}, and has {list(self)[0]!r}"
+            )
         if name in self.parts:
             raise ValueError(f"adapter {name!r}: the base has a part of that name; give the adapter another one")
         self.moved_base |= moves_base(settings, at_random=True)
@@ -189,7 +239,7 @@ def saved_form(adapters: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
     return dict(adapters)
 
 
-def check_adapters(lora_config: Mapping[str, Any] | None) -> None:
+def check_adapters(lora_config: dict[str, Any] | None) -> None:
     """Refuse what ``TpttConfig.lora_config`` asks of peft in vain.
 
     Raises:

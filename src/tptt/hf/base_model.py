@@ -42,7 +42,10 @@ def load_base(config: TpttConfig, **options) -> PreTrainedModel:
 
 
 def loading_options(config: TpttConfig, options: Mapping[str, Any]) -> dict[str, Any]:
-    """``options`` for a base's ``from_pretrained``, with the dtype and the attention implementation that ``config`` says."""
+    """``options`` for a base's ``from_pretrained``, with the dtype and the attention implementation that ``config`` says.
+
+    In a ``device_map`` names may begin with "backbone.", as they do in the converted model.
+    """
     found = {k: v for k, v in options.items() if v is not None}
     dtype = found.pop("torch_dtype", None)
     for name, value in (
@@ -51,6 +54,8 @@ def loading_options(config: TpttConfig, options: Mapping[str, Any]) -> dict[str,
     ):
         if value is not None:
             found.setdefault(name, value)
+    if isinstance(places := found.get("device_map"), dict):
+        found["device_map"] = {k.removeprefix(_PREFIX): v for k, v in places.items()}
     return found
 
 
@@ -66,15 +71,13 @@ def base_of_checkpoint(config: TpttConfig, weights: Mapping[str, torch.Tensor], 
 
     Args:
         config: of the checkpoint.
-        options: as for `load_base`. In a ``device_map`` names may begin with "backbone.", as they do in the converted model.
+        options: as for `load_base`.
 
     Raises:
         RuntimeError: a weight is missing, or the base has none of such a name.
     """
     options = loading_options(config, options)
     options.pop("revision", None)
-    if isinstance(places := options.get("device_map"), dict):
-        options["device_map"] = {k.removeprefix(_PREFIX): v for k, v in places.items()}
     kind = _class_of(config)
     model, report = kind.from_pretrained(
         None, config=copy.deepcopy(config.text_config), state_dict=dict(weights), output_loading_info=True, **options

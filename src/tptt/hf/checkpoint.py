@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from .compat import (
     cached_file,
     cannot_save_quantised,
     get_checkpoint_shard_files,
+    is_quantised,
     offloaded_value,
     was_merged,
     with_variant,
@@ -31,8 +33,9 @@ from .configuration import TpttConfig, named_adapters
 from .describe import describe
 from .patch import weights_loaded
 from .shim import AUTO_MAP, write_shim
-from .slots import is_memory_parameter
+from .slots import is_memory_parameter, memories
 
+logger = logging.getLogger("tptt")
 _HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 _OF_CHECKPOINT = [
     "adapter_kwargs",
@@ -79,9 +82,17 @@ class CheckpointMixin(_Model):
         return {k: v.shape for k, v in self.state_dict().items() if k not in aliases and not self._is_of_base(k)}
 
     def _aliases(self) -> set[str]:
-        """Further names of weights that are tied: transformers does not know those that peft gives them."""
+        """Further names of weights that are tied, which transformers does not know where peft gives them, and of buffers that
+        several layers of an adapter share."""
         names = {n for n, _ in self.named_parameters(remove_duplicate=False)}
-        return (names - {n for n, _ in self.named_parameters()}) & set(self.all_tied_weights_keys)
+        tied = (names - {n for n, _ in self.named_parameters()}) & set(self.all_tied_weights_keys)
+        first: dict[tuple, str] = {}
+        for name, buffer in self.named_buffers(remove_duplicate=False):
+            if buffer.numel() and not self._is_of_base(name):
+                where = id(buffer) if buffer.is_meta else buffer.data_ptr()
+                if first.setdefault((where, buffer.shape), name) != name:
+                    tied.add(name)
+        return tied
 
     def _embeddings(self) -> set[str]:
         """Names of the weights that `resize_token_embeddings` replaces; of tied ones the source alone."""
@@ -127,9 +138,14 @@ class CheckpointMixin(_Model):
         describe(self)
         full = self._saves_all
         self._refuse_unloadable(full)
+        if strays := self.config.strays():
+            logger.warning(
+                "not saved, because they are no settings of a converted model: config.%s", ", config.".join(strays)
+            )
         self.config.weights_format = "full" if full else "adapter"
         self.config.auto_map = dict(AUTO_MAP)
-        if full:
+        if full:  # else it is the type that the base of that name was loaded in
+            self.config.text_config.dtype = self.inner.dtype
             state_dict = self.state_dict() if state_dict is None else state_dict
         else:
             state_dict = self.own_state_dict(state_dict)
@@ -209,7 +225,8 @@ class CheckpointMixin(_Model):
         if own_code:
             options["trust_remote_code"] = True
         given = options.pop("torch_dtype", None) if options.get("dtype") is None else options["dtype"]
-        options["dtype"] = config.text_config.dtype if given in (None, "auto") else given
+        as_saved = given in (None, "auto")
+        options["dtype"] = config.text_config.dtype if as_saved else given
         config.name_or_path = str(path)
         weights = _read(path, kwargs.get("variant"), hub)
         if full := config.weights_format == "full":
@@ -221,7 +238,12 @@ class CheckpointMixin(_Model):
                 model = cls(config, base=base)
             weights = own
         else:
-            model = cls(config, base=load_base(config, **options))
+            base = load_base(config, **options)
+            if (
+                as_saved and config.dtype not in (None, base.dtype) and not is_quantised(base)
+            ):  # cast after it was loaded
+                base.to(config.dtype)
+            model = cls(config, base=base)
             _resize(model, weights)
         report = _load_own(model, weights, full)
         model.eval()
@@ -312,9 +334,21 @@ def _load_own(model, weights: dict[str, torch.Tensor], full: bool) -> dict[str, 
             f"{', '.join(away[:3])} ({len(away)}): the checkpoint holds weights of modules that device_map offloads; give a "
             "device_map that keeps them on a device"
         )
+    _cast_own(model, weights)
     unexpected = model.load_state_dict(weights, strict=False).unexpected_keys
     expected = set(model.own_shapes()) if full else set(model.own_state_dict()) - model._aliases()
     missing = expected - set(weights)
     refuse_misfit(missing, unexpected)
     weights_loaded(model)
     return {"missing_keys": missing, "unexpected_keys": unexpected, "mismatched_keys": set(), "error_msgs": []}
+
+
+def _cast_own(model, weights: Mapping[str, torch.Tensor]) -> None:
+    """Give what is not the base's the types that the checkpoint holds: a model may have been cast as a whole."""
+    for module in memories(model):
+        name = next((n for n, p in model.named_parameters() if p is module.output_scale and n in weights), None)
+        if name is not None:
+            module.to(weights[name].dtype)
+    for name, parameter in model.named_parameters():
+        if name in weights and not model._is_of_base(name):
+            parameter.data = parameter.data.to(weights[name].dtype)

@@ -40,7 +40,7 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 from transformers.integrations.accelerate import load_offloaded_parameter
-from transformers.modeling_utils import _add_variant
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, _add_variant
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
@@ -111,6 +111,11 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return model
 
 
+def uncompiled_name(name: str) -> str:
+    """What the weight ``name`` of a model with compiled parts is called without compiling."""
+    return name.replace("_orig_mod.", "")
+
+
 def forget_compiled() -> None:
     """Let everything that torch.compile has made in this process be made anew when it is called next: it does not look
     whether modules have got hooks since, or lost them."""
@@ -126,7 +131,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model = model.module
         elif isinstance(model, PeftModel):
-            model = model.get_base_model()
+            model = tuned_model(model)
         elif isinstance(model, ConvertedModelBase):
             model = model.inner
         else:
@@ -316,7 +321,8 @@ def register_causal_lm(model_type: str, class_name: str) -> None:
 
 # ---- attention implementations ------------------------------------------------------------------------------------
 
-_NO_SOFTMAX = "tptt_memory_only"
+NO_SOFTMAX = "tptt_memory_only"
+"""Name of an attention function that leaves everything to the memory."""
 
 
 def _nothing(module, query, key, value, attention_mask, *args, **kwargs):
@@ -325,7 +331,7 @@ def _nothing(module, query, key, value, attention_mask, *args, **kwargs):
     return query.new_zeros(batch, tokens, heads, value.shape[-1]), None
 
 
-AttentionInterface.register(_NO_SOFTMAX, _nothing)
+AttentionInterface.register(NO_SOFTMAX, _nothing)
 
 
 def attention_implementation(config: Any) -> str:
@@ -343,8 +349,27 @@ def note_attention_implementation(config: Any, base: Any) -> None:
     config._attn_implementation_internal = base._attn_implementation
 
 
-def config_without_softmax(config: Any) -> Any:
-    """A copy of ``config`` whose attention function gives zeros.
+def register_attention(name: str, function: Callable[..., Any]) -> None:
+    """Give transformers' attention interface the attention ``function`` under ``name``."""
+    AttentionInterface.register(name, function)
+
+
+def base_attention(module: nn.Module, name: str) -> Callable[..., Any]:
+    """The attention function ``name`` of transformers for an attention ``module``, whose own file holds the eager one.
+
+    Raises:
+        UnsupportedTransformersError: there is none.
+    """
+    if name in ALL_ATTENTION_FUNCTIONS:
+        return ALL_ATTENTION_FUNCTIONS[name]
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if name != "eager" or eager is None:
+        raise UnsupportedTransformersError(f"{type(module).__name__} has no attention function {name!r}")
+    return eager
+
+
+def config_with_attention(config: Any, name: str) -> Any:
+    """A copy of ``config`` that names the attention function ``name``, which is registered.
 
     Raises:
         UnsupportedTransformersError: configurations of this version keep the choice elsewhere.
@@ -352,7 +377,7 @@ def config_without_softmax(config: Any) -> Any:
     if not hasattr(config, "_attn_implementation_internal"):
         raise UnsupportedTransformersError(f"{type(config).__name__} does not say which attention function is used")
     found = copy.copy(config)
-    found._attn_implementation_internal = _NO_SOFTMAX
+    found._attn_implementation_internal = name
     return found
 
 
@@ -416,9 +441,27 @@ def as_peft_model(model: nn.Module) -> PeftModel | None:
     return model if isinstance(model, PeftModel) else None
 
 
+def tuned_model(model: PeftModel) -> nn.Module:
+    """The model that peft's ``model`` was put around; also when it has lost its last adapter."""
+    return model.base_model.model if isinstance(model.base_model, BaseTuner) else model.base_model
+
+
 def has_adapters(model: nn.Module) -> bool:
     """Whether peft has put adapters into ``model``."""
     return any(isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper) for m in model.modules())
+
+
+def adapter_states(model: nn.Module) -> list[tuple[str, Any]]:
+    """For each module of ``model`` with adapters of peft: its name, and which adapters are active and merged, whether all
+    are disabled, and by which factors they are scaled."""
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            scaling = {k: float(v) for k, v in getattr(module, "scaling", {}).items()}
+            merged = list(getattr(module, "merged_adapters", ()))
+            state = (list(module.active_adapters), bool(module.disable_adapters), merged, scaling)
+            found.append((uncompiled_name(name), state))
+    return found
 
 
 def was_merged(model: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import fields
 from enum import Enum
 from typing import Any
@@ -173,7 +174,7 @@ class TpttConfig(PreTrainedConfig):
             for name, value in derived.items():
                 setattr(self, name, value)
             return
-        base = None if self.text_config is None else self.text_config.get_text_config()
+        base = self.text_config.get_text_config() if isinstance(self.text_config, PreTrainedConfig) else None
         for name, value in derived.items():
             if base is None or value != getattr(base, name, value):
                 there = "no base is given" if base is None else f"there it is {getattr(base, name)!r}"
@@ -234,7 +235,7 @@ class TpttConfig(PreTrainedConfig):
 
     def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
         """The configuration of the base's text part: of a multimodal base that of its language model."""
-        if self.text_config is None or isinstance(self.text_config, UnknownBaseConfig):
+        if not isinstance(self.text_config, PreTrainedConfig) or isinstance(self.text_config, UnknownBaseConfig):
             return self
         return self.text_config.get_text_config(decoder=decoder, encoder=encoder)
 
@@ -262,8 +263,15 @@ class TpttConfig(PreTrainedConfig):
         """The memory's part of this configuration, validated."""
         return MemoryConfig(**{f.name: getattr(self, f.name) for f in fields(MemoryConfig)})
 
+    def strays(self) -> list[str]:
+        """Names of attributes that somebody has set and that are no settings."""
+        known = {f.name for f in fields(self)} | _OF_TRANSFORMERS | {*_DERIVED, *_TOKENS}
+        return sorted(name for name in set(vars(self)) - known if not name.startswith("_"))
+
     def to_dict(self) -> dict[str, Any]:
-        out = super().to_dict()
+        """As transformers', without attributes that are no settings: nothing could be made of what they come to again."""
+        strays = self.strays()
+        out = {k: v for k, v in super().to_dict().items() if k not in strays}
         if isinstance(out.get("text_config"), dict) and self.weights_format == "adapter":
             out["text_config"].pop("quantization_config", None)  # how the base is quantised is said when it is loaded
         return out
@@ -284,7 +292,7 @@ _OWN = frozenset(
 )
 
 
-def named_adapters(lora_config: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+def named_adapters(lora_config: dict[str, Any] | None) -> Mapping[str, dict[str, Any]]:
     """Name -> settings of the adapters of ``TpttConfig.lora_config``; one without a name is called "default"."""
     if lora_config is None:
         return {}
@@ -301,7 +309,7 @@ def _peft_settings(given: Any) -> dict[str, Any]:
         if all(isinstance(v, dict) and "peft_type" in v for v in adapters.values()):
             return jsonable(adapters)
     raise ValueError(
-        f"lora_config must be a peft configuration or its to_dict(), or several by their adapters' names, got {given!r}"
+        f"lora_config must be a peft configuration or its to_dict(), got {given!r}; several are given by their adapters' names"
     )
 
 

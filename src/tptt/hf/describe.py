@@ -11,7 +11,7 @@ from tptt.config import MemoryConfig
 from tptt.memory import LinearMemory
 
 from .adapters import active_in, adapters_in, saved_form
-from .compat import as_peft_model, is_quantised
+from .compat import as_peft_model
 from .slots import MemoryLayer, memory_layers
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def describe(model: TpttModel) -> None:
-    """Write into ``model.config`` what ``model`` is: its memory, adapters, base and dtype.
+    """Write into ``model.config`` what ``model`` is: its memory, its adapters, and which of them are at work.
 
     Raises:
         ValueError: it has no memory in its layers, or its adapters are at work in some layers only.
@@ -43,8 +43,6 @@ def describe(model: TpttModel) -> None:
     active = [] if peft is None else active_in(peft)
     config.lora_config = saved_form(adapters)
     config.active_adapters = None if active == list(adapters)[:1] else active
-    if not is_quantised(model.inner):  # there it is the type that the base was loaded in before it was quantised
-        config.text_config.dtype = model.inner.dtype
 
 
 def _memory_settings(layers: list[MemoryLayer], mix_gate: str) -> MemoryConfig:

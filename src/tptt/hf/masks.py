@@ -19,7 +19,8 @@ from .compat import attention_implementation, cache_in
 from .packing import packed_positions, sequence_ids
 from .prepared_masks import one_of_kinds, token_mask, visible_keys
 from .slots import MemorySlot
-from .window_cache import WindowLayer, window_mask
+from .window_attention import Band
+from .window_cache import WindowLayer
 
 PASSED_DOWN = ("memory_mask", "memory_sequences")
 """Keywords that travel down from the body to the attention beside the base's own: which tokens are real, and which packed
@@ -221,8 +222,12 @@ def apply_window(slot: MemorySlot, hidden: torch.Tensor, kwargs: dict, mask, seq
     elif tokens <= window and sequences is None:
         return
     else:
-        valid = hidden.new_ones(batch, tokens, dtype=torch.bool) if mask is None else mask
-        band = window_mask(valid, window, slot.sinks, sequences)
+        wanted = Band(window, slot.sinks, mask, sequences)
+        by_blocks = slot.knows_windows and kind == "sdpa" and wanted.fits_blocks(tokens)
+        if by_blocks and not torch.compiler.is_compiling():
+            kwargs["attention_mask"] = wanted
+            return
+        band = wanted.dense(batch, tokens, hidden.device)
     if band is not None and kind == "eager":
         zeros = torch.zeros(band.shape, dtype=hidden.dtype, device=band.device)
         band = zeros.masked_fill(~band, torch.finfo(hidden.dtype).min)

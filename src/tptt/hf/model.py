@@ -224,6 +224,11 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
         """peft says which adapters it has put around the model."""
         self.__dict__["_configs_around"] = SecondAdapters(configs, self._make_room)
 
+    @peft_config.deleter
+    def peft_config(self) -> None:
+        """peft says that it has taken the adapters around the model away."""
+        self.__dict__.pop("_configs_around", None)
+
     def _make_room(self, around: SecondAdapters) -> None:
         """Fold the adapters into the base, so that peft can put others around the model.
 
@@ -231,7 +236,7 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
             ValueError: that would lose some of them, or what they know.
         """
         peft = as_peft_model(self.backbone)
-        if peft is None and not has_adapters(self):  # those around it are gone again
+        if peft is None and not has_adapters(self):  # it tried to, and failed
             return
         if peft is None:
             raise ValueError(

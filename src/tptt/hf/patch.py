@@ -20,6 +20,8 @@ from tptt.memory import LinearMemory
 from .cache import unknown_cache_layers
 from .compat import (
     CACHE_ARGUMENTS,
+    as_peft_model,
+    attention_implementation,
     cache_argument,
     cache_in,
     can_replace_attention,
@@ -28,6 +30,7 @@ from .compat import (
     execution_device,
     forget_compiled,
     hook_cache_preparation,
+    tuned_model,
     uncompiled,
     unhook_cache_preparation,
     unknown_arguments,
@@ -38,7 +41,7 @@ from .layouts import Geometry
 from .masks import before_body, takes_keywords
 from .no_memory import NoMemory
 from .slots import MEMORY, Branches, MemorySlot, memories, memory_of, patched_attention, put_slot, slot_of, take_slot
-from .softmax import follow_mag_weight, set_branches, window_of, window_refusal
+from .softmax import follow_mag_weight, restore_attention, set_branches, window_of, window_refusal
 
 _WHOLE_HOOK = "_tptt_handle"
 MakeMemory = Callable[[MemoryConfig, Geometry, torch.device], nn.Module]
@@ -272,8 +275,9 @@ def _give(
         module.register_load_state_dict_post_hook(_loaded),
     ]
     hook_children(module)
-    if fixed:
-        set_branches(module, Branches.MEMORY)
+    if slot.window is not None and attention_implementation(base) == "sdpa":
+        slot.knows_windows = can_leave_softmax_out(module, body)
+    set_branches(module, Branches.MEMORY if fixed else Branches.BOTH)
     follow_mag_weight(module)
 
 
@@ -296,7 +300,7 @@ def detach_memory(model: nn.Module) -> nn.Module:
     """Take the memory off again; the model computes what it did before, bit for bit. Returns ``model``."""
     unhook_cache_preparation(base_of(model))
     for module in patched_attention(model):
-        set_branches(module, Branches.BASE)
+        restore_attention(module)
         slot = take_slot(module)
         assert slot is not None
         for handle in [*slot.handles, *(h for _, handles in slot.hooks.values() for h in handles)]:
@@ -312,7 +316,9 @@ def detach_memory(model: nn.Module) -> nn.Module:
 def base_of(model: nn.Module) -> nn.Module:
     """``model`` without the wrappings of peft and torch.compile."""
     model = uncompiled(model)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    if (peft := as_peft_model(model)) is not None:
+        return tuned_model(peft)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's for mixed adapters
 
 
 def attention_body(model: nn.Module, bidirectional: bool = False) -> nn.Module:
