@@ -12,6 +12,10 @@ from tptt import MemoryConfig, attach_memory, detach_memory
 from tptt.hf.patch import prepare_cache
 
 
+# what a compiler warns of while it looks at a call: not of its results
+pytestmark = [pytest.mark.filterwarnings(f"ignore:{x}") for x in ("The .grad attribute", "Dynamo detected a call to a")]
+
+
 @pytest.fixture(autouse=True)
 def fresh():
     torch._dynamo.reset()
