@@ -149,7 +149,8 @@ class CheckpointMixin(_Model):
             state_dict = self.state_dict() if state_dict is None else state_dict
         else:
             state_dict = self.own_state_dict(state_dict)
-            kwargs |= {"save_original_format": False, "max_shard_size": 1 << 60}
+            kwargs["max_shard_size"] = 1 << 60
+        kwargs["save_original_format"] = False  # its patterns for the base's names would catch the memory's
         aliases = self._aliases()
         state_dict = {k: self._value(k, v) for k, v in state_dict.items() if k not in aliases}
         folder = Path(save_directory)

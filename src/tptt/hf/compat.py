@@ -288,7 +288,7 @@ class ConvertedModelBase(PreTrainedModel, GenerationMixin):
     @classmethod
     def _from_config(cls, config, **kwargs):
         with cls.without_weights():
-            return super()._from_config(config, **kwargs)
+            return super()._from_config(copy.deepcopy(config), **kwargs)  # it notes what it is asked for
 
     def _refuse_mixin(self, *args, **kwargs):
         """Refused: transformers would freeze the memory, and save adapters alone.

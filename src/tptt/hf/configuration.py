@@ -138,7 +138,10 @@ class TpttConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if use_cache is not None:
             self.use_cache = use_cache
-        self._repeat_base(derived, tokens)
+        for name, value in tokens.items():  # a trainer aligns these with its tokenizer
+            setattr(self, name, value)
+        self._refuse_others(derived)
+        self.repeat_base()
 
     def check(self) -> None:
         """Refuse what is not valid.
@@ -166,23 +169,33 @@ class TpttConfig(PreTrainedConfig):
         if unknown := [n for n in self.active_adapters or () if n not in names]:
             raise ValueError(f"active_adapters: unknown {unknown}; lora_config has {names}")
 
-    def _repeat_base(self, derived: dict[str, Any], tokens: dict[str, Any]) -> None:
-        """Take over from the base what is asked of every configuration; refuse other values than the base's."""
-        for name, value in tokens.items():  # a trainer aligns these with its tokenizer
-            setattr(self, name, value)
-        if isinstance(self.text_config, UnknownBaseConfig):  # its code has not run yet: it cannot be asked
-            for name, value in derived.items():
-                setattr(self, name, value)
-            return
-        base = self.text_config.get_text_config() if isinstance(self.text_config, PreTrainedConfig) else None
+    def _known_base(self) -> PreTrainedConfig | None:
+        """The base's configuration; None: there is no base, or its code has not run yet."""
+        base = self.text_config
+        return base if isinstance(base, PreTrainedConfig) and not isinstance(base, UnknownBaseConfig) else None
+
+    def _base(self) -> PreTrainedConfig | None:
+        """The text part of `_known_base`."""
+        base = self._known_base()
+        return None if base is None else base.get_text_config()
+
+    def _refuse_others(self, derived: dict[str, Any]) -> None:
+        """Refuse values of what belongs to the base that are not the base's."""
+        base = self._base()
         for name, value in derived.items():
-            if base is None or value != getattr(base, name, value):
+            if base is None and isinstance(self.text_config, UnknownBaseConfig):
+                setattr(self, name, value)
+            elif base is None or value != getattr(base, name, value):
                 there = "no base is given" if base is None else f"there it is {getattr(base, name)!r}"
                 raise ValueError(
                     f"{name}={value!r}: a converted model takes this from its base ({there}); leave it out"
                 )
+
+    def repeat_base(self) -> None:
+        """Say again what is asked of every configuration and belongs to the base."""
+        base = self._base()
         for name in (*_DERIVED, *_TOKENS):
-            if name not in tokens and hasattr(base, name):
+            if hasattr(base, name) and not (name in _TOKENS and hasattr(self, name)):
                 setattr(self, name, getattr(base, name))
 
     @property
@@ -235,9 +248,8 @@ class TpttConfig(PreTrainedConfig):
 
     def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
         """The configuration of the base's text part: of a multimodal base that of its language model."""
-        if not isinstance(self.text_config, PreTrainedConfig) or isinstance(self.text_config, UnknownBaseConfig):
-            return self
-        return self.text_config.get_text_config(decoder=decoder, encoder=encoder)
+        base = self._known_base()
+        return self if base is None else base.get_text_config(decoder=decoder, encoder=encoder)
 
     def load_base_code(self, token: str | bool | None, trust: bool | None) -> bool:
         """Of a base with code of its own get the configuration's class; returns whether it is such a base.

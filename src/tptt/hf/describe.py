@@ -38,6 +38,7 @@ def describe(model: TpttModel) -> None:
     settings = replace(settings, mag_weight=config.mag_weight if all(x.mu_fixed for x in layers) else mean)
     for f in fields(MemoryConfig):
         setattr(config, f.name, getattr(settings, f.name))
+    config.repeat_base()
     peft = as_peft_model(model.backbone)
     adapters = {} if peft is None else adapters_in(peft)
     active = [] if peft is None else active_in(peft)

@@ -75,6 +75,7 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
         use_cache = config.use_cache
         config.text_config = base.config  # one object, so that later changes of the implementation reach the base
         config.use_cache = use_cache and (loads or config.use_cache)  # a base that was given may say no as well
+        config.dtype = base.dtype
         note_attention_implementation(config, base.config)
         super().__init__(config)
         self.loss_type = "ForCausalLM"
