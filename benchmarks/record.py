@@ -150,7 +150,7 @@ def processor(device: str = "cpu") -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str:
@@ -165,7 +165,7 @@ def provenance(kind: str, device: str = "cpu") -> dict[str, Any]:
     return {
         "commit": commit(kind),
         "code": code_version(kind),
-        "machine": processor(device),
+        "machine": f"{processor(device)}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

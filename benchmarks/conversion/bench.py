@@ -21,7 +21,7 @@ from tptt.data import FORMATS as ALL_FORMATS
 from tptt.data import TextSplit, chosen_formats, stdlib_text
 from tptt.evaluation import branch_use, perplexity, perplexity_by_position
 from tptt.hf import memories
-from tptt.inference.snapshot import fingerprint
+from tptt.inference.fingerprint import fingerprint
 from tptt.train import Corpus, TrainingSettings, default_rates, train
 from tptt.train.base import load_tokenizer
 from tptt.train.begin import begin_conversion

@@ -12,6 +12,7 @@ from tptt.convert.lora import lora_config
 from tptt.hf import memories
 from tptt.hf.compat import attention_implementation
 from tptt.memory.features import MAPS
+from tptt.memory.update import Tokens
 
 
 def remembering(**options):
@@ -68,10 +69,11 @@ def test_a_second_write_begins_next_to_nothing_and_can_take_the_first_back():
         mask[1, 3:] = False
         width, hidden = memory.head_dim, memory.write_gate.weight.shape[1]
         k, v = torch.randn(2, 2, 5, memory.num_key_value_heads, width)
-        writes = memory.update(torch.randn(2, 5, hidden), k, v, mask)
+        writes = memory.update(Tokens(torch.randn(2, 5, hidden), k, v, mask))
         assert writes.k.shape[2] == 2 and not writes.beta[1, 3:].any()
         for key in writes.k[:, 2:3, 0], writes.k[:, 2:3, 1]:  # of the last token that writes in both rows
-            state = writes.map(lambda x: x[:, :3]).run(writes.k[:, :3, 0], None)[1]
+            first = writes._replace(**{name: getattr(writes, name)[:, :3] for name in ("k", "v", "beta")}, real=None)
+            state = first.run(writes.k[:, :3, 0], None)[1]
             assert torch.einsum("bthk,bhkv->bthv", key, state).abs().max() < 1e-4
 
 

@@ -212,7 +212,7 @@ def test_a_cache_of_other_widths_is_refused(base, tokens_more):
     ids = tokens(1, LENGTH)
     with torch.no_grad():
         cache = one(ids, use_cache=True).past_key_values
-        with pytest.raises(ValueError, match=r"shape \[1, 2, 128, .*got \[1, 2, 64"):
+        with pytest.raises(ValueError, match="cache layer 2 was filled by a memory of another configuration"):
             other(ids[:, :tokens_more], past_key_values=cache)
 
 

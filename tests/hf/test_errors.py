@@ -137,5 +137,5 @@ def test_mag_weight(config):
 
 def test_window_refuses_what_it_cannot_bound(config):
     model = TpttModel(config(max_self_attn_length=4))
-    with pytest.raises(ValueError, match="must be 2-D"):
+    with pytest.raises(ValueError, match="shows later tokens to earlier ones, which the window"):
         model(input_ids=torch.ones(1, 6, dtype=torch.long), attention_mask=torch.ones(1, 1, 6, 6, dtype=torch.bool))

@@ -371,7 +371,8 @@ def test_a_log_says_how_far_the_run_is_and_its_loss(config, corpus, caplog, monk
 def test_memories_become_as_wide_as_their_layers_need(config, corpus, tmp_path):
     def trained(**options):
         model = convert_and_train(config(), corpus, settings(steps=4, **options), tmp_path).model
-        assert TpttModel.from_pretrained(tmp_path).config.feature_width == model.config.feature_width
+        saved = TpttModel.from_pretrained(tmp_path).config
+        assert saved.memory_config() == model.config.memory_config()
         return [m.key_features.width for m in memories(model)]
 
     equal, spread = trained(allocate_widths=False), trained()

@@ -13,7 +13,7 @@ from tptt.estimate.expectations import Curves, NoCurvesError, expect
 from tptt.estimate.fit import ways_to_fit
 from tptt.estimate.hardware import HARDWARE
 from tptt.estimate.resources import Budget, Survey, budget
-from tptt.run.base import base_name, decided
+from tptt.run.base import base_name
 from tptt.run.keys import keys
 from tptt.run.options import RunOptions
 from tptt.train.optim import peak_rates
@@ -21,8 +21,8 @@ from tptt.train.optim import peak_rates
 
 def show_dry_run(options: RunOptions, console: Console) -> None:
     """What the run takes and brings, from the base's configuration alone."""
-    options = decided(options)
     survey = Survey(options)
+    options = survey.options
     names = [options.hardware] if options.hardware else list(HARDWARE)
     plans = {name: budget(options, name, survey) for name in names}
     first = next(iter(plans.values()))

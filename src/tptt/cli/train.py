@@ -89,7 +89,7 @@ def train(
 
 def _run(options) -> None:
     from tptt.processes import is_first
-    from tptt.run.folder import check_output, how_to_go_on, where_it_begins
+    from tptt.run.folder import how_to_go_on
     from tptt.run.interrupt import Interrupted
     from tptt.run.job import run
 
@@ -99,9 +99,6 @@ def _run(options) -> None:
         if is_first():
             say(text)
 
-    check_output(options)
-    if options.resume_from_checkpoint:
-        tell(where_it_begins(options))
     try:
         converted = run(options, [ShowProbes()])
     except KeyboardInterrupt as stop:

@@ -121,8 +121,8 @@ class Survey:
     """
 
     def __init__(self, options: RunOptions) -> None:
-        options = decided(options)
         base = base_config(options)
+        self.options = options = decided(options, base)
         if options.attn_implementation is not None:
             base._attn_implementation = options.attn_implementation
         self.own_dtype: torch.dtype = base.dtype or torch.float32

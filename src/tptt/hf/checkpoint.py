@@ -229,6 +229,8 @@ class CheckpointMixin(_Model):
             )
         hub = {k: kwargs[k] for k in _HUB if kwargs.get(k) is not None}
         config, new_mu = _configuration(path, config, hub, kwargs)
+        if (use_cache := kwargs.pop("use_cache", None)) is not None:
+            config.use_cache = use_cache
         own_code = config.load_base_code(kwargs.get("token"), kwargs.get("trust_remote_code"))
         with_report = kwargs.pop("output_loading_info", False)
         options = {k: v for k, v in kwargs.items() if k not in _OF_CHECKPOINT}

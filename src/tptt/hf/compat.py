@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 from transformers.integrations.accelerate import load_offloaded_parameter
-from transformers.modeling_utils import _add_variant
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, _add_variant
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
@@ -103,9 +104,30 @@ def cache_argument(module: nn.Module) -> str | None:
     return next((name for name in CACHE_ARGUMENTS if name in parameters), None)
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """``model`` without the wrapping of torch.compile."""
+    while (inner := model._modules.get("_orig_mod")) is not None:
+        model = inner
+    return model
+
+
+def uncompiled_name(name: str) -> str:
+    """What the weight ``name`` of a model with compiled parts is called without compiling."""
+    return name.replace("_orig_mod.", "")
+
+
+def forget_compiled() -> None:
+    """Let everything that torch.compile has made in this process be made anew when it is called next: it does not look
+    whether modules have got hooks since, or lost them."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The base inside a converted model, a peft model or a wrapper of several devices: they hand the cache on."""
+    """The base inside a converted model, a peft model or a wrapper of several devices or of torch.compile: they hand the
+    cache on."""
     while True:
+        model = uncompiled(model)
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model = model.module
         elif isinstance(model, PeftModel):
@@ -258,19 +280,10 @@ class ConvertedModelBase(PreTrainedModel, GenerationMixin):
 
     inner: PreTrainedModel
 
-    def cache_prepared(self, generation_config: Any, model_kwargs: dict) -> None:
-        """``generate`` has put its cache into ``model_kwargs``."""
-        raise NotImplementedError
-
     @classmethod
     def without_weights(cls):
         """A context within which a model is built whose weights come later."""
         raise NotImplementedError
-
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        result = super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        self.cache_prepared(generation_config, model_kwargs)
-        return result
 
     @classmethod
     def _from_config(cls, config, **kwargs):
@@ -308,7 +321,8 @@ def register_causal_lm(model_type: str, class_name: str) -> None:
 
 # ---- attention implementations ------------------------------------------------------------------------------------
 
-_NO_SOFTMAX = "tptt_memory_only"
+NO_SOFTMAX = "tptt_memory_only"
+"""Name of an attention function that leaves everything to the memory."""
 
 
 def _nothing(module, query, key, value, attention_mask, *args, **kwargs):
@@ -317,7 +331,7 @@ def _nothing(module, query, key, value, attention_mask, *args, **kwargs):
     return query.new_zeros(batch, tokens, heads, value.shape[-1]), None
 
 
-AttentionInterface.register(_NO_SOFTMAX, _nothing)
+AttentionInterface.register(NO_SOFTMAX, _nothing)
 
 
 def attention_implementation(config: Any) -> str:
@@ -335,8 +349,27 @@ def note_attention_implementation(config: Any, base: Any) -> None:
     config._attn_implementation_internal = base._attn_implementation
 
 
-def config_without_softmax(config: Any) -> Any:
-    """A copy of ``config`` whose attention function gives zeros.
+def register_attention(name: str, function: Callable[..., Any]) -> None:
+    """Give transformers' attention interface the attention ``function`` under ``name``."""
+    AttentionInterface.register(name, function)
+
+
+def base_attention(module: nn.Module, name: str) -> Callable[..., Any]:
+    """The attention function ``name`` of transformers for an attention ``module``, whose own file holds the eager one.
+
+    Raises:
+        UnsupportedTransformersError: there is none.
+    """
+    if name in ALL_ATTENTION_FUNCTIONS:
+        return ALL_ATTENTION_FUNCTIONS[name]
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if name != "eager" or eager is None:
+        raise UnsupportedTransformersError(f"{type(module).__name__} has no attention function {name!r}")
+    return eager
+
+
+def config_with_attention(config: Any, name: str) -> Any:
+    """A copy of ``config`` that names the attention function ``name``, which is registered.
 
     Raises:
         UnsupportedTransformersError: configurations of this version keep the choice elsewhere.
@@ -344,7 +377,7 @@ def config_without_softmax(config: Any) -> Any:
     if not hasattr(config, "_attn_implementation_internal"):
         raise UnsupportedTransformersError(f"{type(config).__name__} does not say which attention function is used")
     found = copy.copy(config)
-    found._attn_implementation_internal = _NO_SOFTMAX
+    found._attn_implementation_internal = name
     return found
 
 
@@ -416,6 +449,19 @@ def tuned_model(model: PeftModel) -> nn.Module:
 def has_adapters(model: nn.Module) -> bool:
     """Whether peft has put adapters into ``model``."""
     return any(isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper) for m in model.modules())
+
+
+def adapter_states(model: nn.Module) -> list[tuple[str, Any]]:
+    """For each module of ``model`` with adapters of peft: its name, and which adapters are active and merged, whether all
+    are disabled, and by which factors they are scaled."""
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            scaling = {k: float(v) for k, v in getattr(module, "scaling", {}).items()}
+            merged = list(getattr(module, "merged_adapters", ()))
+            state = (list(module.active_adapters), bool(module.disable_adapters), merged, scaling)
+            found.append((uncompiled_name(name), state))
+    return found
 
 
 def was_merged(model: nn.Module) -> bool:

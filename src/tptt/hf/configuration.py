@@ -134,7 +134,10 @@ class TpttConfig(PreTrainedConfig):
             self.text_config = _base_config(self.base_model_name, self.base_model_revision, token, trust)
         elif isinstance(self.text_config, dict) and self.text_config.get("model_type", "llama") not in CONFIG_MAPPING:
             self.text_config = UnknownBaseConfig(saved=self.text_config)
+        use_cache = kwargs.pop("use_cache", None)  # transformers takes it for a setting of generation, and drops it
         super().__post_init__(**kwargs)
+        if use_cache is not None:
+            self.use_cache = use_cache
         for name, value in tokens.items():  # a trainer aligns these with its tokenizer
             setattr(self, name, value)
         self._refuse_others(derived)
@@ -194,6 +197,20 @@ class TpttConfig(PreTrainedConfig):
         for name in (*_DERIVED, *_TOKENS):
             if hasattr(base, name) and not (name in _TOKENS and hasattr(self, name)):
                 setattr(self, name, getattr(base, name))
+
+    @property
+    def use_cache(self) -> bool:
+        """Whether a forward call makes a cache unless it is told: the base's setting."""
+        text = self.get_text_config()
+        return vars(self).get("_use_cache", True) if text is self else getattr(text, "use_cache", True)
+
+    @use_cache.setter
+    def use_cache(self, value: bool) -> None:
+        text = self.get_text_config()
+        if text is self:
+            vars(self)["_use_cache"] = value
+        else:
+            text.use_cache = value
 
     @classmethod
     def own_settings(cls) -> set[str]:

@@ -32,7 +32,7 @@ from .compat import (
     register_causal_lm,
 )
 from .configuration import TpttConfig, named_adapters
-from .patch import attach_memory, base_of, prepare_generation, set_layer_mag_weights, set_mag_weight
+from .patch import attach_memory, base_of, set_layer_mag_weights, set_mag_weight
 
 _without_weights: contextvars.ContextVar[bool] = contextvars.ContextVar("tptt_without_weights", default=False)
 _TOKENS_TO_CALIBRATE = 128
@@ -73,7 +73,9 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
         weights_follow, loads = _without_weights.get(), base is None
         if base is None:
             base = base_without_weights(config) if weights_follow else load_base(config, **options)
+        use_cache = config.use_cache
         config.text_config = base.config  # one object, so that later changes of the implementation reach the base
+        config.use_cache = use_cache and (loads or config.use_cache)  # a base that was given may say no as well
         config.dtype = base.dtype
         note_attention_implementation(config, base.config)
         super().__init__(config)
@@ -160,34 +162,28 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
         The cache is taken as ``past_key_values`` (transformers 5.23) and as ``cache`` (5.24) alike.
         """
         cache = cache_in({"past_key_values": past_key_values, "cache": cache}, type(self).__name__)
-        if use_cache is None:  # Trainer switches it off on this config only, and training has no use for a cache
-            use_cache = bool(getattr(self.config, "use_cache", True)) and not self.training and labels is None
-        return self.backbone(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            labels=labels,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
-            **cache_keyword(self.inner, cache),
-            **kwargs,
-        )
+        if use_cache is None:  # the base would make one in training as well, which has no use for it
+            use_cache = self.config.use_cache and not self.training and labels is None
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            "labels": labels,
+            "logits_to_keep": logits_to_keep if isinstance(logits_to_keep, torch.Tensor) else logits_to_keep or None,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        return self.backbone(use_cache=use_cache, **given, **cache_keyword(self.inner, cache), **kwargs)
 
-    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, inputs_embeds=None, **kwargs):
-        """As transformers', and the 2-D mask goes along: a static cache gets a 4-D one, which hides padding's place."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
-        )
-        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-            ids = inputs.get("input_ids")
-            tokens = (inputs["inputs_embeds"] if ids is None else ids).shape[1]
-            inputs["memory_mask"] = attention_mask[:, -tokens:].bool()
-        return inputs
+    def generate(self, *args, **kwargs):
+        """As the base's ``generate``, with all that the base has of its own for it (its cache, its inputs, what it switches
+        as the text grows), by this model's ``generation_config``."""
+        self.inner.generation_config = self.generation_config
+        return self.backbone.generate(*args, **kwargs)
 
-    def cache_prepared(self, generation_config, model_kwargs) -> None:
-        """``generate`` has put its cache into ``model_kwargs``: it gets the memories' states."""
-        prepare_generation(self.backbone, generation_config, model_kwargs)
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        """As the base's."""
+        return self.inner.prepare_inputs_for_generation(*args, **kwargs)
 
     def init_continuous_batching(self, *args, **kwargs):
         """Refused: requests that share a paged cache cannot each carry a memory.

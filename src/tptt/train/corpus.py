@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tptt.data import (
+    Documents,
     Lexicon,
     RecallSampler,
     RecallTask,
@@ -77,10 +78,10 @@ class Corpus:
             data = stdlib_text()
         elif not isinstance(data, TextSplit):
             data = load_text(data, column, config_name, split)
-        train, most = shuffled(data.train, seed), max(2 * tokens, 8 * longest)
-        stream, lexicon = _read(tokenizer, train, most, longest, "training")
-        held_out, held_lexicon = _read(tokenizer, data.held_out, max(_HELD_OUT, 16 * longest), longest, "held-out")
-        return cls(tokenizer, stream, held_out.long(), lexicon, held_lexicon)
+        train = _read(tokenizer, shuffled(data.train, seed), max(2 * tokens, 8 * longest), longest, "training")
+        held_out = _read(tokenizer, data.held_out, max(_HELD_OUT, 16 * longest), longest, "held-out")
+        words, held_words = _words(train, "training"), _words(held_out, "held-out")
+        return cls(tokenizer, train.ids, held_out.ids.long(), words, held_words)
 
     def rows(self, settings: TrainingSettings, length: int, count: int) -> MixedRows:
         """``count`` training rows of ``length`` tokens."""
@@ -111,15 +112,18 @@ class Corpus:
         return pack_rows(self.held_out[: max(length, min(tokens // length * length, most))], length)
 
 
-def _read(tokenizer, documents, most: int, longest: int, part: str) -> tuple[torch.Tensor, Lexicon]:
-    """Token ids and words of one part of a text."""
-    found: TokenizedText = tokenize_once(tokenizer, documents, most, f"tokenizing the {part} part")
+def _read(tokenizer, documents: Sequence[str] | Documents, most: int, longest: int, part: str) -> TokenizedText:
+    found = tokenize_once(tokenizer, documents, most, f"tokenizing the {part} part")
     if len(found.ids) <= longest:
         raise ValueError(
             f"the text's {part} part has {len(found.ids)} tokens, rows of {longest} need a longer one: "
             "give more text or shorter rows"
         )
+    return found
+
+
+def _words(text: TokenizedText, part: str) -> Lexicon:
     try:
-        return found.ids, Lexicon.of([found.beginning])
+        return Lexicon.of([text.beginning])
     except ValueError as error:
         raise ValueError(f"the text's {part} part is too short: {error}; give more text") from error

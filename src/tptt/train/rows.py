@@ -15,9 +15,9 @@ class MixedRows(Dataset):
     """``count`` rows: random cuts of a text, and recall rows evenly among them. Row i depends on ``seed`` and i alone.
 
     An item is ``input_ids``, ``labels``, ``loss_weights`` and ``stated``, each [T]. ``loss_weights[t]`` is the weight
-    of predicting token t. ``stated[t]`` is 1 where a recall row states what it will ask for and 0 at its other tokens; it
-    is -1 where the row repeats a fact, and in text, because nobody knows what text will be asked for. Hugging Face's
-    Trainer can use the rows as well: it drops these two columns.
+    of predicting token t. ``stated[t]`` is 1 where a recall row states what it will ask for and 0 at its other
+    tokens; it is -1 where the row repeats a fact, and in text, because nobody knows what text will be asked for.
+    Hugging Face's Trainer can use the rows as well: it drops these two columns.
 
     Args:
         stream: [n] token ids of the text.
@@ -72,6 +72,6 @@ class MixedRows(Dataset):
             stated = torch.where(drawn.answers[0] == IGNORE, drawn.stated[0].long(), -1)
         else:
             start = int(torch.randint(len(self.stream) - self.length, (1,), generator=generator))
-            ids, weights = self.stream[start : start + self.length], torch.ones(self.length)
+            ids, weights = self.stream[start : start + self.length].long(), torch.ones(self.length)
             stated = torch.full_like(ids, -1)
         return {"input_ids": ids, "labels": ids, "loss_weights": weights, "stated": stated}
