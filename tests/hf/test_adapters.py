@@ -1,4 +1,4 @@
-"""Every peft configuration that a model takes trains, generates, saves, loads and merges; the others are refused first."""
+"""Every peft configuration that a model takes trains, generates, saves, loads and merges; others are refused first."""
 
 import warnings
 
@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.families.models import assert_near, tokens
 from tptt import TpttConfig, TpttModel
-from tptt.hf.adapters import ONE_AT_A_TIME, PEFT_TYPES
+from tptt.hf.adapter_settings import ONE_AT_A_TIME, PEFT_TYPES
 
 IDS = tokens(2, 20)
 ATTENTION = ["q_proj", "v_proj", "o_proj"]
@@ -287,9 +287,21 @@ def residual(model):
 
 
 CHANGES = [
-    renamed, both_at_work, second_deleted, first_anew, switched_off, folded_for_now, weighted("linear"),
-    weighted("cat"), weighted("svd"), copies, memory_copies, dora, all_linear, residual,
-]  # fmt: skip
+    renamed,
+    both_at_work,
+    second_deleted,
+    first_anew,
+    switched_off,
+    folded_for_now,
+    weighted("linear"),
+    weighted("cat"),
+    weighted("svd"),
+    copies,
+    memory_copies,
+    dora,
+    all_linear,
+    residual,
+]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__qualname__.split(".")[0])
@@ -327,6 +339,17 @@ def test_adapters_that_differ_from_layer_to_layer_are_not_saved(make, tmp_path):
     with pytest.raises(ValueError, match="differ in which adapters are active"):
         model.save_pretrained(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_adapters_scaled_by_hand_are_not_saved(make, tmp_path):
+    model = make(settings_of("LORA", use_rslora=True, rank_pattern={"q_proj": 2}, alpha_pattern={"v_proj": 3}))
+    layer = model.inner.model.layers[1].self_attn.q_proj
+    layer.scale_layer(0.5)
+    with pytest.raises(ValueError, match=r"adapters \['default'\] are scaled otherwise than their lora_alpha says"):
+        model.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    layer.unscale_layer()
+    comes_back(model, tmp_path / "out")
 
 
 def test_adapters_folded_in_for_now_are_not_saved_twice(make, tmp_path):

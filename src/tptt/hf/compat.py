@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ import torch
 from accelerate.hooks import remove_hook_from_module
 from accelerate.utils import set_module_tensor_to_device
 from peft import PeftModel
+from peft.tuners.adalora import AdaLoraLayer
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.other import ModulesToSaveWrapper
@@ -436,6 +439,18 @@ def adapter_status(model: PeftModel) -> AdapterStatus:
     )
 
 
+def rescaled_adapters(model: nn.Module) -> list[str]:
+    """Names of the LoRA adapters in ``model`` whose product is scaled otherwise than their settings say."""
+    found = set()
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer) and not isinstance(layer, AdaLoraLayer):
+            for name, scale in layer.scaling.items():
+                rank = layer.r[name] ** 0.5 if layer.use_rslora.get(name, False) else layer.r[name]
+                if not math.isclose(scale, layer.lora_alpha[name] / rank, rel_tol=1e-6):
+                    found.add(name)
+    return sorted(found)
+
+
 def as_peft_model(model: nn.Module) -> PeftModel | None:
     """``model`` if it is peft's; else None."""
     return model if isinstance(model, PeftModel) else None
@@ -500,7 +515,7 @@ def with_variant(file: str, variant: str | None) -> str:
 def held_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter and saved buffer of ``model`` by each of its names.
 
-    As ``state_dict()``, which a layer may use to put its weights in another form (bitsandbytes does, and not always back).
+    As ``state_dict()`` does, but no layer puts its weights into another form for it (bitsandbytes' do, for good).
     """
     found = {n: p.detach() for n, p in model.named_parameters(remove_duplicate=False)}
     for place, module in model.named_modules(remove_duplicate=False):
@@ -596,8 +611,8 @@ def keep_on_device(module: nn.Module) -> None:
 
 @contextmanager
 def on_execution_device(model: nn.Module) -> Iterator[list[str]]:
-    """Within, weights of ``model`` that lie elsewhere seem to be on the device that they are computed on; yields the names
-    of their modules. Their values are not there: what is made beside them lands on the right device, without memory for them.
+    """Within, offloaded weights of ``model`` seem to be on the device that they are computed on, so that what is made
+    beside them lands there. They take no memory, and their values are not there. Yields the names of their modules.
     """
     hidden: list[tuple[nn.Module, str, nn.Parameter]] = []
     names = []

@@ -74,7 +74,7 @@ class TpttConfig(PreTrainedConfig):
         base_model_name: path or hub id of the base causal LM.
         base_model_revision: branch, tag or commit of it.
         lora_config: ``LoraConfig(...)`` or its ``to_dict()``, a configuration of another method of
-            `tptt.hf.adapters.PEFT_TYPES`, several of them by the names of their adapters, or None.
+            `tptt.hf.adapter_settings.PEFT_TYPES`, several of them by the names of their adapters, or None.
         active_adapters: names of those adapters that are at work; None: the first.
         text_config: the base's own configuration; read from the base when not given.
         weights_format: "adapter" (memory and LoRA; the base is fetched by name) or "full" (self-contained).
@@ -85,7 +85,7 @@ class TpttConfig(PreTrainedConfig):
         attn_implementation: what computes the base's softmax, as transformers names it.
         The other arguments are those of `MemoryConfig`.
 
-    What a configuration repeats of its base (``vocab_size``, ``hidden_size``, ...) is read from there and cannot be set.
+    ``vocab_size``, ``hidden_size`` and the like are read from the base and cannot be set.
 
     Raises:
         ValueError: a key or value is not valid.
@@ -158,9 +158,8 @@ class TpttConfig(PreTrainedConfig):
             check_mag_weight(weight, "layer_mag_weights")
 
     def _check_adapters(self) -> None:
-        from .adapters import (
-            check_adapters,  # it needs peft, which may be in the middle of being imported with this module
-        )
+        # not at the top: it imports peft, which may be in the middle of importing this module
+        from .adapter_settings import check_adapters
 
         if self.lora_config is not None:
             self.lora_config = _peft_settings(self.lora_config)
@@ -285,7 +284,7 @@ class TpttConfig(PreTrainedConfig):
         return sorted(name for name in set(vars(self)) - known if not name.startswith("_"))
 
     def to_dict(self) -> dict[str, Any]:
-        """As transformers', without attributes that are no settings: nothing could be made of what they come to again."""
+        """As transformers', without attributes that are no settings, which no configuration could be made from."""
         strays = self.strays()
         out = {k: v for k, v in super().to_dict().items() if k not in strays}
         if isinstance(out.get("text_config"), dict) and self.weights_format == "adapter":
@@ -325,7 +324,8 @@ def _peft_settings(given: Any) -> dict[str, Any]:
         if all(isinstance(v, dict) and "peft_type" in v for v in adapters.values()):
             return jsonable(adapters)
     raise ValueError(
-        f"lora_config must be a peft configuration or its to_dict(), got {given!r}; several are given by their adapters' names"
+        f"lora_config must be a peft configuration or its to_dict(), got {given!r}; several are given by the names of "
+        "their adapters"
     )
 
 
@@ -347,7 +347,8 @@ def _base_config(name: str, revision: str | None, token: str | bool | None, trus
         raise base_error(name, error) from error
     if found.model_type == TpttConfig.model_type:
         raise ValueError(
-            f"base model {name!r} is a converted model already, with a memory: TpttModel.from_pretrained({name!r}) loads it"
+            f"base model {name!r} is a converted model already, with a memory: "
+            f"TpttModel.from_pretrained({name!r}) loads it"
         )
     return found
 

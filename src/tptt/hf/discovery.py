@@ -16,8 +16,8 @@ class UnsupportedAttentionError(ValueError):
 
 
 class Found(NamedTuple):
-    """One self-attention module: its name in the model, the module, the number of its layer, and its sizes or why a memory
-    cannot be given to it."""
+    """One self-attention module: its name in the model, the module, the number of its layer, and its sizes, or the error
+    that says why it cannot have a memory."""
 
     name: str
     module: nn.Module
@@ -37,10 +37,10 @@ class Found(NamedTuple):
 
 
 def find_attention(model: nn.Module, layout: str | Mapping[str, Any] | None = None) -> list[Found]:
-    """Every self-attention module of ``model`` in layer order; cross-attention and linear attention are passed over.
+    """Every self-attention module of ``model`` in layer order, without cross-attention and linear attention.
 
     Args:
-        model: any module; of a multimodal model give the language part.
+        model: any module. Give the language part of a multimodal model.
         layout: as ``MemoryConfig.attention_layout``.
 
     Raises:
@@ -66,10 +66,10 @@ def find_attention(model: nn.Module, layout: str | Mapping[str, Any] | None = No
 
 
 def choose(found: Sequence[Found], layers: Any) -> list[Found]:
-    """Those of ``found`` that ``layers`` names (see ``MemoryConfig.layers``).
+    """The modules of ``found`` in the layers that ``layers`` names (see ``MemoryConfig.layers``).
 
     Raises:
-        ValueError: a number is none of a layer with attention.
+        ValueError: a layer of that number has no attention, or no layer is chosen.
     """
     if isinstance(layers, int):
         chosen = list(found[layers - 1 :: layers])
@@ -96,7 +96,7 @@ def _wraps(module: nn.Module, layouts: Sequence[Layout]) -> bool:
 
 
 def _passed_over(name: str, module: nn.Module) -> bool:
-    """Cross-attention reads another sequence; linear attention is a memory already."""
+    """Whether ``module`` gets no memory: cross-attention reads another sequence, linear attention is a memory already."""
     kind, last = type(module).__name__.lower(), name.rpartition(".")[2].lower()
     if getattr(module, "is_cross_attention", False) or "cross" in kind or "cross" in last or last == "encoder_attn":
         return True

@@ -22,7 +22,8 @@ class Layout:
     Args:
         name: of the layout.
         projections: children whose outputs hold queries, keys and values: three, or one that holds all (see ``split``).
-        output: the output projection, whose input the memory is mixed into; None: the module's own output is that input.
+        output: the output projection, into whose input the memory is mixed. None: the module holds none, and the memory
+            is mixed into the module's output.
         split: how the projections' outputs fall into heads, a key of `SPLITS`.
         attributes: what the module's attributes have to be for the layout to apply.
     """
@@ -188,8 +189,8 @@ def _measure_latent(layout: Layout, module: nn.Module) -> Geometry:
 
 
 def _split_latent(geometry: Geometry, module: nn.Module, parts: list[torch.Tensor]):
-    """Multi-head latent attention (arXiv 2405.04434): the part of queries and keys without positions. The module expands
-    the latents of the whole cache; the memory needs those of the new tokens."""
+    """Multi-head latent attention (arXiv 2405.04434): the part of queries and keys without positions. The module
+    expands the latents of the whole cache; the memory needs those of the new tokens."""
     q = parts[0].unflatten(-1, (geometry.heads, -1))[..., : geometry.head_dim]
     latent = parts[1].reshape(*q.shape[:2], -1)
     k, v = (
@@ -231,22 +232,26 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("fused, Wqkv", ("Wqkv",), "out_proj", "blocks"),  # MPT, DBRX
     Layout("fused, Wqkv and Wo", ("Wqkv",), "Wo", "blocks"),  # ModernBERT
     Layout("fused, qkv", ("qkv",), "proj", "blocks"),  # vision towers
-    Layout("multi-query", ("query_key_value",), "dense", "blocks",
-           {"multi_query": True, "new_decoder_architecture": False}),  # Falcon-7B
+    Layout(
+        "multi-query", ("query_key_value",), "dense", "blocks", {"multi_query": True, "new_decoder_architecture": False}
+    ),  # Falcon-7B
     Layout("interleaved", ("query_key_value",), "dense", "groups"),  # GPT-NeoX, BLOOM, Persimmon; Falcon-40B
     Layout("partitions", ("qkv_proj",), "out_proj", "partitions"),  # CodeGen
     Layout("latent", ("q_proj", "kv_a_layernorm"), "o_proj", "latent"),  # DeepSeek-V2-Lite
     Layout("latent, low-rank queries", ("q_b_proj", "kv_a_layernorm"), "o_proj", "latent"),  # DeepSeek-V3
-)  # fmt: skip
+)
 
 
 def known() -> str:
-    """The layouts by name and parts, for an error message."""
+    """Names and parts of all layouts, for an error message."""
     return "; ".join(f"{x.name!r} ({', '.join(x.parts)})" for x in LAYOUTS)
 
 
 def chosen_layouts(choice: str | Mapping[str, Any] | None) -> tuple[Layout, ...]:
-    """What ``MemoryConfig.attention_layout`` names: None all known ones, a name of `LAYOUTS`, or a `Layout`'s fields.
+    """The layouts that ``MemoryConfig.attention_layout`` asks for.
+
+    Args:
+        choice: None is all known ones; a name of `LAYOUTS`; or the fields of a `Layout`.
 
     Raises:
         ValueError: the name, a field or the split is unknown.

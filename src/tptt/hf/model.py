@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextvars
 import copy
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,7 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tptt.config import require_decided
 
-from .adapters import SecondAdapters, active_in, with_adapters
+from .adapter_methods import AdapterMixin
+from .adapters import with_adapters
 from .base_model import base_without_weights, load_base
 from .calibration import calibrate
 from .checkpoint import CheckpointMixin
@@ -22,11 +22,8 @@ from .compat import (
     as_peft_model,
     cache_in,
     cache_keyword,
-    cannot_save_quantised,
     execution_device,
-    has_adapters,
     held_tensors,
-    is_quantised,
     mirror,
     note_attention_implementation,
     register_causal_lm,
@@ -39,21 +36,22 @@ _without_weights: contextvars.ContextVar[bool] = contextvars.ContextVar("tptt_wi
 _TOKENS_TO_CALIBRATE = 128
 
 
-class TpttModel(CheckpointMixin, ConvertedModelBase):
+class TpttModel(CheckpointMixin, AdapterMixin, ConvertedModelBase):
     """A causal language model with a linear memory beside its softmax attention.
 
     Args:
-        config: base, memory and LoRA. With ``lora_config`` the base is frozen and LoRA and memory train; without, all does.
-            The model keeps a copy.
-        base: the base, loaded for ``config`` (`tptt.hf.base_model.load_base`) and converted in place; None: it is loaded.
+        config: base, memory and LoRA. With ``lora_config`` the base is frozen, and LoRA and memory train; without it
+            everything trains. The model keeps a copy.
+        base: a base that was loaded for ``config`` (`tptt.hf.base_model.load_base`), to be converted in place. None:
+            the base is loaded here.
         attn_implementation, dtype (or torch_dtype), quantization_config, token, revision, device_map and any other
             keyword: handed to the base's ``from_pretrained``.
 
-    A base that is loaded here is run once, without gradients, on 128 random tokens: its memory starts from what the base's
-    attention does with them (`tptt.calibrate`). With ``base`` that is left to the caller, who has text for it.
+    A base that is loaded here is run once, without gradients, on 128 random tokens, because the memory starts from what
+    the base's attention does with them (`tptt.calibrate`). A given ``base`` is not run: the caller has text for that.
 
-    Until it is loaded from a checkpoint its ``config.name_or_path`` is the base's, where TRL finds a tokenizer and, given
-    no ``ref_model``, its reference model: ``copy.deepcopy(model)`` compares with the converted model instead.
+    Until it is loaded from a checkpoint its ``config.name_or_path`` is the base's, where TRL finds a tokenizer and,
+    given no ``ref_model``, its reference model: ``copy.deepcopy(model)`` compares with the converted model instead.
 
     Raises:
         OSError: the base was not found (the message says how to name it, and the token for gated ones).
@@ -178,8 +176,8 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
         return self.backbone(use_cache=use_cache, **given, **cache_keyword(self.inner, cache), **kwargs)
 
     def generate(self, *args, **kwargs):
-        """As the base's ``generate``, with all that the base has of its own for it (its cache, its inputs, what it switches
-        as the text grows), by this model's ``generation_config``."""
+        """As the base's ``generate``, with all that the base has of its own for it (its cache, its inputs, what it
+        switches as the text grows), by this model's ``generation_config``."""
         self.inner.generation_config = self.generation_config
         return self.backbone.generate(*args, **kwargs)
 
@@ -211,105 +209,6 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
             set_mag_weight(self.backbone, self.config.mag_weight)
         else:
             set_layer_mag_weights(self.backbone, self.config.layer_mag_weights)
-
-    # ---- adapters ---------------------------------------------------------------------------------------------------
-
-    @property
-    def peft_config(self) -> SecondAdapters:
-        """Name -> configuration of the adapters in this model. peft asks for it before it puts others around the model; then
-        those that are here are folded into the base, or the second ones are refused (`SecondAdapters`)."""
-        if (around := self.__dict__.get("_configs_around")) is not None:
-            return around
-        if (peft := as_peft_model(self.backbone)) is None:
-            raise AttributeError(f"{type(self).__name__} has no adapters")
-        return SecondAdapters(peft.peft_config, self._make_room)
-
-    @peft_config.setter
-    def peft_config(self, configs) -> None:
-        """peft says which adapters it has put around the model."""
-        self.__dict__["_configs_around"] = SecondAdapters(configs, self._make_room)
-
-    @peft_config.deleter
-    def peft_config(self) -> None:
-        """peft says that it has taken the adapters around the model away."""
-        self.__dict__.pop("_configs_around", None)
-
-    def _make_room(self, around: SecondAdapters) -> None:
-        """Fold the adapters into the base, so that peft can put others around the model.
-
-        Raises:
-            ValueError: that would lose some of them, or what they know.
-        """
-        peft = as_peft_model(self.backbone)
-        if peft is None and not has_adapters(self):  # it tried to, and failed
-            return
-        if peft is None:
-            raise ValueError(
-                "peft has put adapters around this converted model already, and would replace them: add_adapter(name, config) "
-                "of that peft model adds one beside them, its merge_and_unload() folds them into the base first"
-            )
-        idle = sorted(set(peft.peft_config) - set(active_in(peft)))
-        if idle or is_quantised(self.inner):
-            why = f"adapters {idle} are not at work" if idle else "folding them into quantised weights loses precision"
-            raise ValueError(
-                "this converted model has adapters, which peft would replace or switch off, and they are not folded into the "
-                f"base first because {why}: model.backbone.add_adapter(name, config) adds one beside them, "
-                "model.merge_and_unload() folds those at work into the base all the same"
-            )
-        warnings.warn(
-            f"adapters {sorted(peft.peft_config)} of this converted model were folded into its base, because those that peft "
-            "puts around it would have replaced them",
-            stacklevel=4,
-        )
-        self.merge_and_unload()
-        self.__dict__["_configs_around"] = around
-
-    def active_adapters(self) -> list[str]:
-        """Names of the adapters that are at work."""
-        peft = as_peft_model(self.backbone)
-        return [] if peft is None else active_in(peft)
-
-    def drop_empty_adapters(self) -> None:
-        """Take out what peft leaves of adapters when the last one has been deleted."""
-        if (peft := as_peft_model(self.backbone)) is not None and not peft.peft_config:
-            self._unwrap(peft.unload() if has_adapters(peft) else base_of(peft))
-
-    def merge_and_unload(self) -> TpttModel:
-        """Fold the adapters that are at work into the base's weights, and drop the others; from then on `save_pretrained` writes
-        a self-contained checkpoint.
-
-        Raises:
-            ValueError: the base is quantised in a way whose weights cannot be saved, or the adapters at work differ from
-                layer to layer.
-        """
-        if (peft := as_peft_model(self.backbone)) is not None:
-            if reason := cannot_save_quantised(self.inner):
-                raise ValueError(f"LoRA cannot be folded into this base: {reason}")
-            if not has_adapters(peft):
-                self._unwrap(base_of(peft))
-            elif not active_in(peft):
-                self._unwrap(peft.unload())
-            else:
-                self._untie(peft)
-                self._unwrap(peft.merge_and_unload())
-        self.config.weights_format = "full"
-        return self
-
-    def _untie(self, peft) -> None:
-        """Give a tied weight that LoRA changes on one side alone a copy of its own, or it would reach the other."""
-        for name, source in peft.all_tied_weights_keys.items():
-            if any(n.endswith(".base_layer.weight") and ".token_adapter." not in n for n in (name, source)):
-                tied = peft.get_parameter(source)
-                place, _, own = name.rpartition(".")
-                copied = torch.nn.Parameter(tied.detach().clone(), tied.requires_grad)
-                setattr(peft.get_submodule(place), own, copied)
-
-    def _unwrap(self, base: PreTrainedModel) -> None:
-        """Go on with ``base``, which holds no adapters any more."""
-        self.backbone = base
-        self.config.lora_config = self.config.active_adapters = None
-        self.post_init()
-        self.made_of = frozenset(self.own_shapes())
 
 
 AutoModelForCausalLM.register(TpttConfig, TpttModel, exist_ok=True)
