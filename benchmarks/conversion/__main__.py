@@ -24,8 +24,7 @@ import torch
 
 from benchmarks.record import RESULTS, ROOT, write_section
 from benchmarks.runs import Runs
-from tptt.assets import BASE
-from tptt.estimate.expectations import CURVES
+from tptt.assets import BASE, CURVES
 
 from .arms import ARMS, REFERENCES
 from .bench import DEVICE, Bench
