@@ -41,7 +41,7 @@ $(OLDEST)/.installed: pyproject.toml setup.py tools/lower_bounds.py $(wildcard s
 	touch $@
 
 quickstart: $(STAMP)
-	HF_HUB_OFFLINE=1 $(BIN)/tptt quickstart --out $(OUT)
+	HF_HUB_OFFLINE=1 $(BIN)/tptt quickstart --output-dir $(OUT)
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks tools setup.py

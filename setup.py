@@ -36,7 +36,7 @@ def compiler() -> str | None:
 def openmp_flags(cxx: str) -> list[tuple[list[str], list[str]]]:
     """(compiler's, linker's) flags to try in turn, the last without threads. g++'s code runs on the OpenMP library that
     torch has loaded, so none is named; clang's needs its own."""
-    version = subprocess.run([cxx, "--version"], capture_output=True, text=True).stdout
+    version = subprocess.run([cxx, "--version"], capture_output=True, encoding="utf-8").stdout
     if "clang" in version:
         return [(["-fopenmp"], ["-fopenmp"]), ([], [])]
     return [(["-fopenmp"], []), ([], [])]
@@ -48,7 +48,7 @@ def knows_tiles(cxx: str) -> bool:
         [cxx, *AMX[2], "-x", "c++", "-fsyntax-only", "-"],
         input="#include <immintrin.h>\n",
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     return done.returncode == 0
 
@@ -83,7 +83,7 @@ def build(out: Path, objects: Path) -> None:
     error = ""
     for flags in openmp_flags(cxx):
         for command in commands(cxx, out, objects, *flags):
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, encoding="utf-8")
             if done.returncode:
                 error = f"{' '.join(command)} failed:\n{done.stderr.strip()[-2000:]}"
                 break

@@ -129,16 +129,13 @@ class Recall:
     by_distance: dict[int, list[int]]
 
 
-def recall_until(
-    model, recall: RecallSampler, length: int, window: int, seed: int, least: int = LEAST, rows: int = 8
-) -> Recall:
+def recall_until(model, recall: RecallSampler, length: int, window: int, seed: int, least: int = LEAST) -> Recall:
     """Recall on rows that are drawn until ``least`` answers beyond the window were asked.
 
     Args:
         model, recall, length, window: as of `tptt.evaluation.recall_accuracy`.
         seed: of the model's training; rows are drawn by `draws_of`.
         least: answers that were stated more than ``window`` tokens back.
-        rows: that are drawn at a time.
 
     Raises:
         RuntimeError: rows of this length do not ask as many.
@@ -146,7 +143,7 @@ def recall_until(
     beyond, inside = [0, 0], [0, 0]
     bins: dict[int, list[int]] = {}
     for number in draws_of(seed):
-        score = recall_accuracy(model, recall, length, window, rows, number)
+        score = recall_accuracy(model, recall, length, window, _rows(least), number)
         _add(beyond, *beyond_counts(score))
         _add(inside, round((score.inside or 0.0) * score.inside_count), score.inside_count)
         for distance, counts in score.by_distance.items():
@@ -156,9 +153,7 @@ def recall_until(
     raise _too_few(beyond[1], length, least)
 
 
-def generated_until(
-    model, recall: RecallSampler, length: int, window: int, seed: int, least: int = LEAST, rows: int = 8
-) -> Share:
+def generated_until(model, recall: RecallSampler, length: int, window: int, seed: int, least: int = LEAST) -> Share:
     """The share of answers beyond the window that greedy decoding from a cache gives; arguments as of `recall_until`.
 
     Raises:
@@ -166,10 +161,15 @@ def generated_until(
     """
     total = [0, 0]
     for number in draws_of(seed):
-        _add(total, *recall_by_generation(model, recall, length, window, rows, number))
+        _add(total, *recall_by_generation(model, recall, length, window, _rows(least), number))
         if total[1] >= least:
             return Share.of(*total)
     raise _too_few(total[1], length, least)
+
+
+def _rows(least: int) -> int:
+    """Rows that are drawn at a time."""
+    return max(1, min(8, least // 8))
 
 
 def _add(total: list[int], right: int, asked: int) -> None:
@@ -179,5 +179,5 @@ def _add(total: list[int], right: int, asked: int) -> None:
 
 def _too_few(asked: int, length: int, least: int) -> RuntimeError:
     return RuntimeError(
-        f"{_DRAWS} draws of rows of {length} tokens asked {asked} answers beyond the window, not {least}"
+        f"{_DRAWS} draws of {_rows(least)} rows of {length} tokens asked {asked} answers beyond the window, not {least}"
     )

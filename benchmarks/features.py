@@ -22,6 +22,7 @@ from tptt.config import FEATURE_MAPS
 from tptt.data import IGNORE, pack_rows
 from tptt.evaluation import markdown_table
 from tptt.hf import as_base, attention_outputs, memories, memory_layers
+from tptt.memory import Tokens
 from tptt.train import Corpus
 
 LENGTH = 512
@@ -83,7 +84,7 @@ def distance(
     """The squared distance of ``memory`` from the base's attention output at the ``asked`` [N, T] tokens of ``rows``,
     and the square of that output."""
     hidden, q, k, v, target = layer
-    out = memory(hidden[rows], q[rows], k[rows], v[rows], None).flatten(2)[asked[rows]]
+    out = memory(q[rows], Tokens(hidden[rows], k[rows], v[rows], None)).flatten(2)[asked[rows]]
     want = target[rows][asked[rows]]
     return (out - want).pow(2).sum(), want.pow(2).sum()
 

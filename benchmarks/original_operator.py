@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tptt.memory import LinearMemory
+from tptt.memory import LinearMemory, Tokens
 
 CHUNK = 64
 
@@ -55,10 +55,11 @@ class OriginalMemory(LinearMemory):
     """A memory that computes `original_operator`; without padding, packing or a cache, which the benchmark does not
     need."""
 
-    def forward(self, hidden_states, q, k, v, mask):
-        if mask is not None:
+    def forward(self, q: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        if tokens.mask is not None:
             raise ValueError("the original's operator is measured on unpadded rows")
-        k, v = (x.repeat_interleave(self.heads // self.kv_heads, 2).float() for x in (k, v))
+        group = self.num_heads // self.num_key_value_heads
+        k, v = (x.repeat_interleave(group, 2).float() for x in (tokens.k, tokens.v))
         out = original_operator(q.float(), k, v)
         return out * torch.rsqrt(out.flatten(2).pow(2).mean(-1) + 1e-6)[..., None, None]
 

@@ -51,6 +51,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     ),
     "layers": (*_TRAINED, "benchmarks/layers/bench.py"),
     "features": (*_TRAINED, "benchmarks/features.py"),
+    "widths": (*_MEASURED, "src/tptt/convert", "benchmarks/widths.py"),
     "generation": (
         *_MEASURED,
         "src/tptt/convert",
@@ -136,7 +137,7 @@ def commit(kind: str) -> str:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=ROOT)
+        done = subprocess.run(["git", *arguments], capture_output=True, encoding="utf-8", cwd=ROOT)
     except OSError:
         return None
     return None if done.returncode else done.stdout.strip()
@@ -147,9 +148,9 @@ def processor(device: str = "cpu") -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str:
@@ -164,7 +165,7 @@ def provenance(kind: str, device: str = "cpu") -> dict[str, Any]:
     return {
         "commit": commit(kind),
         "code": code_version(kind),
-        "machine": processor(device),
+        "machine": f"{processor(device)}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -1,8 +1,10 @@
-"""Two ways to say how wide each memory is to be, beside each other: `python -m benchmarks.widths`.
+"""Two ways to say how wide each memory is to be, beside each other.
+
+python -m benchmarks.widths
 
 What counts is KL(base || base with a window in one layer alone), which takes a forward pass for each layer. What
-`tptt.convert.allocate_widths` measures is the change of each layer's own output, in one pass for all layers. Printed are the
-shares that the layers of the embedded base get by both, their rank correlation, and the time that each takes.
+`tptt.convert.allocate_widths` measures is the change of each layer's own output, in one pass for all layers. Printed
+are the shares that the layers of the embedded base get by both, their rank correlation, and the time that each takes.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.record import section
 from tptt import MemoryConfig
 from tptt.assets import BASE
 from tptt.convert import windowed
@@ -90,7 +93,7 @@ def main() -> None:
         took = "{1:.2f} s, {0:.2f} s".format(*x.seconds)
         rows.append([x.window, *each, f"{x.rank_correlation:.2f}", took])
     heads = ["window", "shares by KL", "shares by output", "rank correlation", "time by KL, by output"]
-    print(markdown_table(heads, rows))
+    print(section("widths", "python -m benchmarks.widths", [markdown_table(heads, rows)]))
 
 
 if __name__ == "__main__":

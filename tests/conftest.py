@@ -1,8 +1,5 @@
 import os
-import tempfile
 
-_cache = tempfile.TemporaryDirectory(prefix="tptt-tests-")  # of the texts that tests tokenize; it goes when they end
-os.environ.setdefault("HF_DATASETS_CACHE", _cache.name)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -36,6 +33,16 @@ def words():
     return Words()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _datasets_cache(tmp_path_factory):
+    """A cache of the tests' own, also for the processes that they start."""
+    folder = tmp_path_factory.mktemp("datasets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", str(folder))
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     random.seed(0)
@@ -60,9 +67,15 @@ def tiny_llama(tmp_path_factory):
     """Folder of a random Llama with 64 tokens in its vocabulary."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        pad_token_id=0,
+    )
     path = tmp_path_factory.mktemp("tiny-llama")
     LlamaForCausalLM(config).save_pretrained(path)
     return path
@@ -78,3 +91,19 @@ def tiny(tiny_llama):
         return TpttModel(TpttConfig(**{"base_model_name": str(tiny_llama)} | options, lora_config=lora))
 
     return make
+
+
+CONTRACT = (
+    "tests/families/test_registry.py",
+    "tests/inference/test_session.py",
+    "tests/hf/test_checkpoint.py",
+    "tests/hf/test_compat.py",
+    "tests/cli/test_quickstart.py",
+)
+"""Beside tests/test_contract.py, what `make contract` runs in the newest environment."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.nodeid.startswith(CONTRACT) and not item.get_closest_marker("slow"):
+            item.add_marker("contract")

@@ -25,7 +25,7 @@ print(json.dumps([used() - begin, [n for n in {heavy} if n in sys.modules]]))
 
 
 def cost(code):
-    """Seconds of CPU time that `code` takes in a process of its own, and which of the `HEAVY` modules are loaded then."""
+    """Seconds of CPU time that `code` takes in a process of its own, and which of the `HEAVY` modules it has loaded."""
     found = []
     for _ in range(2):  # the first may have to compile
         script = COST.format(code=code, heavy=HEAVY)

@@ -116,7 +116,7 @@ def test_a_stage_that_nobody_advances_is_mentioned_too(log_file, monkeypatch):
         until = time.monotonic() + 10
         while not lines() and time.monotonic() < until:
             time.sleep(0.01)
-        assert lines() == ["load: 0 steps after 0 s"]
+        assert lines() == ["load: after 0 s"]
     until = time.monotonic() + 10
     while set(threading.enumerate()) - before and time.monotonic() < until:
         time.sleep(0.01)
@@ -172,4 +172,4 @@ def test_the_first_of_several_processes_reports(clock, log_file, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     with log_file() as lines, report_progress("read"):
         clock.sleep(9)
-    assert lines() == ["read: done, 0 steps in 9 s"]
+    assert lines() == ["read: done in 9 s"]

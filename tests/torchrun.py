@@ -9,8 +9,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def torchrun(ranks, *command):
-    """What ``command``, the words behind ``python``, prints in ``ranks`` processes with this tree's sources, whatever is
-    installed."""
+    """What ``command``, the words behind ``python``, prints in ``ranks`` processes.
+
+    They run this tree's sources, whatever is installed.
+    """
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", ROOT)))}
     done = subprocess.run(

@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.record import RESULTS, ROOT, write_section
 from benchmarks.runs import Runs
-from tptt.assets import BASE, CURVES
+from tptt.assets import BASE
 
 from .arms import ARMS, REFERENCES
 from .bench import DEVICE, Bench
@@ -48,7 +48,7 @@ SHAPES = {"second": SECOND, "large": LARGE}
 DEFAULT = ("embedded", "second")
 ROWS = {"embedded": 512, "second": 256, "large": 1024}  # tokens of a training row; W is an eighth
 HIDDEN = {"embedded": 128, "second": 96, "large": 512}
-CURVES_OF = {"embedded": CURVES, "large": CURVES.with_stem(f"{CURVES.stem}-large")}
+CURVES_OF = {"embedded": BASE.with_name("curves.json"), "large": BASE.with_name("curves-large.json")}
 
 
 def trained_base(name: str, folder: Path) -> None:

@@ -18,16 +18,16 @@ from benchmarks.runs import Row, Runs
 from tptt import MemoryConfig, TpttConfig
 from tptt.convert.lora import lora_config
 from tptt.data import FORMATS as ALL_FORMATS
-from tptt.data import chosen_formats
+from tptt.data import TextSplit, chosen_formats, stdlib_text
 from tptt.evaluation import branch_use, perplexity, perplexity_by_position
 from tptt.hf import memories
-from tptt.inference.snapshot import fingerprint
+from tptt.inference.fingerprint import fingerprint
 from tptt.train import Corpus, TrainingSettings, default_rates, train
 from tptt.train.base import load_tokenizer
 from tptt.train.begin import begin_conversion
 
 from .arms import FORMATS, Arm
-from .records import FACTS, RecordCorpus
+from .records import FACTS, RecordCorpus, with_records
 
 LENGTHS = (1, 2, 4, 8)  # times the training length
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,8 +40,8 @@ class Effort:
     """How much is read and measured.
 
     Args:
-        answers: beyond the window that a share of recall rests on: of each format at the training length, of the formats
-            of a cell together at greater lengths, of the formats together when answers are generated.
+        answers: beyond the window that a share of recall rests on: in each format at the training length, in the
+            formats of a cell together at greater lengths, in all formats together when answers are generated.
         text: tokens of text that perplexity is measured on at each length.
         corpus: tokens that are read to train on, as many for every budget: budgets then differ in nothing else.
     """
@@ -68,6 +68,7 @@ class Bench:
         self.base, self.length, self.window, self.hidden, self.runs = str(base), length, window, hidden, runs
         self.effort = effort or Effort()
         self.corpora: dict[int, Corpus] = {}
+        self.parted: dict[int, dict[str, Corpus]] = {}
 
     @property
     def here(self) -> bool:
@@ -87,13 +88,23 @@ class Bench:
         found = [x["key"] for x in self.runs.all() if x["key"].get("change") == "base"]
         return next(k["weights"] for k in found if (k["length"], k["window"]) == (self.length, self.window))
 
-    def corpus(self, seed: int, records: bool = False) -> Corpus:
+    @cached_property
+    def text(self) -> TextSplit:
+        """What is trained and measured on: the running Python's own documentation."""
+        return stdlib_text()
+
+    def corpus(self, seed: int) -> Corpus:
         """The text, in an order of ``seed``."""
         if seed not in self.corpora:
             tokenizer = load_tokenizer(TpttConfig(base_model_name=self.base))
-            self.corpora[seed] = Corpus.of(tokenizer, None, self.effort.corpus, LENGTHS[-1] * self.length, seed)
-        found = self.corpora[seed]
-        return RecordCorpus(**vars(found)) if records else found
+            self.corpora[seed] = Corpus.of(tokenizer, self.text, self.effort.corpus, LENGTHS[-1] * self.length, seed)
+        return self.corpora[seed]
+
+    def parts(self, seed: int) -> dict[str, Corpus]:
+        """`parts_of` the corpus of ``seed``."""
+        if seed not in self.parted:
+            self.parted[seed] = parts_of(self.corpus(seed))
+        return self.parted[seed]
 
     def settings(self, arm: Arm, tokens: int, seed: int) -> TrainingSettings:
         """How ``arm`` is trained, with every number that the result depends on."""
@@ -144,20 +155,23 @@ class Bench:
         return self.runs.once(self.key(arm, tokens, seed), lambda: self._train(arm, tokens, seed))
 
     def _as_it_is(self) -> Row:
-        parts = parts_of(self.corpus(0)).items()
-        measured = {name: self._measured(self.plain, corpus, LENGTHS[:1], False, 0) for name, corpus in parts}
+        measured = {
+            name: self._measured(self.plain, part, LENGTHS[:1], False, 0) for name, part in self.parts(0).items()
+        }
         return {"parameters": self.plain.num_parameters(), "parts": measured}
 
     def _train(self, arm: Arm, tokens: int, seed: int) -> Row:
-        settings, corpus = self.settings(arm, tokens, seed), self.corpus(seed, arm.records)
+        settings, corpus, parts = self.settings(arm, tokens, seed), self.corpus(seed), self.parts(seed)
+        if arm.records:
+            corpus, parts = with_records(corpus), {name: with_records(part) for name, part in parts.items()}
         torch.manual_seed(seed)
-        lora = lora_config(self.plain, arm.rank, 2 * arm.rank, targets=arm.targets)
+        lora = lora_config(self.plain, arm.rank, 2 * arm.rank, target_modules=arm.targets)
         config = TpttConfig(base_model_name=self.base, lora_config=lora, max_self_attn_length=self.window, **arm.config)
         model = begin_conversion(config, corpus, settings, self.length, dtype=torch.float32).model
         if arm.change is not None:
             arm.change(model)
         history = train(model, corpus, settings, self.length)
-        parts = {name: part for name, part in parts_of(corpus).items() if name in arm.parts}
+        parts = {name: part for name, part in parts.items() if name in arm.parts}
         found: Row = {
             "parts": {x: self._measured(model, part, LENGTHS, arm.cached, seed) for x, part in parts.items()},
             "train_seconds": next(x["train_runtime"] for x in reversed(history) if "train_runtime" in x),

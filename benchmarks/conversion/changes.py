@@ -43,7 +43,7 @@ def short_convolution(model: nn.Module) -> None:
         for name in ("query_features", "key_features"):
             features = getattr(memory, name)
             setattr(memory, name, Convolved(features, len(features.weight), features.weight.shape[-1]))
-        memory.one_call = False
+        memory.takes_one_call = False
 
 
 def full_rank(model: nn.Module) -> None:

@@ -50,12 +50,15 @@ def curves(bench: Bench, cells: Cells, name: str) -> dict[str, Any]:
     def named(field: str) -> str:
         return ", ".join(dict.fromkeys(str(x.get(field, "not recorded")) for x in found))
 
+    landed = dict.fromkeys(x["recorded_in"] for x in found if "recorded_in" in x)
+    since = f", in the repository since {', '.join(landed)}" if landed else ""
+
     return {
         "base": {"name": f"the {name} base", "parameters": bench.of_itself()["parameters"]},
         "length": bench.length,
         "window": bench.window,
         "machine": named("machine"),
-        "commit": named("commit"),
+        "commit": named("commit") + since,
         "points": [_point(bench, cells, tokens, rows) for tokens, rows in by_tokens],
     }
 

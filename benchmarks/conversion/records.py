@@ -17,16 +17,21 @@ class RecordCorpus(Corpus):
     """A `Corpus` whose recall rows of all formats are records; a format that is asked for by name stays what it is."""
 
     def taught(self, formats: str | Sequence[str]) -> RecallSampler:
-        """Draws recall rows to train on."""
+        """RecallSampler recall rows to train on."""
         return (
             KeyValueRecall(RecallVocabulary(self.tokenizer), self.stream) if _all(formats) else super().taught(formats)
         )
 
     def recall(self, formats: str | Sequence[str] = "all", facts: int = 8) -> RecallSampler:
-        """Draws held-out recall rows, with twice as many records as ``facts``."""
+        """RecallSampler held-out recall rows, with twice as many records as ``facts``."""
         if not _all(formats):
             return super().recall(formats, facts)
         return KeyValueRecall(RecallVocabulary(self.tokenizer), self.held_out, 2 * facts)
+
+
+def with_records(corpus: Corpus) -> RecordCorpus:
+    """The same text with records for recall rows."""
+    return RecordCorpus(**vars(corpus))
 
 
 def _all(formats: str | Sequence[str]) -> bool:

@@ -17,19 +17,20 @@ from .cells import UNDIVIDED, Cells, Legend, measured, of_base, part_in, recall,
 CHOSEN, SMALL = "default", "narrow"
 """The arm that is reported in detail; and the one that stands for it where a base was tried with that alone."""
 
-_HOW = f"""Recall beyond the window ({", ".join(FORMATS)}; all tokens of an answer right) at 1 to {LENGTHS[-1]}
-times the
-length of training rows: the mean over formats and seeds, ± the standard deviation over seeds, n answers in all,
-and the standard error se that this number of answers leaves (of a binomial proportion; at .00 and 1.00 it is 0,
-and fewer than 3 / n are right or wrong with 95 % confidence). Perplexity of text over the base's at 1x. Minutes of
-training, beside other runs on the same machine. The last columns say on which part of the held-out text a row was
-measured, and where.
+_HOW = f"""
+Recall beyond the window ({", ".join(FORMATS)}; all tokens of an answer right) at 1 to {LENGTHS[-1]} times the length
+of training rows: the mean over formats and seeds, ± the standard deviation over seeds, n answers in all, and the
+standard error se that this number of answers leaves (of a binomial proportion; at .00 and 1.00 it is 0, and fewer
+than 3 / n are right or wrong with 95 % confidence). Perplexity of text over the base's at 1x. Minutes of training,
+beside other runs on the same machine. The last columns say on which part of the held-out text a row was measured, and
+where.
 
 The text that is held out of training has a {DEVELOPMENT} part and a {TEST} part, which share no text. Arms are
-compared on the {DEVELOPMENT} part; what is reported of the chosen ones is measured on the {TEST} part.
-"{UNDIVIDED}" are older rows: they were measured on the whole held-out text, on the same answers for all seeds (n
-and se are those of one seed), and the recipe was chosen on these answers too. Fewer than {LEAST} answers for a
-seed stand in older rows alone."""
+compared on the {DEVELOPMENT} part; what is reported of the chosen ones is measured on the {TEST} part. "{UNDIVIDED}"
+are older rows: they were measured on the whole held-out text, on the same answers for all seeds (n and se are those
+of one seed), and the recipe was chosen on these answers too. Fewer than {LEAST} answers for a seed stand in older
+rows alone.
+"""
 
 
 def mean(values: Sequence[float]) -> str:
@@ -100,7 +101,7 @@ class Report:
         found = over_seeds([row], lambda x: recall(x, TEST, 1))
         return (
             f"Rows of {bench.length} tokens, W = {bench.window}. The base has {row['parameters']:,} parameters and "
-            f"finds {found} with its whole context (measured: {self.legend.mark([row])}).\n\n{_HOW}"
+            f"finds {found} with its whole context (measured: {self.legend.mark([row])}).\n\n{_HOW.strip()}"
         )
 
     def _table(self, title: str, arms: Iterable[str], part: str) -> str:

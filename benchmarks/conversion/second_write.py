@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from tptt.hf import memories
-from tptt.memory import LinearMemory
+from tptt.memory import LayerState, LinearMemory, MemoryUpdate, Tokens
 
 _SELDOM = -3.0  # bias of the gate: .05 of a write at the start
 
 
 class SecondWrite(nn.Module):
-    """Key and value of a token's second write, linear maps of the first's that begin as the identity, and how much of it is
-    written (DeltaProduct, arXiv 2502.10297, has projections of their own for each write)."""
+    """Key, value and strength of a token's second write. Key and value are linear maps of the first write's, which
+    begin as the identity (DeltaProduct, arXiv 2502.10297, has a projection for each write)."""
 
     def __init__(self, memory: LinearMemory, hidden: int) -> None:
         super().__init__()
@@ -35,18 +35,18 @@ class SecondWrite(nn.Module):
         return k, v, beta if mask is None else beta * mask[..., None]
 
 
-def _both(memory: LinearMemory, first, hidden, k, v, mask, history=None, seen=None):
-    """What ``first``, the memory's own `writes`, makes of the tokens, and after each the second write."""
-    writes = first(hidden, k, v, mask, history, seen)
-    k, v, beta = memory.second_write(hidden, k, v, mask)
+def _both(memory: LinearMemory, first, tokens: Tokens, before: LayerState | None = None) -> MemoryUpdate:
+    """What ``first``, the memory's own `update`, makes of the tokens, and after each the second write."""
+    update = first(tokens, before)
+    k, v, beta = memory.second_write(*tokens)
     more = memory.key_features(k), v, beta
-    k, v, beta = (torch.stack(pair, 2) for pair in zip(writes[:3], more, strict=True))
-    return writes._replace(k=k, v=v, beta=beta)
+    k, v, beta = (torch.stack(pair, 2) for pair in zip(update[:3], more, strict=True))
+    return update._replace(k=k, v=v, beta=beta)
 
 
 def second_write(model: nn.Module) -> None:
-    """Give every memory of ``model`` a learned second write; for whole sequences only, no cache carries it."""
+    """Give every memory of ``model`` a learned second write; for whole sequences only, because no cache carries it."""
     for memory in memories(model):
         memory.second_write = SecondWrite(memory, memory.write_gate.weight.shape[1]).to(memory.output_scale.device)
         memory.update = partial(_both, memory, memory.update)
-        memory.one_call = False
+        memory.takes_one_call = False

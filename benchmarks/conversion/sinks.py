@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -12,7 +11,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import rotate_half
 
 from tptt.hf import memory_layers
-from tptt.hf.compat import set_attention_implementation
+from tptt.hf.compat import config_with_attention
+from tptt.hf.window_attention import Band
 
 _NAME = "clamped_sinks"
 
@@ -30,6 +30,8 @@ def clamped_sinks(model: nn.Module) -> None:
 
     def attend(module: nn.Module, query, key, value, attention_mask, scaling: float, **more: Any):
         """Attention over doubled channels: every key is zero where the queries that it is not meant for are."""
+        if isinstance(attention_mask, Band):
+            attention_mask = attention_mask.dense(len(query), query.shape[2], query.device)
         positions = torch.arange(query.shape[2], device=query.device)
         angles = (positions.clamp(max=last) - positions)[:, None] * torch.cat([frequencies, frequencies])
         turned = query * angles.cos() + rotate_half(query) * angles.sin()
@@ -40,5 +42,4 @@ def clamped_sinks(model: nn.Module) -> None:
 
     AttentionInterface.register(_NAME, attend)
     for module in (x.attention for x in layers):
-        module.config = copy.copy(module.config)
-        set_attention_implementation(module.config, _NAME)
+        module.config = config_with_attention(module.config, _NAME)

@@ -21,7 +21,7 @@ from tptt.evaluation.perplexity import evaluating
 from tptt.evaluation.verify import TOLERANCE
 from tptt.hf import find_attention
 from tptt.hf.compat import cache_keyword
-from tptt.inference.snapshot import fingerprint
+from tptt.inference.fingerprint import fingerprint
 from tptt.train import Corpus, TrainingSettings, train
 from tptt.train.auto_layers import first_rows
 from tptt.train.base import load_tokenizer

@@ -131,7 +131,7 @@ class Original:
     def __init__(self, python: str) -> None:
         worker = Path(__file__).with_name("original_worker.py")
         self.process = subprocess.Popen(
-            [python, "-W", "ignore", str(worker)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [python, "-W", "ignore", str(worker)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
         )
         self.median(64, 1, 16, False, repeats=1)  # until it has imported everything it takes time from the others
 

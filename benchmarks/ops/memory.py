@@ -21,7 +21,7 @@ def peak_units(name: str) -> float:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.ops.memory", name],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         cwd=Path(__file__).parents[2],
     )
     if done.returncode:
@@ -30,7 +30,7 @@ def peak_units(name: str) -> float:
 
 
 def _status(key: str) -> int:
-    return 1024 * int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1))
+    return 1024 * int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8")).group(1))
 
 
 def _run(name: str, tokens: int) -> int:
@@ -41,7 +41,7 @@ def _run(name: str, tokens: int) -> int:
     gates = [torch.rand(1, tokens, HEADS), -0.1 * torch.rand(1, tokens, HEADS, *([WIDTH] if name == "kda" else []))]
     d_o = torch.randn(1, tokens, HEADS, WIDTH)
     inputs = [x.requires_grad_() for x in ((q, k, v) if name == "SDPA" else (q, k, v, *gates))]
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew here
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew here
     before = _status("VmRSS")
     if name == "SDPA":
         out = scaled_dot_product_attention(*(x.transpose(1, 2) for x in inputs), is_causal=True).transpose(1, 2)

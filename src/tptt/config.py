@@ -170,7 +170,6 @@ class MemoryConfig:
             object.__setattr__(self, "layers", _numbers("layers", self.layers))
         object.__setattr__(self, "memory_only_layers", _numbers("memory_only_layers", self.memory_only_layers))
 
-
     @property
     def window(self) -> int | None:
         """``max_self_attn_length``, once it is decided.

@@ -1,4 +1,4 @@
-"""Public names of a package that are imported when they are first used (PEP 562), so that importing the package is cheap."""
+"""Public names of a package that are imported when they are first used (PEP 562): importing the package is cheap."""
 
 from __future__ import annotations
 

@@ -62,8 +62,10 @@ def _is_main_process() -> bool:
 
 
 def amount(done: float, total: float | None, unit: str) -> str:
-    """For example ``1,200 of 48,000 tokens``."""
-    return f"{done:,.0f} {unit}" if total is None else f"{done:,.0f} of {total:,.0f} {unit}"
+    """For example ``1,200 of 48,000 tokens``; nothing where nothing is counted."""
+    if total is None:
+        return f"{done:,.0f} {unit}" if done else ""
+    return f"{done:,.0f} of {total:,.0f} {unit}"
 
 
 class _Nothing:
@@ -93,8 +95,9 @@ class _Lines:
             now = _clock()
             if now < self.due or self.ended.is_set():
                 return
-            share = f" ({100 * self.done / self.total:.0f} %)" if self.total else ""
-            self._write(f"{amount(self.done, self.total, self.unit)}{share} after {now - self.begun:.0f} s")
+            done = amount(self.done, self.total, self.unit)
+            share = f"({100 * self.done / self.total:.0f} %)" if self.total else ""
+            self._write(done, share, f"after {now - self.begun:.0f} s")
             self.due = now + EVERY
 
     @contextmanager
@@ -111,14 +114,15 @@ class _Lines:
                 self.ended.set()
                 seconds = _clock() - self.begun
                 if seconds >= SILENT:
-                    self._write(f"{how}, {amount(self.done, None, self.unit)} in {seconds:.0f} s")
+                    done = amount(self.done, None, self.unit)
+                    self._write(f"{how}, {done}" if done else how, f"in {seconds:.0f} s")
 
     def _keep_up(self) -> None:
         while not self.ended.wait(max(0.01, self.due - _clock())):
             self.write_if_due()
 
-    def _write(self, text: str) -> None:
-        logger.info("%s: %s", self.name, text)
+    def _write(self, *words: str) -> None:
+        logger.info("%s: %s", self.name, " ".join(word for word in words if word))
 
 
 # ---- bars on a terminal -------------------------------------------------------------------------------------------

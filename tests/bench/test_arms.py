@@ -12,6 +12,7 @@ from tptt.convert.lora import lora_config
 from tptt.hf import memories
 from tptt.hf.compat import attention_implementation
 from tptt.memory.features import MAPS
+from tptt.memory.update import Tokens
 
 
 def remembering(**options):
@@ -45,7 +46,7 @@ def test_decays_begin_at_the_distance_that_the_base_looks_back():
     for memory in memories(model):
         left = torch.sigmoid(memory.decay_gate.bias.detach())
         lives = -0.6931 / left.log()
-        assert ((lives > 1) & (lives < 33)).all() and lives.shape == (memory.states,)
+        assert ((lives > 1) & (lives < 33)).all() and lives.shape == (memory.num_states,)
     assert len({round(memory.decay_gate.bias[0].item(), 3) for memory in memories(model)}) == 4
     assert attention_implementation(model.backbone.config) == "sdpa"
     model(input_ids=torch.arange(2, 50)[None]).logits.sum().backward()
@@ -66,12 +67,13 @@ def test_a_second_write_begins_next_to_nothing_and_can_take_the_first_back():
         memory.second_write.of_values.zero_()
         mask = torch.ones(2, 5, dtype=torch.bool)
         mask[1, 3:] = False
-        (width, _), hidden = memory.widths, memory.write_gate.weight.shape[1]
-        k, v = torch.randn(2, 2, 5, memory.kv_heads, width)
-        writes = memory.writes(torch.randn(2, 5, hidden), k, v, mask)
+        width, hidden = memory.head_dim, memory.write_gate.weight.shape[1]
+        k, v = torch.randn(2, 2, 5, memory.num_key_value_heads, width)
+        writes = memory.update(Tokens(torch.randn(2, 5, hidden), k, v, mask))
         assert writes.k.shape[2] == 2 and not writes.beta[1, 3:].any()
         for key in writes.k[:, 2:3, 0], writes.k[:, 2:3, 1]:  # of the last token that writes in both rows
-            state = writes.map(lambda x: x[:, :3]).run(writes.k[:, :3, 0], None)[1]
+            first = writes._replace(**{name: getattr(writes, name)[:, :3] for name in ("k", "v", "beta")}, real=None)
+            state = first.run(writes.k[:, :3, 0], None)[1]
             assert torch.einsum("bthk,bhkv->bthv", key, state).abs().max() < 1e-4
 
 
@@ -79,10 +81,14 @@ def test_clamped_sinks_are_as_far_as_in_a_cache_that_numbers_what_it_holds(tmp_p
     torch.manual_seed(0)
     base = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=50, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+            vocab_size=50,
+            hidden_size=64,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=4,
             num_key_value_heads=2,
         )
-    ).eval()  # fmt: skip
+    ).eval()
     base.save_pretrained(tmp_path)
     config = TpttConfig(base_model_name=str(tmp_path), max_self_attn_length=6, sink_tokens=2, mag_weight=0.0)
     model, ids = TpttModel(config, dtype=torch.float32).eval(), torch.randint(50, (2, 30))

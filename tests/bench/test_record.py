@@ -10,7 +10,8 @@ from benchmarks.record import FIELDS, ROOT, SOURCES, ages, code_text, described,
 
 KINDS = sorted(SOURCES)
 NOT_MEASURED = {
-    *("tptt.assets", "tptt.processes", "tptt.progress", "tptt.evaluation.tables"),
+    *("tptt.assets", "tptt.fields", "tptt.lazy", "tptt.processes", "tptt.progress", "tptt.version"),
+    "tptt.evaluation.tables",
     *("benchmarks.record", "benchmarks.plots", "benchmarks.runs", "benchmarks.conversion.arms"),
 }
 """Modules that nothing measured depends on, or, as an arm, by what stands in the key."""

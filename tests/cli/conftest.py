@@ -23,9 +23,16 @@ def make_base(tmp_path_factory):
         (folder / "table.csv").write_text("words\n" + text)
         tokenizer = build_tokenizer([text], 700)
         config = LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=1, max_position_embeddings=positions, eos_token_id=0, pad_token_id=1,
-        )  # fmt: skip
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=positions,
+            eos_token_id=0,
+            pad_token_id=1,
+        )
         LlamaForCausalLM(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return folder

@@ -6,13 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tptt.quickstart.records import RecordCorpus
-from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from tptt.cli.main import app
-from tptt.data import FORMATS, KeyValueRecall, RecallTask
-from tptt.quickstart import QuickstartOptions
+from tptt.data import FORMATS
+from tptt.quickstart.options import QuickstartOptions
 from tptt.train import TrainingSettings
 
 
@@ -28,7 +26,9 @@ def invoke(*arguments):
 def test_the_whole_job(base, tmp_path):
     out = tmp_path / "out"
     threads = torch.get_num_threads()
-    run = invoke("--base-model", base, "--data", base / "text.txt", "--out", out, "--steps", 4, "--threads", threads)
+    run = invoke(
+        "--base-model", base, "--data", base / "text.txt", "--output-dir", out, "--steps", 4, "--threads", threads
+    )
     assert run.exit_code == 0, run.output
     report = (out / "report.md").read_text()
     for part in ("| base |", "| window alone |", "| converted |", "perplexity at 256", "a TpttModel", "torch "):
@@ -48,15 +48,26 @@ def test_the_whole_job(base, tmp_path):
     card = (checkpoint / "README.md").read_text()
     assert card.startswith("---\nlibrary_name") and "| passkey |" in card
     assert json.loads((checkpoint / "config.json").read_text())["max_self_attn_length"] == 8
-    again = invoke("--base-model", base, "--out", out)
+    again = invoke("--base-model", base, "--output-dir", out)
     assert again.exit_code == 1 and "is not empty" in " ".join(again.output.split())
+
+
+def test_without_matplotlib_it_says_so_and_goes_on(base, tmp_path, monkeypatch):
+    for name in [x for x in sys.modules if x.partition(".")[0] == "matplotlib" or x == "tptt.quickstart.plots"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    out = tmp_path / "out"
+    run = invoke("--base-model", base, "--data", base / "text.txt", "--output-dir", out, "--steps", 1, "--seq-len", 32)
+    assert run.exit_code == 0, run.output
+    assert "no plots were drawn" in run.output and "tptt[plot]" in run.output
+    report = (out / "report.md").read_text()
+    assert "](plots/" not in report and "no plots were drawn" in report and not (out / "plots").exists()
 
 
 def test_training_follows_the_default_recipe(tmp_path):
     options, recipe = QuickstartOptions(tmp_path, steps=7, seed=3), TrainingSettings()
     settings = options.settings(64)
-    facts = tuple(2 * n for n in recipe.facts)
-    assert settings == replace(recipe, tokens=settings.tokens, seq_len=64, seed=3, facts=facts, mag_weight_start=0.01)
+    assert settings == replace(recipe, tokens=settings.tokens, seq_len=64, seed=3)
     assert settings.steps(64) == 7
 
 
@@ -64,8 +75,8 @@ def test_training_follows_the_default_recipe(tmp_path):
     ("arguments", "message"),
     [
         (("--steps", 0), "--steps must be 1 or more"),
-        (("--length", 32, "--window", 32), "--window must be less than"),
-        (("--length", 8), "seq_len must be a whole number of 16 or more"),
+        (("--seq-len", 32, "--window", 32), "--window must be less than"),
+        (("--seq-len", 8), "seq_len must be a whole number of 16 or more"),
         (("--data", "no-such-file.txt"), "no-such-file.txt"),
     ],
 )
@@ -74,13 +85,13 @@ def test_bad_options(base, tmp_path, arguments, message, monkeypatch):
         raise FileNotFoundError(f"no data set {name}")
 
     monkeypatch.setattr("datasets.load_dataset", offline)
-    run = invoke("--base-model", base, "--out", tmp_path / "out", *arguments)
+    run = invoke("--base-model", base, "--output-dir", tmp_path / "out", *arguments)
     assert run.exit_code == 1
     assert message in " ".join(run.output.split())
 
 
 def test_missing_base_is_named(tmp_path):
-    run = invoke("--base-model", tmp_path / "nothing", "--out", tmp_path / "out")
+    run = invoke("--base-model", tmp_path / "nothing", "--output-dir", tmp_path / "out")
     assert run.exit_code == 1 and "was not found" in " ".join(run.output.split())
 
 
@@ -88,16 +99,5 @@ def test_help_names_the_options():
     done = subprocess.run(
         [sys.executable, "-m", "tptt.cli.main", "quickstart", "--help"], capture_output=True, text=True, check=True
     )
-    for option in ("--base-model", "--data", "--out", "--window", "--length", "--steps", "--seed", "--threads"):
+    for option in ("--base-model", "--data", "--output-dir", "--window", "--seq-len", "--steps", "--seed", "--threads"):
         assert option in done.stdout
-
-
-def test_rows_of_all_formats_are_records_and_those_of_one_are_its_own(base):
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
-    corpus = RecordCorpus.of(tokenizer, str(base / "text.txt"), 4096, 64)
-    rows = corpus.rows(TrainingSettings(recall_share=0.5), 64, 8)
-    asked = [i for i in range(8) if len(rows[i]["loss_weights"].unique()) == 2]
-    assert asked == [i for i in range(8) if rows.is_recall(i)] and len(asked) == 4
-    assert "\n@" in tokenizer.decode(rows[asked[0]]["input_ids"])
-    assert isinstance(corpus.recall(), KeyValueRecall) and isinstance(corpus.recall("passkey"), RecallTask)
-    assert corpus.recall().filler is corpus.held_out and corpus.taught("all").filler is corpus.stream

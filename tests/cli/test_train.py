@@ -24,10 +24,18 @@ def run_file(base, tmp_path):
     """A small run, as a file."""
     path = tmp_path / "run.yaml"
     keys = {
-        "base_model": str(base), "data": str(base / "text.txt"), "output_dir": str(tmp_path / "out"), "seq_len": 128, "per_device_train_batch_size": 2,
-        "tokens": 6 * 2 * 128, "max_self_attn_length": 16, "lora_r": 2, "recall_formats": ["records"], "probe_steps": 3,
+        "base_model": str(base),
+        "data": str(base / "text.txt"),
+        "output_dir": str(tmp_path / "out"),
+        "seq_len": 128,
+        "per_device_train_batch_size": 2,
+        "tokens": 6 * 2 * 128,
+        "max_self_attn_length": 16,
+        "lora_r": 2,
+        "recall_formats": ["records"],
+        "probe_steps": 3,
         "save_steps": 2,
-    }  # fmt: skip
+    }
     path.write_text(yaml.safe_dump(keys))
     return path
 
@@ -70,6 +78,20 @@ def test_a_run_from_its_file_to_its_folder_and_on(run_file, tmp_path):
     assert code == 0, output
 
 
+def test_the_configuration_and_split_of_a_data_set(run_file, base, tmp_path):
+    table = (base / "table.csv").read_text(encoding="utf-8")
+    (tmp_path / "set").mkdir()
+    for name in ("train", "test"):
+        (tmp_path / "set" / f"{name}.csv").write_text(table, encoding="utf-8")
+    where = ("--data", tmp_path / "set", "--column", "words", "--tokens", 256, "--save-steps", 0)
+    code, output = invoke(run_file, *where, "--data-config-name", "raw")
+    assert code == 1 and "has no configuration 'raw'; it has default" in output
+    code, output = invoke(run_file, *where, "--data-split", "dev")
+    assert code == 1 and "has no split 'dev'; it has train, test" in output
+    code, output = invoke(run_file, *where, "--data-split", "test")
+    assert code == 0, output
+
+
 def test_the_column_of_a_table(run_file, base):
     code, output = invoke(run_file, "--data", base / "table.csv", "--column", "letters", "--tokens", 256)
     assert code == 1 and "has no column 'letters'; it has words" in output
@@ -107,10 +129,10 @@ def test_a_folder_s_table_without_the_column_is_named(run_file, base, tmp_path):
     ],
 )
 def test_bad_runs_are_told_and_write_nothing(run_file, tmp_path, arguments, message, monkeypatch):
-    def offline(name, split):
+    def offline(name, config_name):
         raise FileNotFoundError(f"no data set {name}")
 
-    monkeypatch.setattr("datasets.load_dataset", offline)
+    monkeypatch.setattr("datasets.load_dataset_builder", offline)
     code, output = invoke(run_file, *arguments)
     assert code == 1 and message in output
     assert not (tmp_path / "out").exists()
@@ -211,13 +233,16 @@ app(["train", {str(run_file)!r}])
 
 
 CODE = """
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 class OwnConfig(LlamaConfig):
     model_type = "own"
 
 class OwnModel(LlamaForCausalLM):
     config_class = OwnConfig
+
+class OwnTokenizer(PreTrainedTokenizerFast):
+    pass
 """
 
 
@@ -228,6 +253,9 @@ def test_a_base_with_code_of_its_own(run_file, base, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
     (folder / "config.json").write_text(json.dumps(config | own | {"architectures": ["OwnModel"]}))
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    own = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer | own))
     short = ("--base-model", folder, "--tokens", 256, "--save-steps", 0, "--probe-steps", 0)
     code, output = invoke(run_file, *short, "--no-trust-remote-code")
     assert code == 1 and "trust_remote_code" in output

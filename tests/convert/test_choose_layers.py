@@ -22,11 +22,13 @@ LENGTH, WINDOW = 40, 8
 CONFIG = MemoryConfig(max_self_attn_length=WINDOW, mag_weight=0.0)
 _SLIDING, _WHOLE = "sliding_attention", "full_attention"
 FAMILIES = {
-    "llama": {"num_hidden_layers": 4}, "mistral": {"num_hidden_layers": 4}, "gpt2": {"n_layer": 4},
+    "llama": {"num_hidden_layers": 4},
+    "mistral": {"num_hidden_layers": 4},
+    "gpt2": {"n_layer": 4},
     "qwen2": {"num_hidden_layers": 4, "layer_types": [_WHOLE] * 4},
     "qwen3": {"num_hidden_layers": 4, "layer_types": [_WHOLE] * 4},
     "gemma2": {"num_hidden_layers": 4, "layer_types": [_SLIDING, _WHOLE] * 2},
-}  # fmt: skip
+}
 
 
 def base(family="llama"):
@@ -50,7 +52,7 @@ def attends(model, strengths):
     return model
 
 
-# ---- the right layers ------------------------------------------------------------------------------------------------
+# ---- the right layers --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("far", range(4))
@@ -151,7 +153,7 @@ class Stage:
         pass
 
 
-# ---- the budget --------------------------------------------------------------------------------------------------------
+# ---- the budget --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -248,7 +250,7 @@ def test_a_layer_without_a_memory_counts_whole():
     assert choice.share == pytest.approx((2 + 2 * 0.2) / 4)
 
 
-# ---- errors -------------------------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("budget", [-0.1, 1, 1.0, 2, float("nan"), True, "half", None])
@@ -306,7 +308,7 @@ def test_settings():
         TrainingSettings(kv_length=512)
 
 
-# ---- in one call ---------------------------------------------------------------------------------------------------------
+# ---- in one call --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -351,8 +353,8 @@ def test_a_run_with_chosen_layers_goes_on_with_their_widths(place, text, tmp_pat
     whole, again = run(False), run(True)
     assert again.choice is None and list(again.model.config.layers) == list(whole.choice.memory)
     assert len(whole.choice.memory) == 2
-    assert isinstance(whole.model.config.feature_width, list) and len(whole.model.config.feature_width) == 2
-    assert list(again.model.config.feature_width) == whole.model.config.feature_width
+    assert len(whole.model.config.feature_width) == 2
+    assert list(again.model.config.feature_width) == list(whole.model.config.feature_width)
 
 
 @pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "all weights"])
@@ -394,9 +396,13 @@ def test_it_starts_where_naming_the_layers_starts(place, text):
 @pytest.mark.parametrize(("budget", "whole"), [(0.3, 1), (0.0, 0)])
 def test_the_others_memory_alone(place, text, budget, whole):
     made = convert(
-        place, text, settings=SETTINGS | {"kv_budget": budget}, layers="auto", memory_only_layers="all",
+        place,
+        text,
+        settings=SETTINGS | {"kv_budget": budget},
+        layers="auto",
+        memory_only_layers="all",
         max_self_attn_length=None,
-    )  # fmt: skip
+    )
     assert len(made.choice.whole) == whole and made.choice.share == whole / 4
     assert made.model.config.max_self_attn_length is None
     assert made.model.config.memory_only_layers == made.choice.memory

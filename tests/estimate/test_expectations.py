@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tptt.assets import CURVES, curve_files
+from tptt.assets import shipped_curves
 from tptt.cli.dry_run import changed_recipe, expectations
 from tptt.estimate.expectations import MEASURES, Curves, NoCurvesError, expect
 from tptt.run.options import RunOptions
@@ -74,7 +74,7 @@ def test_twice_as_large_is_still_the_same(curves):
 
 
 def test_the_curves_that_are_shipped_cover_the_default_run():
-    shipped = Curves.load(CURVES)
+    shipped = Curves.nearest(shipped_curves(), 1)
     settings = TrainingSettings()
     found = expect(shipped, settings.tokens, shipped.parameters, shipped.length, shipped.window)
     assert not found.extrapolates and set(found.values) == set(MEASURES)
@@ -83,10 +83,10 @@ def test_the_curves_that_are_shipped_cover_the_default_run():
 
 
 def test_a_run_is_held_against_the_measured_base_that_comes_nearest():
-    small, large = (Curves.nearest(curve_files(), n) for n in (1, 10**12))
+    small, large = (Curves.nearest(shipped_curves(), n) for n in (1, 10**12))
     assert small.parameters < 2_000_000 < 20_000_000 < large.parameters
-    assert Curves.nearest(curve_files(), 2 * small.parameters) == small
-    assert Curves.nearest(curve_files(), large.parameters // 2) == large
+    assert Curves.nearest(shipped_curves(), 2 * small.parameters) == small
+    assert Curves.nearest(shipped_curves(), large.parameters // 2) == large
 
 
 def test_one_run_has_no_spread(written, curves, tmp_path):

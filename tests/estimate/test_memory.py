@@ -128,7 +128,9 @@ def test_4_bits_reach_linear_layers_alone(options_of):
     assert parameters.linear == 2 * (32 * (2 * 4 + 2 * 2) * 8 + 3 * 32 * 48)
 
 
-def test_the_mask_of_a_window_is_kept_by_each_layer(options_of):
-    """A bias of 64 x 64 numbers a row for each of two layers, which grows with the square of the row."""
-    windows = [parts(options_of("llama", max_self_attn_length=w))["activations"] for w in (None, 8)]
-    assert windows[1] - windows[0] == 3 * 2 * 64 * 64 * 4
+def test_the_masks_of_windows_are_kept_by_each_layer(options_of):
+    """As biases, for each row and each of two layers: of all pairs, or of blocks of 8 queries and 16 keys."""
+    kept = {w: parts(options_of("llama", max_self_attn_length=w))["activations"] for w in (None, 40)}
+    assert kept[40] - kept[None] == 3 * 2 * 64 * 64 * 4
+    masks = Survey(options_of("llama", max_self_attn_length=8))._masked(64)
+    assert masks == 2 * 8 * 8 * 16

@@ -7,8 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainingArguments
 
 from tptt.estimate.hardware import _GPU_MEMORY, HARDWARE
-from tptt.estimate.meta_model import MemoryCall, count_memory
 from tptt.estimate.operations import OperationCounter, Operations, Step
+from tptt.estimate.passes import MemoryCall, count_memory
 from tptt.estimate.resources import step_of
 from tptt.estimate.survey import Survey
 from tptt.ops import delta_rule
@@ -23,7 +23,19 @@ def products(a_shape, b_shape, *args, out_shape=None, **kwargs) -> int:
     return 2 * torch.Size(a_shape).numel() * b_shape[-1]
 
 
+def attention(q, k, v, dropout=0.0, is_causal=False, *, out_shape=None, **kwargs) -> int:
+    """The two products of [B, H, T, D] queries with keys and values; a kernel leaves out what lies in the future."""
+    return (products(q, (*k[:-2], k[-1], k[-2])) + products((*q[:-1], k[-2]), v)) // (2 if is_causal else 1)
+
+
+def attention_backward(grad, q, k, v, out, logsumexp, dropout, is_causal, *, out_shape=None, **kwargs) -> int:
+    """The weights again, and four gradients."""
+    return attention(q, k, v, is_causal=is_causal) * 5 // 2
+
+
 KNOWN = {
+    aten._scaled_dot_product_flash_attention_for_cpu: attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
     aten.baddbmm_: lambda _, a, b, *args, out_shape=None, **kwargs: products(a, b),
     aten._grouped_mm: products,
     aten.linalg_solve_triangular: lambda a, b, *args, out_shape=None, **kwargs: torch.Size(b).numel() * a[-1],
@@ -71,9 +83,7 @@ def assert_as_counted(options, counted_step):
     assert min(found.base, sum(found.memory.values())) > 0.1 * found.total
 
 
-# eager attention on both sides, because torch's counter does not know the CPU's fused one; few features, or the
-# memories would hide the base
-SMALL = {"feature_width": 64, "attn_implementation": "eager"}
+SMALL = {"feature_width": 64}  # or the memories would hide the base
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
@@ -88,6 +98,10 @@ def test_operations_are_those_of_a_real_step(family, changes, options_of, counte
 @pytest.mark.parametrize(
     "changes",
     [
+        {"attn_implementation": "eager"},
+        {"attn_implementation": "eager", "max_self_attn_length": None, "gradient_checkpointing": True},
+        {"max_self_attn_length": 40},  # more than half a row: a mask of all pairs
+        {"sink_tokens": 2},
         {"attention_transfer_weight": 0.1},
         {"long_context_weight": 1.0, "recall_share": 0.0},
         {"lora_r": 0},
@@ -123,12 +137,16 @@ def test_operations_of_a_llama_by_hand(options_of):
     assert taught.base == plain.base + 2 * weights + 2 * attention and taught.memory == plain.memory
 
 
-def test_a_mask_makes_fused_attention_compute_every_key(options_of):
-    """Causal attention without a mask computes half of the keys, with one all of them: the window saves no
-    operations."""
-    wide, narrow = (Survey(options_of("llama", max_self_attn_length=w)).operations(Step(3, 64)).base for w in (None, 8))
+def test_windows_by_hand(options_of):
+    """Causal attention leaves out what lies in the future, a mask of all pairs nothing; blocks of a window of 8 have 16 keys."""
+    base = {
+        window: Survey(options_of("llama", max_self_attn_length=window)).operations(Step(3, 64)).base
+        for window in (None, 40, 8)
+    }
     heads, width, layers = 4, 8, 2
-    assert narrow - wide == pytest.approx(layers * (1 + 5 / 2) * 2 * 2 * heads * width * 64 / 2)
+    per_key = layers * (1 + 5 / 2) * 2 * 2 * heads * width
+    assert base[40] - base[None] == pytest.approx(per_key * (64 - 32))
+    assert base[8] - base[None] == pytest.approx(per_key * (16 - 32))
 
 
 def test_a_memory_by_hand(options_of):
@@ -145,8 +163,12 @@ def test_a_memory_by_hand(options_of):
     model = Survey(options).model
     memory = model.inner.model.layers[0].self_attn.liza
     rows, tokens, heads, kv_heads, width = 3, 64, 4, 2, 8
-    shapes = [(rows, tokens, 32), (rows, tokens, heads, width), *[(rows, tokens, kv_heads, width)] * 2]
-    call = MemoryCall(tuple((torch.Size(x), torch.bfloat16, True) for x in shapes))
+    call = MemoryCall(
+        *(
+            (torch.Size((rows, tokens, *x)), torch.bfloat16, True)
+            for x in ((heads, width), (32,), (kv_heads, width), (kv_heads, width))
+        )
+    )
     forward = count_memory(memory, call, train=False)
     chunk = 64  # no more than there are tokens
     of_queries = 2 * heads * width * (2 * chunk + width)  # scores, values; the state that is read
@@ -167,11 +189,13 @@ def test_recomputed_activations_cost_a_forward_pass_of_the_memories(options_of):
 
 
 def test_far_weights_are_passes_of_the_base_over_the_text_rows(options_of):
-    options = options_of("llama", attn_implementation="eager")
-    counter = OperationCounter(Survey(options).model)
-    plain, half, whole = (counter.per_token(Step(3, 64, text=x)).base for x in (0.0, 0.5, 1.0))
-    base = counter.counted(3, 64, train=False, base="whole").operations[torch.bfloat16] / (3 * 64)
-    assert whole - plain == pytest.approx(2 * base) and half - plain == pytest.approx(base)
+    """One with its whole context, one with the window alone."""
+    counter = OperationCounter(Survey(options_of("llama")).model)
+    plain, half, every = (counter.per_token(Step(3, 64, text=x)).base for x in (0.0, 0.5, 1.0))
+    passes = (counter.counted(3, 64, train=False, base=x).operations[torch.bfloat16] for x in ("whole", "window"))
+    whole, window = (x / (3 * 64) for x in passes)
+    assert every - plain == pytest.approx(whole + window) and whole > window
+    assert half - plain == pytest.approx((whole + window) / 2)
 
 
 def test_nothing_is_left_on_the_model(options_of):

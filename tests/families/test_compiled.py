@@ -1,13 +1,19 @@
 """A compiled decoding step, whole graph, gives what the uncompiled one gives."""
 
+import copy
+
 import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
 from benchmarks.tiny import tiny_model
 from tests.families.models import assert_near, randomize, tokens
-from tptt import MemoryConfig, attach_memory
+from tptt import MemoryConfig, attach_memory, detach_memory
 from tptt.hf.patch import prepare_cache
+
+
+# what a compiler warns of while it looks at a call: not of its results
+pytestmark = [pytest.mark.filterwarnings(f"ignore:{x}") for x in ("The .grad attribute", "Dynamo detected a call to a")]
 
 
 @pytest.fixture(autouse=True)
@@ -68,3 +74,76 @@ def test_generate_compiles_by_itself():
     options["attention_mask"] = torch.ones_like(ids)
     want = model.generate(ids, use_cache=False, **options)
     assert torch.equal(model.generate(ids, cache_implementation="static", **options), want)
+
+
+# ---- the memory is never left out ---------------------------------------------------------------------------------
+
+POSITIONS = torch.cat([torch.arange(7), torch.arange(13)])[None]
+WINDOW = {"max_self_attn_length": 6, "feature_width": 32}
+BREAKING = [WINDOW, WINDOW | {"operator": "kda"}, WINDOW | {"operator": "delta_rule_gelu"}]
+"""Wherever these break the graph, what a hook has noted has to be there behind the break."""
+
+
+def loss_and_gradients(model, ids, **options):
+    model.zero_grad()
+    loss = model(input_ids=ids, labels=ids, use_cache=False, **options).loss
+    loss.backward()
+    return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if ".liza." in n and p.grad is not None}
+
+
+@pytest.mark.parametrize("options", [{}, {"position_ids": POSITIONS}], ids=["rows", "packed"])
+@pytest.mark.parametrize("settings", BREAKING, ids=str)
+def test_training_behind_graph_breaks(settings, options):
+    """Compiled before its first call."""
+    model, ids = randomize(attach_memory(tiny_model("llama"), MemoryConfig(**settings))).train(), tokens(1, 20)
+    loss, gradients = loss_and_gradients(torch.compile(model, backend="eager"), ids, **options)
+    want, expected = loss_and_gradients(model, ids, **options)
+    assert_near(loss, want)
+    names = {n.removeprefix("_orig_mod.") for n in gradients}
+    assert names == set(expected) and names
+    for name, gradient in gradients.items():
+        assert_near(gradient, expected[name.removeprefix("_orig_mod.")], 2e-4)
+
+
+def compiled_whole(model):
+    return torch.compile(model, backend="eager")
+
+
+def compiled_in_place(model):
+    model.compile(backend="eager")
+    return model
+
+
+def compiled_layers(model):
+    for i, layer in enumerate(model.model.layers):
+        model.model.layers[i] = torch.compile(layer, backend="eager")
+    return model
+
+
+def compiled_attention(model):
+    for layer in model.model.layers:
+        layer.self_attn = torch.compile(layer.self_attn, backend="eager")
+    return model
+
+
+@pytest.mark.parametrize("compiled", [compiled_whole, compiled_in_place, compiled_layers, compiled_attention])
+def test_attached_to_and_taken_off_a_compiled_model(compiled):
+    base, ids, config = tiny_model("llama"), tokens(2, 20), MemoryConfig(**WINDOW)
+    with torch.no_grad():
+        plain = base(input_ids=ids).logits
+        want = randomize(attach_memory(copy.deepcopy(base), config))(input_ids=ids).logits
+        model = compiled(base)
+        assert_near(model(input_ids=ids).logits, plain)
+        randomize(attach_memory(model, config))
+        assert_near(model(input_ids=ids).logits, want)
+        detach_memory(model)
+        assert_near(model(input_ids=ids).logits, plain)
+
+
+def test_a_memory_that_would_be_left_out_raises():
+    """A forward that does not call its output projection, or not with its hooks."""
+    model = attach_memory(tiny_model("llama"), MemoryConfig(**WINDOW))
+    attention = model.model.layers[0].self_attn
+    attention.forward = lambda hidden_states, **kwargs: (hidden_states, None)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="the memory of layer 0 was left out: LlamaAttention did not"):
+        model(input_ids=tokens(1, 9))

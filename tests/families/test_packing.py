@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from tptt.hf.packing import sequence_ids
+
 from .models import assert_near, tokens
 
 SETTINGS = [
@@ -39,3 +41,22 @@ def test_packed_gradients_equal_separate(attached):
     packed = gradient((torch.cat([a, b], 1), {"position_ids": positions}))
     assert_near(packed, gradient((a, {}), (b, {})), 1e-4)
     assert packed.abs().max() > 0
+
+
+def test_where_a_packed_sequence_begins():
+    """Wherever positions do not go on by one: anew, further on, backwards or in place."""
+    positions = torch.tensor([[0, 1, 2, 7, 8, 9, 0, 1], [4, 5, 3, 4, 4, 5, 6, 9]])
+    want = torch.tensor([[0, 0, 0, 1, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2, 2, 3]])
+    assert torch.equal(sequence_ids(positions), want)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_positions_that_jump_forward_begin_a_sequence(attached, settings):
+    """A row that holds the end of one document, from position 7 on, behind the beginning of another."""
+    model = attached(**settings)
+    rows, starts = [tokens(1, n, seed=n) for n in (5, 9, 4)], (0, 7, 40)
+    at = [torch.arange(start, start + row.shape[1])[None] for start, row in zip(starts, rows, strict=True)]
+    with torch.no_grad():
+        got = model(input_ids=torch.cat(rows, 1), position_ids=torch.cat(at, 1), use_cache=False).logits
+        want = [model(input_ids=row, position_ids=p, use_cache=False).logits for row, p in zip(rows, at, strict=True)]
+    assert_near(got, torch.cat(want, 1))

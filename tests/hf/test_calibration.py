@@ -26,6 +26,14 @@ def test_a_model_that_was_saved_untrained_can_be_calibrated_again(tiny, tmp_path
     assert not any(map(torch.equal, maps(again), maps(model))) and not caplog.records
 
 
+def test_calibration_leaves_frozen_parts_in_eval_mode(tiny):
+    model = tiny(max_self_attn_length=8).train()
+    model.inner.model.layers[0].mlp.eval()
+    before = [m.training for m in model.modules()]
+    calibrate(model, IDS)
+    assert [m.training for m in model.modules()] == before and len(set(before)) == 2
+
+
 def test_maps_that_were_trained_stay_and_that_is_said(tiny, tmp_path, caplog):
     model = calibrate(tiny(max_self_attn_length=8), IDS)
     with torch.no_grad():

@@ -134,4 +134,4 @@ def test_a_generate_that_makes_its_cache_elsewhere_is_refused(monkeypatch):
 
 def test_a_configuration_that_keeps_the_attention_function_elsewhere_is_refused():
     with pytest.raises(UnsupportedTransformersError, match="which attention function"):
-        compat.config_without_softmax(object())
+        compat.config_with_attention(object(), compat.NO_SOFTMAX)

@@ -29,13 +29,13 @@ def test_two_ranks_equal_one_process(tmp_path, kind, wrapper):
     assert len(got["log"]) == len(want["log"]) == 3
     for a, b in zip(got["log"], want["log"], strict=True):
         assert a.get("mag_weight") == b.get("mag_weight")
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
     assert len({x["loss"] for x in got["log"]}) == 3
     saved = [TpttModel.from_pretrained(tmp_path / f"{ranks}.json-model") for ranks in (1, 2)]
     alone, together = (model.own_state_dict() for model in saved)
     assert alone.keys() == together.keys()
     for name, value in alone.items():
-        torch.testing.assert_close(together[name], value, rtol=0.05, atol=2e-3, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(together[name], value, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
     configs = [(tmp_path / f"{ranks}.json-model" / "config.json").read_text() for ranks in (1, 2)]
     assert configs[0] == configs[1]

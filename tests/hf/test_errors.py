@@ -23,7 +23,7 @@ def family():
         ({"write_gate": "x"}, "unknown write_gate 'x'; valid are learned"),
         ({"mix_gate": "x"}, "unknown mix_gate 'x'; valid are mlp, token, head, none"),
         ({"feature_map": "x"}, "unknown feature_map 'x'"),
-        ({"max_self_attn_length": 0}, "max_self_attn_length must be an integer of 1 or more, got 0"),
+        ({"max_self_attn_length": 0}, "max_self_attn_length must be an integer of 1 or more, 'auto' or None, got 0"),
         ({"max_self_attn_length": 2.5}, "max_self_attn_length must be an integer"),
         ({"mag_weight": 1.01}, r"mag_weight must be a number in \[0, 1\], got 1.01"),
         ({"mag_weight": -0.1}, "mag_weight must be"),
@@ -137,5 +137,5 @@ def test_mag_weight(config):
 
 def test_window_refuses_what_it_cannot_bound(config):
     model = TpttModel(config(max_self_attn_length=4))
-    with pytest.raises(ValueError, match="must be 2-D"):
+    with pytest.raises(ValueError, match="shows later tokens to earlier ones, which the window"):
         model(input_ids=torch.ones(1, 6, dtype=torch.long), attention_mask=torch.ones(1, 1, 6, 6, dtype=torch.bool))

@@ -47,9 +47,16 @@ def generated(model, ids, **options):
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 @pytest.mark.parametrize(
-    "form", [lambda x: x, lambda x: x[0], lambda x: x[0].tolist(), lambda x: iter(x[0].split(4)), lambda x: [x[0, :9].tolist(), x[0, 9:]]],
+    "form",
+    [
+        lambda x: x,
+        lambda x: x[0],
+        lambda x: x[0].tolist(),
+        lambda x: iter(x[0].split(4)),
+        lambda x: [x[0, :9].tolist(), x[0, 9:]],
+    ],
     ids=["row", "flat", "list", "tensors", "mixed"],
-)  # fmt: skip
+)
 def test_reading_in_chunks(model, chunk, form):
     ids = tokens(1, 40)
     session = stream(model, form(ids), chunk_size=chunk)
@@ -336,8 +343,13 @@ def test_what_is_no_snapshot_is_refused(tmp_path):
 
 def test_bad_input(tokenizer):
     model = attach_memory(build("llama"))
-    for source, message in ((3, "text, token ids or an iterable"), ("text", "needs a tokenizer"), (["text"], "needs a tokenizer"),
-                            (torch.ones(2, 3, dtype=torch.long), "integers"), (torch.ones(3), "integers")):  # fmt: skip
+    for source, message in (
+        (3, "text, token ids or an iterable"),
+        ("text", "needs a tokenizer"),
+        (["text"], "needs a tokenizer"),
+        (torch.ones(2, 3, dtype=torch.long), "integers"),
+        (torch.ones(3), "integers"),
+    ):
         with pytest.raises(TypeError, match=message):
             stream(model, source)
     with pytest.raises(ValueError, match="chunk_size must be an integer of 1 or more, got 0"):

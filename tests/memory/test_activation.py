@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from tptt import LinearAttention, MemoryConfig
-from tptt.memory import LinearMemory
-from tptt.memory.linear_attention import LayerState
+from tptt.memory import LayerState, LinearMemory, Tokens
 
 
 def by_hand(q, k, v, beta, every, start=0):
@@ -28,7 +27,7 @@ def test_against_the_definition(every):
     memory = LinearMemory(config, 16, 2, 2, 6)
     torch.manual_seed(0)
     x, k, v = torch.randn(1, 20, 16), torch.randn(1, 20, 2, 6), torch.randn(1, 20, 2, 6)
-    update = memory.update(x, k, v, None)
+    update = memory.update(Tokens(x, k, v, None))
     q = torch.randn(1, 20, 2, 12)
     out, state = update.run(q, None)
     for h in range(2):

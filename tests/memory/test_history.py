@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from tptt import MemoryConfig
-from tptt.memory import LinearMemory
-from tptt.memory.history import VIRTUAL, ShortHistory, averaged_beta, derivative, rotary
+from tptt.memory import LinearMemory, Tokens
+from tptt.memory.history import ShortHistory, derivative
+from tptt.memory.linear_memory import VIRTUAL
+from tptt.memory.tptt_modes import averaged_beta, rotary
 
 
 def raw(tokens=9, batch=2):
@@ -78,7 +80,7 @@ def test_what_is_carried_holds_no_more_than_itself():
 def test_virtual_keys_have_unit_length_and_share_a_strength():
     memory = LinearMemory(MemoryConfig(operator="delta_product", states="query_head"), 24, 4, 2, 6)
     x, k, v = torch.randn(2, 7, 24), torch.randn(2, 7, 2, 6), torch.randn(2, 7, 2, 6)
-    update = memory.update(x, k, v, None)
+    update = memory.update(Tokens(x, k, v, None))
     assert update.k.shape == (2, 7, 2, 4, 2048) and update.v.shape == (2, 7, 2, 4, 6)
     torch.testing.assert_close(update.k.norm(dim=-1), torch.ones(2, 7, 2, 4))
     assert torch.equal(update.beta[:, :, 0], update.beta[:, :, 1])
@@ -91,6 +93,6 @@ def test_repeated_tokens_leave_no_noise():
     x, k, v = torch.randn(1, 1, 24), torch.randn(1, 1, 2, 6), torch.randn(1, 1, 2, 6)
     x, k, v = x.expand(1, 5, -1), k.expand(1, 5, -1, -1), v.expand(1, 5, -1, -1)
     noise = 1e-7 * torch.randn(2, 1, 5, 2, 6)
-    a, b = (memory.update(x, k * (1 + n), v, None) for n in noise)
+    a, b = (memory.update(Tokens(x, k * (1 + n), v, None)) for n in noise)
     assert float((a.k - b.k).detach().abs().max()) < 1e-3
-    assert float(memory.update(x, k, v, None).k[:, 1:, 1].detach().abs().max()) == 0.0
+    assert float(memory.update(Tokens(x, k, v, None)).k[:, 1:, 1].detach().abs().max()) == 0.0

@@ -5,6 +5,7 @@ import torch
 
 from tptt import LinearAttention, MemoryConfig
 from tptt.config import OPERATORS
+from tptt.memory import Tokens
 
 
 def make(**options):
@@ -63,7 +64,7 @@ def test_no_tokens(operator):
 def test_virtual_keys_are_made_of_keys_alone(operator, width):
     memory = LinearAttention(2 * width, 2, config=MemoryConfig(operator=operator)).memory
     x, k, v = torch.randn(1, 6, 2 * width), torch.randn(1, 6, 2, width), torch.randn(1, 6, 2, width)
-    assert torch.equal(memory.update(x, k, v, None).k, memory.update(x, k, v + 1, None).k)
+    assert torch.equal(memory.update(Tokens(x, k, v, None)).k, memory.update(Tokens(x, k, v + 1, None)).k)
 
 
 def test_only_a_bidirectional_layer_sees_the_future():

@@ -1,10 +1,10 @@
-"""One token in one native call is what update, read and mix give."""
+"""One token in one native call is what advance and mix give."""
 
 import pytest
 import torch
 
 from tptt import MemoryConfig
-from tptt.memory import LinearMemory
+from tptt.memory import LayerState, LinearMemory, Tokens
 from tptt.memory.features import MAPS
 from tptt.ops.native import library as native
 from tptt.ops.native import unavailable
@@ -34,12 +34,13 @@ def made(settings, shape, dtype=torch.float32, batch=2):
             p.add_(0.3 * torch.randn_like(p))
     sizes = [(heads, width), (kv_heads, width), (kv_heads, value)]
     q, k, v = (torch.randn(batch, 1, *s).to(dtype) for s in sizes)
-    return memory, torch.randn(batch, 1, heads * value).to(dtype), torch.randn(batch, 1, hidden).to(dtype), q, k, v
+    softmax, x = torch.randn(batch, 1, heads * value).to(dtype), torch.randn(batch, 1, hidden).to(dtype)
+    return memory, softmax, q, Tokens(x, k, v, None)
 
 
-def by_parts(memory, softmax, hidden, q, k, v, state):
-    o, state = memory.read(q, memory.update(hidden, k, v, None), state)
-    return memory.mix(softmax, o, hidden), state
+def by_parts(memory, softmax, q, tokens, state):
+    read, after = memory.advance(q, tokens, LayerState(state))
+    return memory.mix(softmax, read, tokens.hidden), after.memory
 
 
 @pytest.fixture(params=native.INSTRUCTION_SETS)
@@ -78,10 +79,12 @@ def test_the_state_is_overwritten():
 
 @pytest.mark.parametrize("feature_map", MAPS)
 def test_what_is_not_finite_shows(feature_map):
-    memory, softmax, hidden, q, k, v = made({"feature_map": feature_map}, SHAPES[0])
+    memory, softmax, q, tokens = made({"feature_map": feature_map}, SHAPES[0])
     with torch.no_grad():
-        for wrong in ((q * torch.nan, k, v), (q, k * torch.nan, v), (q, k, v * torch.nan)):
-            assert memory.step(softmax, hidden, *wrong, None)[0].isnan().all()
+        assert memory.step(softmax, q * torch.nan, tokens, None)[0].isnan().all()
+        for name in ("k", "v"):
+            wrong = tokens._replace(**{name: getattr(tokens, name) * torch.nan})
+            assert memory.step(softmax, q, wrong, None)[0].isnan().all()
 
 
 def test_mu_zero_is_exact():
@@ -114,9 +117,11 @@ def test_what_it_cannot_do_it_leaves(settings):
 
 
 def test_it_leaves_what_needs_gradients_or_has_several_tokens():
-    memory, *inputs = made({}, SHAPES[0])
-    assert memory.step(*inputs, None) is None
+    memory, softmax, q, tokens = made({}, SHAPES[0])
+    assert memory.step(softmax, q, tokens, None) is None
     with torch.no_grad():
-        assert memory.step(*(torch.cat([x, x], 1) for x in inputs), None) is None
-        assert memory.step(inputs[0].half(), *inputs[1:], None) is None
-        assert memory.bfloat16().step(*inputs, None) is None
+        assert memory.step(softmax, q, tokens, None) is not None
+        assert memory.step(softmax.repeat(1, 2, 1), q.repeat(1, 2, 1, 1), tokens.then(tokens), None) is None
+        assert memory.step(softmax, q, tokens._replace(mask=torch.ones(2, 1, dtype=torch.bool)), None) is None
+        assert memory.step(softmax.half(), q, tokens, None) is None
+        assert memory.bfloat16().step(softmax, q, tokens, None) is None

@@ -72,6 +72,13 @@ def served(monkeypatch):
             return function(*args, **options)
 
         monkeypatch.setitem(backends.BACKENDS, name, replace(backend, function=function))
+
+    def step_as_given(*args):
+        names.append("native")
+        return native_step(*args)
+
+    native_step = recurrences.step_as_given
+    monkeypatch.setattr(recurrences, "step_as_given", step_as_given)
     return names
 
 

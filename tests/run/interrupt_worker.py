@@ -1,4 +1,4 @@
-"""A run in each of torchrun's processes, of which the last gets a signal after its second step; writes how each one ended.
+"""A run in each of torchrun's processes, whose last gets a signal after its second step; writes how each one ended.
 
 torchrun --nproc-per-node 2 interrupt_worker.py OUT
 """

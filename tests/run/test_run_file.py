@@ -120,7 +120,7 @@ def test_a_base_config_lies_beside_its_file(file, tmp_path):
         ("facts: [3, x]", ["facts must be a valid integer, got [3, 'x']"]),
         ("layers: 1.5", ["layers must be a valid string or a valid integer or a valid list, got 1.5"]),
         ("data: 2024", ["data must be a valid string or null, got 2024"]),
-        ("max_self_attn_length: wide", ["max_self_attn_length must be an integer of 1 or more, 'auto' or None, got 'wide'"]),
+        ("max_self_attn_length: wide", ["must be an integer of 1 or more, 'auto' or None, got 'wide'", "line 1"]),
         ("warmup_steps: -1", ["warmup_steps must be a whole number of 0 or more, got -1", "run.yaml line 1"]),
         ("operator: magic", ["unknown operator 'magic'; valid are delta_rule,", "run.yaml line 1"]),
         ("dtype: float8", ["unknown dtype 'float8'; valid are auto, float32, bfloat16, float16", "run.yaml line 1"]),

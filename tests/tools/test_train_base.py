@@ -1,7 +1,9 @@
 """The script that makes the embedded base runs, from the text to the model card."""
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
@@ -12,9 +14,18 @@ from tools.train_base import train as train_base
 from tptt.data import FORMATS, IGNORE, KeyValueRecall, Lexicon, RecallTask, RecallVocabulary, TextSplit, tokenize
 
 SHAPE = {
-    "--hidden-size": 32, "--layers": 2, "--heads": 2, "--kv-heads": 1, "--intermediate-size": 48, "--vocab-size": 1024,
-    "--length": 128, "--rows": 2, "--recall-rows": 1, "--minutes": 0.02, "--device": "cpu",
-}  # fmt: skip
+    "--hidden-size": 32,
+    "--layers": 2,
+    "--heads": 2,
+    "--kv-heads": 1,
+    "--intermediate-size": 48,
+    "--vocab-size": 1024,
+    "--length": 128,
+    "--rows": 2,
+    "--recall-rows": 1,
+    "--minutes": 0.02,
+    "--device": "cpu",
+}
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +79,10 @@ def test_the_curriculum_covers_the_whole_training(split):
         recall = 2 if stage.recall is None else round(rows * stage.recall)
         assert int((weights.amin(1) < 1).sum()) == recall
         assert IGNORE not in ids
+
+
+def test_it_is_called_as_its_docstring_says():
+    command = [sys.executable, "-m", "tools.train_base.train", "--help"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=Path(__file__).parents[2])
+    assert done.returncode == 0 and "--intermediate-size" in done.stdout, done.stderr
+    assert f"python {' '.join(command[1:3])}" in train_base.__doc__

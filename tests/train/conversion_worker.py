@@ -1,4 +1,5 @@
-"""Converts the embedded base in each of torchrun's processes, which measure its layers differently, and writes what came of it.
+"""Converts the embedded base in each of torchrun's processes, which measure its layers differently, and writes what
+came of it.
 
 torchrun --nproc-per-node 2 conversion_worker.py OUT
 """

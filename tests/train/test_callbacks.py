@@ -28,9 +28,17 @@ class Seen(TrainerCallback):
 
 def trainer(model, callback, folder, steps=4, **options):
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=2, learning_rate=1e-3, logging_steps=1,
-        report_to="none", disable_tqdm=True, use_cpu=True, save_strategy=options.pop("save_strategy", "no"), **options,
-    )  # fmt: skip
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=2,
+        learning_rate=1e-3,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        save_strategy=options.pop("save_strategy", "no"),
+        **options,
+    )
     return Trainer(model=model, args=arguments, train_dataset=Rows(), callbacks=[callback])
 
 

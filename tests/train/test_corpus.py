@@ -90,7 +90,9 @@ def test_measured_text_is_held_out(corpus, length):
 def test_training_rows_hold_no_word_of_the_held_out_part(corpus, recall_share):
     rows = corpus.rows(TrainingSettings(recall_share=recall_share), LENGTH, 20)
     assert sum(rows.is_recall(i) for i in range(20)) == 20 * recall_share
-    for text in shown(corpus, [rows[i]["input_ids"] for i in range(20)]):
+    ids = [rows[i]["input_ids"] for i in range(20)]
+    assert {row.dtype for row in ids} == {torch.long}
+    for text in shown(corpus, ids):
         assert len(of_side("x", text)) > 1 and not of_side("y", text)
 
 

@@ -27,8 +27,8 @@ from tptt.convert.window_only import window_alone
 from tptt.data import TextSplit
 from tptt.hf import memories
 from tptt.hf import model as model_module
+from tptt.hf.base_model import load_base
 from tptt.hf.configuration import TpttConfig as Configuration
-from tptt.hf.model import load_base
 from tptt.train import Corpus, TrainingSettings, begin, begin_conversion, convert_and_train, report_steps, train
 from tptt.train.base import check_reach, load_tokenizer, row_length
 from tptt.train.begin import rows_to_measure
@@ -53,9 +53,16 @@ def base(tmp_path_factory, split):
     folder = tmp_path_factory.mktemp("base")
     tokenizer = build_tokenizer(split.train, 500)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64, eos_token_id=0, pad_token_id=1,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
     randomized(LlamaForCausalLM(config)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -214,7 +221,7 @@ def test_the_start_is_measured_on_the_text(config, corpus):
     found = [on_random_ids, start(corpus), start(short)]
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert not any(map(torch.equal, found[a], found[b]))
-    model = TpttModel.on_base(config(), load_base(config()))
+    model = TpttModel(config(), base=load_base(config()))
     calibrate(model, corpus.stream[: 4 * LENGTH].view(4, LENGTH), LENGTH)
     assert all(map(torch.equal, [m.key_features.weight for m in memories(model)], start(corpus)))
     sizes = [x.scale for x in convert_and_train(config(), corpus, settings(steps=1)).probe_results[-1].use.layers]
@@ -364,7 +371,8 @@ def test_a_log_says_how_far_the_run_is_and_its_loss(config, corpus, caplog, monk
 def test_memories_become_as_wide_as_their_layers_need(config, corpus, tmp_path):
     def trained(**options):
         model = convert_and_train(config(), corpus, settings(steps=4, **options), tmp_path).model
-        assert TpttModel.from_pretrained(tmp_path).config.feature_width == model.config.feature_width
+        saved = TpttModel.from_pretrained(tmp_path).config
+        assert saved.memory_config() == model.config.memory_config()
         return [m.key_features.width for m in memories(model)]
 
     equal, spread = trained(allocate_widths=False), trained()
@@ -386,8 +394,19 @@ def test_rows_beyond_a_table_of_positions_are_refused():
     check_reach(gpt2, 32)
     with pytest.raises(ValueError, match="positions for 32 tokens, rows of 33"):
         check_reach(gpt2, 33)
-    check_reach(LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-                                             num_attention_heads=1, max_position_embeddings=4)), 99)  # fmt: skip
+    check_reach(
+        LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=8,
+                hidden_size=8,
+                intermediate_size=8,
+                num_hidden_layers=1,
+                num_attention_heads=1,
+                max_position_embeddings=4,
+            )
+        ),
+        99,
+    )
 
 
 def test_what_is_missing_is_named(config, tmp_path, corpus):
@@ -396,7 +415,8 @@ def test_what_is_missing_is_named(config, tmp_path, corpus):
     (tmp_path / "short.txt").write_text("too short a text\n" * 500)
     with pytest.raises(ValueError, match="held-out part has .* tokens, rows of 4800 need"):
         convert_and_train(config(), str(tmp_path / "short.txt"), settings(seq_len=4800))
-    LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-                                 num_attention_heads=1)).save_pretrained(tmp_path / "silent")  # fmt: skip
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    ).save_pretrained(tmp_path / "silent")
     with pytest.raises((OSError, ValueError), match="silent"):
         load_tokenizer(TpttConfig(base_model_name=tmp_path / "silent"))

@@ -38,12 +38,15 @@ def test_all_is_well():
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        (use(both=0.12, window=0.1, layers=((0.1, 1.0), (0.3, 1.0))), r"bypassed: .* 0\.12 with it and 0\.10 without \(mean mu 0\.200\)"),
+        (
+            use(both=0.12, window=0.1, layers=((0.1, 1.0), (0.3, 1.0))),
+            r"bypassed: .* 0\.12 with it and 0\.10 without \(mean mu 0\.200\)",
+        ),
         (use(with_memory=10.5), r"harmful to the text: perplexity 10\.50 with it, 10\.00 with the window alone"),
         (use(layers=((0.4, 25.0), (0.5, 1.0), (0.5, 0.01))), r"another size than the softmax's in layers \[0, 2\]"),
     ],
     ids=["bypassed", "harmful", "loud"],
-)  # fmt: skip
+)
 def test_one_thing_is_wrong(found, message):
     (said,) = diagnose(found)
     assert re.search(message, said), said
@@ -109,9 +112,17 @@ def training(tiny, rows, tmp_path):
             probe_use = lambda *args, **kwargs: next(planted)  # noqa: E731
             patch.setattr(module, "branch_use", probe_use)
         arguments = TrainingArguments(
-            output_dir=str(tmp_path), max_steps=steps, per_device_train_batch_size=2, learning_rate=1e-3, logging_steps=1,
-            report_to="none", disable_tqdm=True, use_cpu=True, save_strategy="no", remove_unused_columns=False,
-        )  # fmt: skip
+            output_dir=str(tmp_path),
+            max_steps=steps,
+            per_device_train_batch_size=2,
+            learning_rate=1e-3,
+            logging_steps=1,
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+            save_strategy="no",
+            remove_unused_columns=False,
+        )
         settings = TrainingSettings(learning_rate=1e-3, memory_learning_rate=1e-3, write_gate_weight=0.0)
         run = ConversionTrainer(model=model, args=arguments, train_dataset=rows(), callbacks=[probe], settings=settings)
         run.train()

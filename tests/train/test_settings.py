@@ -26,9 +26,13 @@ def test_sequences_become_tuples_and_all_becomes_its_names():
 
 
 @given(
-    tokens=st.integers(1, 10**7), rows=st.integers(1, 16), batches=st.integers(1, 4), chunks=st.integers(1, 4),
-    length=st.integers(16, 1024), devices=st.integers(1, 8),
-)  # fmt: skip
+    tokens=st.integers(1, 10**7),
+    rows=st.integers(1, 16),
+    batches=st.integers(1, 4),
+    chunks=st.integers(1, 4),
+    length=st.integers(16, 1024),
+    devices=st.integers(1, 8),
+)
 def test_steps_take_about_the_tokens_asked_for(tokens, rows, batches, chunks, length, devices):
     settings = TrainingSettings(
         tokens=tokens, per_device_train_batch_size=rows, gradient_accumulation_steps=batches, tbptt_chunks=chunks

@@ -2,10 +2,10 @@
 
     python -m tools.train_base.train --out src/tptt/assets/base --minutes 40
 
-Makes tokenizer, weights and model card. On a GPU batches can be larger, and are drawn beside the training (``--device cuda
---rows 64 --recall-rows 28 --workers 8``); the same script makes a larger base there (``--hidden-size``, ``--layers``), from
-more text (``--installed``).
-Muon on the matrices, AdamW on the rest, warm-up, then constant, then linear decay over the last part.
+Makes tokenizer, weights and model card. On a GPU batches can be larger, and processes draw them beside the training
+(``--device cuda --rows 64 --recall-rows 28 --workers 8``). There the same script makes a larger base
+(``--hidden-size``, ``--layers``) from more text (``--installed``). Muon trains the matrices and AdamW the rest; the
+learning rates warm up, stay constant, and decay linearly over the last part.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Stage(NamedTuple):
     end: float
     shorter: int  # rows are this many times shorter, and as many times more
     recall: float | None  # share of recall rows; None takes the one asked for
-    drills: float  # share of the recall rows that are drills of all formats; the others are dense records
+    all_formats: float  # share of the recall rows that have facts of all formats; the others are dense records
     facts: tuple[int, ...]
 
 
@@ -93,9 +93,9 @@ class Batches(IterableDataset):
     """
 
     def __init__(
-        self, stream: torch.Tensor, records: KeyValueRecall, drills: RecallTask, args: argparse.Namespace
-    ) -> None:  # fmt: skip
-        self.stream, self.records, self.drills = stream, records, drills
+        self, stream: torch.Tensor, records: KeyValueRecall, task: RecallTask, args: argparse.Namespace
+    ) -> None:
+        self.stream, self.records, self.task = stream, records, task
         self.length, self.rows, self.recall_rows, self.seed = args.length, args.rows, args.recall_rows, args.seed
         self.done = torch.multiprocessing.Value("d", 0.0)
 
@@ -112,13 +112,13 @@ class Batches(IterableDataset):
         recall_rows = self.recall_rows * stage.shorter if stage.recall is None else round(rows * stage.recall)
         starts = torch.randint(len(self.stream) - length, (rows - recall_rows,), generator=generator).tolist()
         text = torch.stack([self.stream[s : s + length] for s in starts]) if starts else torch.empty(0, length).long()
-        drills = round(recall_rows * stage.drills)
+        mixed = round(recall_rows * stage.all_formats)
         parts = []
-        if recall_rows - drills:
+        if recall_rows - mixed:
             facts = _facts(stage, generator)
-            parts.append(self.records.draw_without_filler(recall_rows - drills, length, generator, facts))
-        if drills:
-            parts.append(self.drills.draw(drills, length, generator, _facts(stage, generator)))
+            parts.append(self.records.draw_without_filler(recall_rows - mixed, length, generator, facts))
+        if mixed:
+            parts.append(self.task.draw(mixed, length, generator, _facts(stage, generator)))
         if not parts:
             return text, torch.ones(text.shape)
         asked = torch.cat([p.answers for p in parts]) != IGNORE
@@ -208,15 +208,23 @@ def new_model(args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> L
     """A randomly initialised Llama of the shape asked for."""
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=args.hidden_size, intermediate_size=args.intermediate_size,
-            num_hidden_layers=args.layers, num_attention_heads=args.heads, num_key_value_heads=args.kv_heads,
-            max_position_embeddings=args.length, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=args.hidden_size,
+            intermediate_size=args.intermediate_size,
+            num_hidden_layers=args.layers,
+            num_attention_heads=args.heads,
+            num_key_value_heads=args.kv_heads,
+            max_position_embeddings=args.length,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
-    )  # fmt: skip
+    )
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=40)
@@ -235,14 +243,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that draw rows beside the training")
     parser.add_argument("--installed", action="store_true", help="read the installed packages beside the library")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--init",
-        type=Path,
-        help="go on from a model that this script made; its record is kept",
-    )
+    parser.add_argument("--init", type=Path, help="go on from a model that this script made; its record is kept")
     parser.add_argument("--begin", type=float, default=0.0, help="where in the curriculum, of 1 in all")
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    args = parse_arguments()
     torch.manual_seed(args.seed)
     split = installed_text(INSTALLED) if args.installed else stdlib_text()
     if args.init:
@@ -257,21 +264,30 @@ def main() -> None:
     )
     model = LlamaForCausalLM.from_pretrained(args.init) if args.init else new_model(args, tokenizer)
     model.to(args.device)
-    drills = RecallTask(tokenizer, Lexicon.of(split.train), stream)
-    batches = Batches(stream, KeyValueRecall(vocabulary, stream), drills, args)
-    record = train(model, batches, args)
+    task = RecallTask(tokenizer, Lexicon.of(split.train), stream)
+    record = train(model, Batches(stream, KeyValueRecall(vocabulary, stream), task, args), args)
     rows = held_out[: len(held_out) // args.length * args.length].view(-1, args.length)[:256]
     record |= scores(model, rows, tokenizer, Lexicon.of(split.held_out), held_out)
     record |= baselines(stream[:COUNTED], rows, len(tokenizer))
-    record |= {"parameters": model.num_parameters(), "unique_text_tokens": len(stream), "device": args.device,
-               "recall_share": args.recall_rows / args.rows, "length": args.length}  # fmt: skip
+    record |= {
+        "parameters": model.num_parameters(),
+        "unique_text_tokens": len(stream),
+        "device": args.device,
+        "recall_share": args.recall_rows / args.rows,
+        "length": args.length,
+    }
     if args.init:
-        record["earlier"] = json.loads((args.init / "training.json").read_text())
+        record["earlier"] = json.loads((args.init / "training.json").read_text(encoding="utf-8"))
     print(json.dumps(record, indent=1))
-    model.to("cpu").save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
-    (args.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-    write_card(args.out, model.config, record)
+    save(model, tokenizer, record, args.out)
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, record: dict, folder: Path) -> None:
+    """Write model, tokenizer, the record of the training and the model card into ``folder``."""
+    model.to("cpu").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_card(folder, model.config, record)
 
 
 if __name__ == "__main__":

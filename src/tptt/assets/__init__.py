@@ -1,12 +1,13 @@
-"""Files that ship with the package: the small base model, and what was measured of conversions."""
+"""What ships with the package: a small base model, and the measured curves that a dry run's expectations come from."""
 
+from importlib.resources import files
 from pathlib import Path
 
-BASE = Path(__file__).parent / "base"
-CURVES = Path(__file__).parent / "curves.json"
-"""Recall and perplexity by tokens trained on, of the embedded base; ``curves-NAME.json`` beside it are of other bases."""
+_FOLDER = Path(str(files(__name__)))
+BASE = _FOLDER / "base"
+"""Folder of the embedded base (`tools/train_base` made it)."""
 
 
-def curve_files() -> list[Path]:
-    """The files of measured curves, as `tptt.estimate.expectations` reads them."""
-    return sorted(CURVES.parent.glob(f"{CURVES.stem}*.json"))
+def shipped_curves() -> list[Path]:
+    """Files of measured curves, one for each base that `benchmarks.conversion` has measured."""
+    return sorted(_FOLDER.glob("curves*.json"))

@@ -26,7 +26,7 @@ def warn(text: str) -> None:
 
 
 def quiet() -> None:
-    """Let through what tptt says, what text is passed over, and how far long stages are; silence the other libraries."""
+    """Show what tptt says, what text is passed over, and how far long stages are; silence the other libraries."""
     from transformers import logging as hf_logging
 
     from tptt.data import TextWarning
@@ -48,7 +48,7 @@ def _show_warning(message, category, filename, lineno, file=None, line=None) -> 
 
 
 class _ToStderr(logging.Handler):
-    """Writes what tptt logs to what ``sys.stderr`` is at that moment: warnings as such, the rest with the time of day."""
+    """Writes what tptt logs to what is ``sys.stderr`` by then: warnings as such, the rest with the time of day."""
 
     def __init__(self) -> None:
         super().__init__()

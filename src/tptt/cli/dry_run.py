@@ -10,14 +10,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tptt.assets import curve_files
+from tptt.assets import shipped_curves
 from tptt.estimate.expectations import Curves, NoCurvesError, expect
 from tptt.estimate.fit import ways_to_fit
 from tptt.estimate.hardware import HARDWARE, dtype_name
 from tptt.estimate.resources import CACHED, ResourceEstimate, estimate_resources
 from tptt.estimate.survey import Survey
 from tptt.progress import report_progress
-from tptt.run.base import base_name, decided
+from tptt.run.base import base_name
 from tptt.run.keys import keys
 from tptt.run.options import RunOptions
 from tptt.train.optim import peak_rates
@@ -25,8 +25,8 @@ from tptt.train.optim import peak_rates
 
 def show_dry_run(options: RunOptions, console: Console) -> None:
     """Print what the run takes and brings, from the base's configuration alone."""
-    options = decided(options)
     survey = Survey(options)
+    options = survey.options
     names = [options.hardware] if options.hardware else list(HARDWARE)
     with report_progress("counting operations and memory", len(names), "devices") as progress:
         estimates = {}
@@ -235,7 +235,7 @@ def expectations(
     """What the measured curves in ``files`` say of the run, in lines; None are those that ship with the package."""
     base = estimate.parameters.base
     try:
-        curves = Curves.nearest(curve_files() if files is None else files, base)
+        curves = Curves.nearest(shipped_curves() if files is None else files, base)
     except NoCurvesError as error:
         return [f"what to expect: {error}"]
     window = options.memory.window

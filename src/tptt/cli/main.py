@@ -10,7 +10,7 @@ from .quickstart import quickstart
 
 
 class _Verbs(TyperGroup):
-    """Verbs. Those whose flags are the fields of other rooms' classes import them when they are called, not when listed."""
+    """Verbs. The flags of `train` are fields of other rooms' classes, which are imported when it is called alone."""
 
     def resolve_command(self, ctx, args):
         name, command, rest = super().resolve_command(ctx, args)

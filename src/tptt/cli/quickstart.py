@@ -15,6 +15,9 @@ def quickstart(
     base_model: Annotated[
         str | None, typer.Option(help="Path or hub id of a causal LM; default: the embedded one.")
     ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let code that comes with the base run.")
+    ] = False,
     data: Annotated[
         str | None, typer.Option(help="Text file, folder, table or data set; default: this Python's documentation.")
     ] = None,
@@ -35,6 +38,7 @@ def quickstart(
         options = QuickstartOptions(
             output_dir=output_dir,
             base_model=base_model,
+            trust_remote_code=trust_remote_code,
             data=data,
             window=window,
             seq_len=seq_len,

@@ -20,12 +20,12 @@ _PANELS = {"run": "Keys of the run", "memory": "Keys of the memory", "training":
 _WORDS = {int: "INTEGER", float: "NUMBER", str: "TEXT", dict: "MAPPING", tuple: "LIST", Sequence: "LIST"}
 _HELP = """Convert a base and train it, from a YAML file and flags.
 
-RUN.yaml holds one `key: value` a line. Every key is a flag as well, with dashes or underscores, and flags go before the \
-file. Lists are typed as a,b.
+RUN.yaml holds one `key: value` a line. Every key is a flag as well, with dashes or underscores, and flags go before \
+the file. Lists are typed as a,b.
 
-A run that is stopped by Ctrl-C, SIGTERM or SIGUSR1 saves a checkpoint after the current step and ends with exit code 128 \
-plus the signal's number: 130, 143 or 138. With --resume-from-checkpoint it goes on from there. A job of Slurm that is to \
-be requeued asks for --signal=USR1@120 and is requeued on 138."""
+A run that is stopped by Ctrl-C, SIGTERM or SIGUSR1 saves a checkpoint after the current step and ends with exit code \
+128 plus the signal's number: 130, 143 or 138. With --resume-from-checkpoint it goes on from there. A job of Slurm \
+that is to be requeued asks for --signal=USR1@120 and is requeued on 138."""
 
 
 def train_command() -> Any:
@@ -47,7 +47,7 @@ def _with_flags() -> Any:
 
 
 def _flag(key: Key) -> inspect.Parameter:
-    """The option of a key. Its text is read as a run file's is, so that a list or null can be given; a switch has none."""
+    """The option of a key. Its text is read as that of a run file is, so that a list or null can be given."""
     name = f"--{key.name.replace('_', '-')}"
     default = "null" if key.default is None else "no layer" if key.default == () else str(key.default)
     words = escape(f"{key.help} Default: {default.lower() if key.is_switch else default}.")
@@ -89,7 +89,7 @@ def train(
 
 def _run(options) -> None:
     from tptt.processes import is_first
-    from tptt.run.folder import check_output, how_to_go_on, where_it_begins
+    from tptt.run.folder import how_to_go_on
     from tptt.run.interrupt import Interrupted
     from tptt.run.job import run
 
@@ -99,9 +99,6 @@ def _run(options) -> None:
         if is_first():
             say(text)
 
-    check_output(options)
-    if options.resume_from_checkpoint:
-        tell(where_it_begins(options))
     try:
         converted = run(options, [ShowProbes()])
     except KeyboardInterrupt as stop:

@@ -76,8 +76,8 @@ class LayerChoice:
     def __str__(self) -> str:
         only = f", layers {list(self.memory_only)} memory alone" if self.memory_only else ""
         return (
-            f"layers {list(self.whole)} keep their whole context, layers {list(self.memory)} have a memory{only}: KL to "
-            f"the base {self.start:.4f} -> {self.end:.4f} nats per token before training; keys and values "
+            f"layers {list(self.whole)} keep their whole context, layers {list(self.memory)} have a memory{only}: KL "
+            f"to the base {self.start:.4f} -> {self.end:.4f} nats per token before training; keys and values "
             f"{self.share:.1%} of the base's at {self.length} tokens (budget {self.kv_budget:.1%}), and "
             f"{self.state_bytes / 1024:.0f} KiB of states"
         )
@@ -91,7 +91,7 @@ def check_kv_budget(value: object) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
         raise ValueError(
-            "kv_budget must be a number in [0, 1), the share of the base's keys and values that may remain (1 is the base "
-            f"itself), got {value!r}"
+            "kv_budget must be a number in [0, 1), the share of the base's keys and values that may remain (1 is the "
+            f"base itself), got {value!r}"
         )
     return float(value)

@@ -1,8 +1,8 @@
 """Which layers keep their whole context: those whose restoring brings the model nearest to its base, under a budget.
 
 A converted model has three kinds of layers: the base's own attention over the whole context, window and memory, memory
-alone. Ranking by the Kullback-Leibler divergence that one restored layer saves follows fla-org/hybrid-distillation; here
-layers are taken one after another, because what a layer saves depends on which are there already.
+alone. Ranking by the Kullback-Leibler divergence that one restored layer saves follows fla-org/hybrid-distillation;
+here layers are taken one after another, because what a layer saves depends on which are there already.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def choose_layers(
 
     The model is measured as it is. Before training that is the base with a window in every layer (`windowed`), or a
     converted model at mu = 0; after some training a restored layer has neither window nor memory, and what the other
-    memories have learned counts. The layer that saves most KL per byte is taken, then the next beside it, until none fits
-    any more. If windows in every layer are over the budget already, the layers that miss their softmax least get memory
-    alone instead, measured as if they gave nothing.
+    memories have learned counts. The layer that saves most KL per byte is taken, then the next beside it, until none
+    fits any more. If windows in every layer are over the budget already, the layers that miss their softmax least get
+    memory alone instead, measured as if they gave nothing.
 
-    It takes `passes` forward passes of each batch. Nothing else is in memory than the model and the logits of one batch.
+    It takes `passes` forward passes of each batch. In memory are the model and the logits of one batch.
 
     Args:
         model: with a window in every layer that may be chosen, and the base inside (LoRA or frozen).
@@ -76,8 +76,9 @@ def count_layers(
 
 
 def passes(model: nn.Module, kv_budget: float, length: int, memory_only: str | Collection[int] = ()) -> int:
-    """About how many forward passes of a batch `choose_layers` takes: the base's own and one for each candidate, in each
-    round. Exact where all layers hold as much as each other."""
+    """About how many forward passes of a batch `choose_layers` takes: the base's own and one for each candidate, in
+    each round. Exact where all layers hold as much as each other.
+    """
     taken = 0
 
     def count(changes: Sequence[Change]) -> list[float]:
@@ -191,8 +192,8 @@ class _Search:
             if not left:
                 raise ValueError(
                     f"keys and values of {self._bytes() / self.base_bytes:.1%} of the base's are left at {self.length} "
-                    f"tokens, over the kv_budget of {self.kv_budget:.1%}, in layers that cannot do without their softmax: "
-                    "take a narrower window or a longer length"
+                    f"tokens, over the kv_budget of {self.kv_budget:.1%}, in layers that cannot do without their "
+                    "softmax: take a narrower window or a longer length"
                 )
             changes = [((), (*self.muted, n)) for n in left]
             kl = dict(zip(left, self.measure(changes), strict=True))

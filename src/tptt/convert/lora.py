@@ -12,7 +12,7 @@ from tptt.hf import find_attention
 
 
 def lora_targets(base: nn.Module, layout: str | Mapping[str, Any] | None = None) -> list[str]:
-    """Names of the attention projections of ``base`` that are matrices: what the memory reads, and the output projection.
+    """Names of the attention projections of ``base`` that are matrices: those that the memory reads, and the output's.
 
     Args:
         base: the model; its weights may lie on the meta device.
@@ -33,8 +33,9 @@ def lora_config(
     target_modules: str | Sequence[str] = "auto",
     layout: str | Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """``peft.LoraConfig(...).to_dict()``; ``target_modules="auto"`` are the `lora_targets` of ``base``, anything else goes to
-    peft as it is."""
+    """``peft.LoraConfig(...).to_dict()``; ``target_modules="auto"`` are the `lora_targets` of ``base``, anything else
+    goes to peft as it is.
+    """
     if target_modules == "auto":
         target_modules = lora_targets(base, layout)
     elif not isinstance(target_modules, str):

@@ -23,8 +23,8 @@ _UNIT = 64  # features are given out in as many, or in sixteenths of a mean that
 def allocate_widths(base: nn.Module, config: MemoryConfig, batches: Sequence[Batch]) -> dict[int, int] | None:
     """The feature width of each memory that ``config`` will give ``base``, {layer number: width}.
 
-    Widths are in proportion to `dependence`, and their mean is ``config.feature_width``, so that all states together stay
-    as large. ``feature_width=list(widths.values())`` of a configuration takes them.
+    Widths are in proportion to `dependence`, and their mean is ``config.feature_width``, so that all states together
+    stay as large. ``feature_width=list(widths.values())`` of a configuration takes them.
 
     Args:
         base: as it was loaded, without a memory.
@@ -32,7 +32,7 @@ def allocate_widths(base: nn.Module, config: MemoryConfig, batches: Sequence[Bat
         batches: ``input_ids`` [B, T]; plain text says enough.
 
     Returns:
-        None where there is nothing to allocate: widths have been named, there is no window, or no row is longer than it.
+        None: widths have been named, there is no window, or no row is longer than the window.
     """
     width, window = config.feature_width, config.window
     if not isinstance(width, int) or window is None or not can_allocate_widths(config):
@@ -45,11 +45,11 @@ def allocate_widths(base: nn.Module, config: MemoryConfig, batches: Sequence[Bat
 
 
 def dependence(model: nn.Module, batches: Sequence[Batch]) -> dict[int, float]:
-    """By how much a window in one layer alone changes that layer's output, {layer number: |change|^2 / |output|^2} per token.
+    """By how much a window changes each layer's output, {layer number: |change|^2 / |output|^2, mean over tokens}.
 
-    All layers are measured in one pass of the base, each on the base's own hidden states; it costs about two. What counts in
-    the end is KL(base || base with a window in that layer alone), which takes a pass for each layer: the two give nearly
-    the same widths (`benchmarks.widths` prints both).
+    All layers are measured in one pass of the base, each on the base's own hidden states; it costs about two. What
+    counts in the end is KL(base || base with a window in that layer alone), which takes a pass for each layer: the two
+    give nearly the same widths (`benchmarks.widths` prints both).
 
     Args:
         model: carries a window (`windowed`, or a converted model); its base must not train.
@@ -78,8 +78,8 @@ def can_allocate_widths(config: MemoryConfig) -> bool:
 
 
 def shares(weights: Sequence[float], mean: int) -> tuple[int, ...]:
-    """Even widths of this ``mean`` (rounded down to what can be given out), in proportion to ``weights``; none is below one
-    unit, none above `MOST` means, and what that cuts off goes to the others.
+    """Even widths of this ``mean`` (rounded down to what can be given out), in proportion to ``weights``; none is below
+    one unit, none above `MOST` means, and what that cuts off goes to the others.
 
     What is left after rounding down goes where most was cut off; equal weights, or none above 0, give equal widths.
     """

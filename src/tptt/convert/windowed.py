@@ -14,8 +14,10 @@ from tptt.hf import attach_window, detach_memory
 
 @contextmanager
 def windowed(base: nn.Module, config: MemoryConfig) -> Iterator[nn.Module]:
-    """Within, the layers of ``base`` that ``config`` gives a memory have its window and no memory; afterwards ``base`` is as
-    it was. Layers that are to have a memory alone have the window as well: it stands for what their memory learns first.
+    """Within, the layers of ``base`` that ``config`` gives a memory have its window and no memory.
+
+    Afterwards ``base`` is as it was. Layers that are to have a memory alone have the window as well: it stands for what
+    their memory learns first.
     """
     attach_window(base, replace(config, memory_only_layers=()))
     try:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from .held_out import HeldOut
 
-PIECE = 1 << 18
+PIECE = 1 << 17
 """Characters, or bytes of a file, of which a longer document is read at a time."""
 LINE_END_WITHIN = 1 << 16
 """Characters or bytes from where a piece may end, in which a line end is looked for."""
@@ -65,7 +65,7 @@ class Source(Protocol):
 class Documents:
     """The documents of one side of a split. Each time it is iterated over they are read anew.
 
-    A document that is longer than about 256 Ki characters comes in pieces, which end where a line does.
+    A document that is longer than about 128 Ki characters comes in pieces, which end where a line does.
     """
 
     source: Source

@@ -1,7 +1,7 @@
 """Formats in which a text states a fact and comes back to it: a memory is trained on them and tested with them.
 
-A format makes one fact from a `Lexicon`. A fact is stated as ``cue + answer + end``. It is asked for by ``question``, after
-which the answer comes again. Words are paired at random, so that nothing but the context tells the answer.
+A format makes one fact from a `Lexicon`. A fact is stated as ``cue + answer + end``. It is asked for by ``question``,
+after which the answer comes again. Words are paired at random, so that nothing but the context tells the answer.
 """
 
 from __future__ import annotations

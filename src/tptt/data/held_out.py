@@ -32,9 +32,8 @@ class HeldOut:
     cut: int | None = None
 
     def range_of(self, key: int, size: int, held_out: bool) -> tuple[int, int]:
-        """From where to where a document of ``size`` is on one side: all of it, nothing, or a part of the one that is cut.
-
-        Between the parts of a document that is cut a hundredth of it is left out, 64 Ki at most.
+        """The part of a document of ``size`` that is on one side, from where to where: all of it, nothing, or, of the
+        document that is cut, its beginning or its end. Between these a hundredth of it is left out, 64 Ki at most.
         """
         if key == self.cut:
             end = size - max(1, min(size // 10, _END))
@@ -46,9 +45,10 @@ class HeldOut:
 def choose(documents: Iterable[tuple[int, int]]) -> HeldOut:
     """Which of ``documents`` (key and size of each) are held out.
 
-    Of more than 1,000 documents, those whose keys are among the lowest twentieth of all keys; the rest is not looked at.
-    Of fewer, those with the lowest keys, until they are a twentieth of the text; together they are never more than half
-    of it. Where that finds less than a twentieth, one document is nearly all of the text, and its end is held out.
+    Where there are more than 1,000 documents, those are held out whose keys are among the lowest twentieth of all
+    possible keys, and no more than 1,001 documents are looked at. Where there are fewer, the documents with the lowest
+    keys are held out until they are a twentieth of the text; together they are never more than half of it. Where that
+    finds less than a twentieth, one document is nearly all of the text, and its end is held out.
 
     Raises:
         TooLittleTextError: there are no documents, or the only one has a single character.

@@ -1,8 +1,8 @@
 """Multi-query associative recall (Arora et al. 2023, arXiv 2312.04927) within running text, for any tokenizer.
 
-A fact is a key and a value, two words of one token each that are paired at random, written ``\\n@ key value``. Every fact
-is stated once and asked for once, by the same record again: the model has to predict the value after the key. All other
-room is filled with real text, which a memory has to read without losing the facts.
+A fact is a key and a value, two words of one token each that are paired at random, written ``\\n@ key value``. Every
+fact is stated once and asked for once, by the same record again: the model has to predict the value after the key. All
+other room is filled with real text, which a memory has to read without losing the facts.
 
 Legend: B rows, T tokens of a row.
 """

@@ -141,7 +141,7 @@ def content_hash(files: Sequence[Path]) -> str:
     sizes = [path.stat().st_size for path in files]
     whole = sum(sizes) <= _WHOLE
     digest = hashlib.blake2b(digest_size=16)
-    with report_progress("compare the text with what was read before", len(files), "files") as progress:
+    with report_progress("comparing the text with what was read before", len(files), "files") as progress:
         for path, size in zip(files, sizes, strict=True):
             digest.update(f"{path.suffix.lower()} {size}\n".encode())
             with path.open("rb") as file:

@@ -69,7 +69,7 @@ def _topics() -> list[tuple[str, str]]:
 def _modules() -> list[tuple[str, str]]:
     sources = list(_sources(Path(sysconfig.get_paths()["stdlib"])))
     docs: list[tuple[str, str]] = []
-    with report_progress("read the standard library", len(sources), "modules") as progress:
+    with report_progress("reading the standard library", len(sources), "modules") as progress:
         for name, source in sources:
             docs.append((name, _docstrings(source)))
             progress.advance()

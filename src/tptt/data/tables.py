@@ -1,4 +1,4 @@
-"""Tables of documents, read through `datasets`: streamed from a file or the hub, memory-mapped where they were saved."""
+"""Tables of documents, read through `datasets`: streamed from a file or the hub, memory-mapped where it saved them."""
 
 from __future__ import annotations
 
@@ -30,15 +30,17 @@ def open_table(path: Path) -> Any:
     """
     from datasets import load_dataset
 
-    kind = TABLES[path.suffix.lower()]
+    kind, options = TABLES[path.suffix.lower()], {}
     if kind != "parquet":
         file = TextFile.of(path)
         if file.size < _SMALL and not file.beginning().strip():
             raise NoTextError(f"{path} is empty")
+        if kind == "json" and file.start:  # datasets 4 takes a byte order mark for JSON
+            options["encoding"] = "utf-8-sig"
         if file.width > 1:
             raise NotReadableError(f"{path} is {file.encoding[:6].upper()}: a table is read as UTF-8, convert it")
     try:
-        return load_dataset(kind, data_files=glob.escape(str(path)), split="train", streaming=True)
+        return load_dataset(kind, data_files=glob.escape(str(path)), split="train", streaming=True, **options)
     except Exception as error:  # of many kinds, most of which name no file
         raise _unreadable(path, error) from error
 

@@ -24,17 +24,17 @@ def load_text(source: str, column: str = "text", config_name: str | None = None,
     ============================ ======================================================================================
     text file                    one: UTF-8, or UTF-16 or UTF-32 with a byte order mark
     .json .jsonl .csv .parquet   one in each row
-    folder, ``books/*.txt``      its files, each read as above; of folders those named .txt, .md, .rst, .py and tables,
-                                 also in folders within. Hidden files are passed over, and, with a `TextWarning`, what is
-                                 no text and tables without the column
+    folder, ``books/*.txt``      its files, each read as above; those of a folder that are named .txt, .md, .rst or .py,
+                                 and tables, also in folders within. Hidden files are passed over, and, with a
+                                 `TextWarning`, what is no text and tables without the column
     folder of ``save_to_disk``   one in each row, memory-mapped
     id on the hub, ``owner/x``   one in each row, streamed: no more is fetched than is read
     ============================ ======================================================================================
 
     One document in 20 is held out (`tptt.data.held_out.choose`). Which ones depends on what the documents say and on
     nothing else, so that it is the same on every platform, and copies of a document are on the same side. Where one
-    document is all of the text, its last tenth is held out, 16 MiB at most, and a hundredth before it, 64 KiB at most, is
-    left out.
+    document is all of the text, its last tenth is held out, 16 MiB at most, and the hundredth before that, 64 KiB at
+    most, is left out.
 
     Args:
         source: where the text is.
@@ -44,11 +44,11 @@ def load_text(source: str, column: str = "text", config_name: str | None = None,
 
     Raises:
         FileNotFoundError: ``source`` is neither here nor a data set that can be loaded.
-        ValueError: there is no such column, configuration or split (the message lists those there are), no text was found,
-            or a file cannot be read. A file that is damaged further on raises it when it is read there.
+        ValueError: there is no such column, configuration or split (the message lists those there are), no text was
+            found, or a file cannot be read. A file that is damaged further on raises it when it is read there.
     """
     found = _source(source, column, config_name, split)
-    with report_progress(f"look through {source}", unit="documents") as progress:
+    with report_progress(f"looking through {source}", unit="documents") as progress:
 
         def counted() -> Iterator[tuple[int, int]]:
             for document in found.documents():

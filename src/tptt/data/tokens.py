@@ -7,11 +7,11 @@ import json
 import math
 import os
 import shutil
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from filelock import FileLock
 
@@ -20,6 +20,7 @@ from tptt.progress import report_progress
 from .documents import Documents, fingerprint
 
 _FORM = 1  # of what is kept
+_INT32 = "i"  # as `array` calls it
 _BATCH = 1 << 20  # characters that are tokenized at a time: a tokenizer takes about 200 bytes for a token
 _BATCH_DOCUMENTS = 64
 BEGINNING = 2_000_000
@@ -46,18 +47,19 @@ def tokenize(tokenizer, documents: Iterable[str], limit: int | None = None) -> t
         documents: read as far as ``limit`` needs.
         limit: the most tokens; None is all of them.
     """
-    found = [torch.from_numpy(ids) for ids in _batches(tokenizer, documents, limit)]
-    return torch.cat([torch.empty(0, dtype=torch.int32), *found]).long()
+    found = [torch.tensor(ids) for ids in _batches(tokenizer, documents, limit)]
+    return torch.cat([torch.empty(0, dtype=torch.long), *found]).long()
 
 
 def tokenize_once(
-    tokenizer, documents: Sequence[str] | Documents, limit: int | None = None, name: str = "tokenize the text"
+    tokenizer, documents: Sequence[str] | Documents, limit: int | None = None, name: str = "tokenizing the text"
 ) -> TokenizedText:
     """Token ids of ``documents``, from the cache where they were tokenized before.
 
-    The cache is a folder in that of `datasets` (``HF_DATASETS_CACHE``, ``HF_HOME``). What is found there has the same
-    text, tokenizer and ``limit``. Ids are written as they are made and take no memory; what is interrupted leaves nothing
-    behind that would be taken for whole. Several processes tokenize a text once, the others wait.
+    The cache is a folder in that of `datasets` (``HF_DATASETS_CACHE``, ``HF_HOME``). What is found there was made of
+    the same text by the same tokenizer with the same ``limit``. Ids are written as they are made and take no memory.
+    A process that is interrupted leaves nothing that would be taken for whole. Of several processes one tokenizes, and
+    the others wait for it.
 
     Args:
         tokenizer: any tokenizer of Hugging Face.
@@ -100,7 +102,7 @@ def tokenizer_fingerprint(tokenizer) -> str:
     return hashlib.blake2b(parts.encode("utf-8"), digest_size=16).hexdigest()
 
 
-def _batches(tokenizer, documents: Iterable[str], limit: int | None) -> Iterator[np.ndarray]:
+def _batches(tokenizer, documents: Iterable[str], limit: int | None) -> Iterator[array[int]]:
     """Ids of the documents, those of some megabytes of text at a time, ``limit`` in all."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     left = math.inf if limit is None else limit
@@ -108,7 +110,7 @@ def _batches(tokenizer, documents: Iterable[str], limit: int | None) -> Iterator
     while left > 0 and (group := next(groups, None)) is not None:
         # verbose=False: a text is cut into rows afterwards, so that its length is no cause for a warning
         found = tokenizer(group, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-        ids = np.array([i for ids in found for i in (*ids, *end)], dtype=np.int32)
+        ids = array(_INT32, (i for ids in found for i in (*ids, *end)))
         ids = ids if len(ids) <= left else ids[: int(left)]
         left -= len(ids)
         yield ids

@@ -15,7 +15,8 @@ from torch import nn
 from tptt.hf import as_base
 from tptt.hf.modes import in_eval_mode
 
-from .meta_model import Counted, MemoryCall, cast, count_memory, count_pass
+from .meta_model import cast
+from .passes import Counted, MemoryCall, count_memory, count_pass
 
 
 @dataclass(frozen=True)

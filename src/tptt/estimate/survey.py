@@ -12,7 +12,7 @@ from tptt.convert.layer_choice import LayerChoice
 from tptt.convert.layer_search import count_layers
 from tptt.evaluation import layer_kv
 from tptt.hf.cache_formula import CacheFormula
-from tptt.hf.compat import attention_implementation, set_attention_implementation
+from tptt.hf.compat import attention_implementation
 from tptt.hf.configuration import TpttConfig
 from tptt.hf.meta_model import skeleton
 from tptt.run.base import base_config, conversion_config, decided
@@ -31,6 +31,8 @@ _FEW = 256
 class Survey:
     """The converted model of some options without weights, and what is counted on it.
 
+    ``options`` are those of the run with what it decides before it begins, its window.
+
     Args:
         options: of the run. Those of the training, ``dtype`` and ``quantization`` do not matter here.
 
@@ -40,16 +42,11 @@ class Survey:
     """
 
     def __init__(self, options: RunOptions) -> None:
-        options = decided(options)
         base = base_config(options)
-        attention = options.attn_implementation
-        if attention is not None:
-            set_attention_implementation(base, attention)  # here it is refused where it is not installed
+        self.options = options = decided(options, base)
         self.own_dtype: torch.dtype = base.dtype or torch.float32
         config, self.choice = counted_config(options, base, self.own_dtype)
-        if attention is not None:  # building the plain base has undone it
-            set_attention_implementation(config, attention)
-        self.model = skeleton(config, self.own_dtype).train()
+        self.model = skeleton(config, self.own_dtype, options.attn_implementation).train()
         self.base = self.model.inner.config
         self.parameters = count_parameters(self.model)
         self._saved: dict[tuple[int, int, int], int] = {}

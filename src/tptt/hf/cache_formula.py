@@ -26,20 +26,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import (
-    DummyLayer,
-    DynamicIndexedLayer,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    LinearAttentionAndFullAttentionLayer,
-    LinearAttentionAndSlidingWindowAttentionLayer,
-    LinearAttentionAndStaticFullAttentionLayer,
-    LinearAttentionAndStaticSlidingWindowAttentionLayer,
-    LinearAttentionLayer,
-    StaticIndexedLayer,
-    StaticLayer,
-    StaticSlidingWindowLayer,
-)
 
 from .cache import (
     MemoryFull,
@@ -53,6 +39,20 @@ from .cache import (
     MemoryWindow,
 )
 from .cache_size import OF_WINDOW, CacheSize, LayerSize, bytes_of, cache_layers, held_as, tensors_in
+from .compat import (
+    DummyLayer,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionAndStaticFullAttentionLayer,
+    LinearAttentionAndStaticSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
+    StaticIndexedLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
 from .modes import in_eval_mode
 from .read_with_cache import read_with_cache
 from .slots import patched_attention, slot_of

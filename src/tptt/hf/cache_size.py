@@ -97,8 +97,7 @@ _HELD_AS: dict[str, str] = {
     "seen": "history",
     "conv_states": "base_states",
     "recurrent_states": "base_states",
-    "_history": "recorded",
-    "_before": "recorded",
+    "waiting": "recorded",
 }
 """Part of a layer's size by attribute; every other tensor is bookkeeping."""
 OF_WINDOW = ("_valid", "_is_sink", "_sink_slots")

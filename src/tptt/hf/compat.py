@@ -9,38 +9,63 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.hooks import remove_hook_from_module
+from accelerate.utils import set_module_tensor_to_device
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
-from transformers import AttentionInterface, Cache, GenerationMixin, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, Cache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import (
     CacheLayerMixin,
+    DummyLayer,
     DynamicIndexedLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionAndFullAttentionLayer,
     LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionAndStaticFullAttentionLayer,
+    LinearAttentionAndStaticSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
+    StaticIndexedLayer,
     StaticLayer,
     StaticSlidingWindowLayer,
 )
-from transformers.modeling_utils import _add_variant
+from transformers.integrations.accelerate import load_offloaded_parameter
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, _add_variant
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils.hub import get_checkpoint_shard_files
 
 __all__ = [
+    "CONFIG_NAME",
+    "SAFE_WEIGHTS_INDEX_NAME",
+    "SAFE_WEIGHTS_NAME",
+    "TRAINER_STATE_NAME",
     "CacheLayerMixin",
+    "DummyLayer",
     "DynamicIndexedLayer",
     "DynamicLayer",
     "DynamicSlidingWindowLayer",
     "LinearAttentionAndFullAttentionLayer",
     "LinearAttentionAndSlidingWindowAttentionLayer",
+    "LinearAttentionAndStaticFullAttentionLayer",
+    "LinearAttentionAndStaticSlidingWindowAttentionLayer",
+    "LinearAttentionLayer",
+    "StaticIndexedLayer",
     "StaticLayer",
     "StaticSlidingWindowLayer",
+    "cached_file",
+    "get_checkpoint_shard_files",
 ]
 
 
@@ -79,13 +104,34 @@ def cache_argument(module: nn.Module) -> str | None:
     return next((name for name in CACHE_ARGUMENTS if name in parameters), None)
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """``model`` without the wrapping of torch.compile."""
+    while (inner := model._modules.get("_orig_mod")) is not None:
+        model = inner
+    return model
+
+
+def uncompiled_name(name: str) -> str:
+    """What the weight ``name`` of a model with compiled parts is called without compiling."""
+    return name.replace("_orig_mod.", "")
+
+
+def forget_compiled() -> None:
+    """Let everything that torch.compile has made in this process be made anew when it is called next: it does not look
+    whether modules have got hooks since, or lost them."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The base inside a converted model, a peft model or a wrapper of several devices: they hand the cache on."""
+    """The base inside a converted model, a peft model or a wrapper of several devices or of torch.compile: they hand the
+    cache on."""
     while True:
+        model = uncompiled(model)
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model = model.module
         elif isinstance(model, PeftModel):
-            model = model.get_base_model()
+            model = tuned_model(model)
         elif isinstance(model, ConvertedModelBase):
             model = model.inner
         else:
@@ -234,24 +280,33 @@ class ConvertedModelBase(PreTrainedModel, GenerationMixin):
 
     inner: PreTrainedModel
 
-    def cache_prepared(self, generation_config: Any, model_kwargs: dict) -> None:
-        """``generate`` has put its cache into ``model_kwargs``."""
-        raise NotImplementedError
-
     @classmethod
     def without_weights(cls):
         """A context within which a model is built whose weights come later."""
         raise NotImplementedError
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        result = super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        self.cache_prepared(generation_config, model_kwargs)
-        return result
-
     @classmethod
     def _from_config(cls, config, **kwargs):
         with cls.without_weights():
-            return super()._from_config(config, **kwargs)
+            return super()._from_config(copy.deepcopy(config), **kwargs)  # it notes what it is asked for
+
+    def _refuse_mixin(self, *args, **kwargs):
+        """Refused: transformers would freeze the memory, and save adapters alone.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "a converted model keeps its adapters in peft's own model: TpttConfig(lora_config=...) gives it the first, and "
+            "model.backbone has add_adapter(name, config), load_adapter, set_adapter, delete_adapter and the like for more"
+        )
+
+    add_adapter = load_adapter = set_adapter = delete_adapter = _refuse_mixin
+    enable_adapters = disable_adapters = get_adapter_state_dict = enable_peft_hotswap = _refuse_mixin
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoModel") -> None:
+        """Does nothing: checkpoints hold a few lines that import this class, not its source file (`tptt.hf.shim`)."""
 
 
 def model_from_config(cls, config, **kwargs):
@@ -266,7 +321,8 @@ def register_causal_lm(model_type: str, class_name: str) -> None:
 
 # ---- attention implementations ------------------------------------------------------------------------------------
 
-_NO_SOFTMAX = "tptt_memory_only"
+NO_SOFTMAX = "tptt_memory_only"
+"""Name of an attention function that leaves everything to the memory."""
 
 
 def _nothing(module, query, key, value, attention_mask, *args, **kwargs):
@@ -275,7 +331,7 @@ def _nothing(module, query, key, value, attention_mask, *args, **kwargs):
     return query.new_zeros(batch, tokens, heads, value.shape[-1]), None
 
 
-AttentionInterface.register(_NO_SOFTMAX, _nothing)
+AttentionInterface.register(NO_SOFTMAX, _nothing)
 
 
 def attention_implementation(config: Any) -> str:
@@ -288,13 +344,32 @@ def chosen_attention_implementation(config: Any) -> str | None:
     return getattr(config, "_attn_implementation", None)
 
 
-def set_attention_implementation(config: Any, name: str) -> None:
-    """Let a model of ``config`` compute its softmax by ``name``, before it is built."""
-    config._attn_implementation = name
+def note_attention_implementation(config: Any, base: Any) -> None:
+    """Let the ``config`` of a converted model say what the ``base``'s says; the parts of ``base`` stay as they are."""
+    config._attn_implementation_internal = base._attn_implementation
 
 
-def config_without_softmax(config: Any) -> Any:
-    """A copy of ``config`` whose attention function gives zeros.
+def register_attention(name: str, function: Callable[..., Any]) -> None:
+    """Give transformers' attention interface the attention ``function`` under ``name``."""
+    AttentionInterface.register(name, function)
+
+
+def base_attention(module: nn.Module, name: str) -> Callable[..., Any]:
+    """The attention function ``name`` of transformers for an attention ``module``, whose own file holds the eager one.
+
+    Raises:
+        UnsupportedTransformersError: there is none.
+    """
+    if name in ALL_ATTENTION_FUNCTIONS:
+        return ALL_ATTENTION_FUNCTIONS[name]
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if name != "eager" or eager is None:
+        raise UnsupportedTransformersError(f"{type(module).__name__} has no attention function {name!r}")
+    return eager
+
+
+def config_with_attention(config: Any, name: str) -> Any:
+    """A copy of ``config`` that names the attention function ``name``, which is registered.
 
     Raises:
         UnsupportedTransformersError: configurations of this version keep the choice elsewhere.
@@ -302,7 +377,7 @@ def config_without_softmax(config: Any) -> Any:
     if not hasattr(config, "_attn_implementation_internal"):
         raise UnsupportedTransformersError(f"{type(config).__name__} does not say which attention function is used")
     found = copy.copy(config)
-    found._attn_implementation_internal = _NO_SOFTMAX
+    found._attn_implementation_internal = name
     return found
 
 
@@ -329,13 +404,69 @@ def trained_copy(module: nn.Module) -> nn.Module | None:
     return copies[active[0]]
 
 
-def was_merged(model: nn.Module) -> bool:
-    """Whether the adapters of the peft ``model`` were folded into its base from outside."""
-    return (
-        isinstance(model, PeftModel)
-        and isinstance(model.base_model, BaseTuner)  # not prompts, which have no layers
-        and not any(isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper) for m in model.modules())
+@dataclass(frozen=True)
+class AdapterStatus:
+    """What peft says of the adapters of a model.
+
+    Args:
+        enabled: whether any is at work.
+        active: names of those that are, in peft's order.
+        merged: names of those that are folded into the base's weights for the time being.
+        irregular: which of the three differ from layer to layer.
+    """
+
+    enabled: bool
+    active: list[str]
+    merged: list[str]
+    irregular: list[str]
+
+
+def adapter_status(model: PeftModel) -> AdapterStatus:
+    """Which adapters of ``model`` are at work."""
+    found = model.get_model_status()
+    irregular = {
+        "enabled": found.enabled == "irregular",
+        "active": found.active_adapters == "irregular",
+        "merged": found.merged_adapters == "irregular",
+    }
+    active = model.base_model.active_adapters
+    merged = [] if irregular["merged"] else list(found.merged_adapters)
+    return AdapterStatus(
+        found.enabled is not False, list(active), merged, [k for k, wrong in irregular.items() if wrong]
     )
+
+
+def as_peft_model(model: nn.Module) -> PeftModel | None:
+    """``model`` if it is peft's; else None."""
+    return model if isinstance(model, PeftModel) else None
+
+
+def tuned_model(model: PeftModel) -> nn.Module:
+    """The model that peft's ``model`` was put around; also when it has lost its last adapter."""
+    return model.base_model.model if isinstance(model.base_model, BaseTuner) else model.base_model
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether peft has put adapters into ``model``."""
+    return any(isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper) for m in model.modules())
+
+
+def adapter_states(model: nn.Module) -> list[tuple[str, Any]]:
+    """For each module of ``model`` with adapters of peft: its name, and which adapters are active and merged, whether all
+    are disabled, and by which factors they are scaled."""
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            scaling = {k: float(v) for k, v in getattr(module, "scaling", {}).items()}
+            merged = list(getattr(module, "merged_adapters", ()))
+            state = (list(module.active_adapters), bool(module.disable_adapters), merged, scaling)
+            found.append((uncompiled_name(name), state))
+    return found
+
+
+def was_merged(model: nn.Module) -> bool:
+    """Whether the adapters of the peft ``model`` were folded into its base, or taken out of it, from outside."""
+    return isinstance(model, PeftModel) and isinstance(model.base_model, BaseTuner) and not has_adapters(model)
 
 
 def is_lora_parameter(name: str) -> bool:
@@ -343,9 +474,14 @@ def is_lora_parameter(name: str) -> bool:
     return "lora_" in name
 
 
-def is_trained_copy(name: str) -> bool:
-    """Whether ``name`` is that of a weight in a copy that peft trains (``modules_to_save``)."""
-    return ".modules_to_save." in name
+_AROUND_BASE = frozenset(("base_layer", "original_module", "token_adapter"))
+"""Modules of peft's that hold a module of the base."""
+
+
+def base_weight_name(name: str) -> str:
+    """What the weight ``name`` of a base inside a peft model is called in the base alone."""
+    parts = name.removeprefix("base_model.model.").split(".")
+    return ".".join(p for p in parts if p not in _AROUND_BASE)
 
 
 def set_tied_names(model: PeftModel, names: dict[str, str]) -> None:
@@ -361,7 +497,120 @@ def with_variant(file: str, variant: str | None) -> str:
     return _add_variant(file, variant)
 
 
-def forget_auto_class(*classes: Any) -> None:
-    """Forget that an Auto class loaded ``classes``: saving would copy their source file beside the weights."""
-    for kind in classes:
-        kind._auto_class = None
+def causal_lm_class(config: Any) -> type[PreTrainedModel]:
+    """transformers' causal language model of ``config``."""
+    found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return found[0] if isinstance(found, tuple) else found
+
+
+# ---- quantised weights --------------------------------------------------------------------------------------------
+
+SAVED_QUANTISATION = "bitsandbytes"
+"""The way of quantising whose weights are known to come back from a self-contained checkpoint."""
+
+
+def is_quantised(base: nn.Module) -> bool:
+    """Whether the weights of ``base`` are quantised."""
+    return bool(getattr(base, "is_quantized", False))
+
+
+def quantisation(base: nn.Module) -> str | None:
+    """By which of transformers' methods the weights of ``base`` are quantised; None: they are not."""
+    if not is_quantised(base):
+        return None
+    method = getattr(base, "quantization_method", None)
+    return str(getattr(method, "value", method))
+
+
+def cannot_save_quantised(base: nn.Module) -> str | None:
+    """Why the weights of a quantised ``base`` cannot be saved; None: they can, or it is not quantised."""
+    method, quantiser = quantisation(base), getattr(base, "hf_quantizer", None)
+    if method is None:
+        return None
+    if method != SAVED_QUANTISATION:
+        return f"weights quantised by {method} are not known to come back from it; known is {SAVED_QUANTISATION}"
+    if quantiser is not None and not quantiser.is_serializable():
+        return f"weights quantised by {method} in this way cannot be saved"
+    return None
+
+
+def mirror(base: nn.Module, model: nn.Module) -> None:
+    """Let ``model`` say of its devices and quantisation what ``base`` says, for trainers."""
+    for name in ("quantization_method", "hf_device_map"):  # not is_quantized: Trainer would refuse the wrapper
+        if hasattr(base, name):
+            setattr(model, name, getattr(base, name))
+
+
+# ---- weights that accelerate keeps elsewhere ----------------------------------------------------------------------
+
+_HOOK = "_hf_hook"
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether accelerate brings the own weights of ``module`` for a call of its forward only."""
+    return _HOOK in module.__dict__
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """The device that ``module`` computes on, wherever its weights lie."""
+    for part in module.modules():
+        for hook in _hooks(part):
+            if (device := getattr(hook, "execution_device", None)) is not None:
+                return torch.device(device)
+    return next(module.parameters()).device
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    hook = module.__dict__.get(_HOOK)
+    return [] if hook is None else list(getattr(hook, "hooks", (hook,)))
+
+
+def keep_on_device(module: nn.Module) -> None:
+    """Take ``module`` out of accelerate's offloading: its weights stay on the device that it computes on."""
+    for part in module.modules():
+        if not is_offloaded(part):
+            continue
+        device, values = execution_device(part), {}
+        for hook in _hooks(part):
+            held = getattr(hook, "weights_map", None) or {}
+            for name, tensor in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
+                if tensor.is_meta:
+                    values[name] = held[name]
+        remove_hook_from_module(part)
+        for name, value in values.items():
+            set_module_tensor_to_device(part, name, device, value=value)
+
+
+@contextmanager
+def on_execution_device(model: nn.Module) -> Iterator[list[str]]:
+    """Within, weights of ``model`` that lie elsewhere seem to be on the device that they are computed on; yields the names
+    of their modules. Their values are not there: what is made beside them lands on the right device, without memory for them.
+    """
+    hidden: list[tuple[nn.Module, str, nn.Parameter]] = []
+    names = []
+    for place, module in model.named_modules():
+        away = [(n, p) for n, p in module.named_parameters(recurse=False) if p.is_meta] if is_offloaded(module) else []
+        for name, parameter in away:
+            stand_in = torch.zeros((), dtype=parameter.dtype, device=execution_device(module)).expand(parameter.shape)
+            module._parameters[name] = nn.Parameter(stand_in, requires_grad=parameter.requires_grad)
+            hidden.append((module, name, parameter))
+        names += [place] if away else []
+    try:
+        yield names
+    finally:
+        for module, name, parameter in hidden:
+            stood = module._parameters[name]
+            module._parameters[name] = parameter.requires_grad_(stood is not None and stood.requires_grad)
+
+
+def offloaded_value(model: PreTrainedModel, name: str) -> torch.Tensor:
+    """The value of the weight ``name`` of ``model``, which accelerate keeps elsewhere."""
+    return load_offloaded_parameter(model, name)
+
+
+# ---- training -----------------------------------------------------------------------------------------------------
+
+
+def prepared_inputs(trainer: Any, inputs: dict) -> dict:
+    """``inputs`` of a training step on the device where ``trainer`` trains."""
+    return trainer._prepare_inputs(inputs)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import fields
 from enum import Enum
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from tptt.config import MemoryConfig, one_of
+from tptt.config import MemoryConfig, check_mag_weight, one_of
 from tptt.version import __version__
 
 from .config_compat import SubConfigSpec
@@ -27,18 +29,36 @@ def jsonable(value: Any) -> Any:
     return value
 
 
-# what transformers itself puts into a configuration beside its declared fields
-_HF_KEYS = {
-    "torch_dtype", "name_or_path", "_name_or_path", "_commit_hash", "output_attentions", "attn_implementation",
-    "_attn_implementation", "experts_implementation", "_attn_implementation_internal", "_experts_implementation_internal",
-    "per_layer_config", "num_labels", "auto_map", "model_type", "transformers_version", "use_cache", "bos_token_id",
-    "eos_token_id", "pad_token_id", "vocab_size", "hidden_size", "num_hidden_layers", "tie_word_embeddings",
-    "max_position_embeddings", "token", "trust_remote_code", "quantization_config",
-}  # fmt: skip
-_SHARED = (
-    "bos_token_id", "eos_token_id", "pad_token_id", "vocab_size", "hidden_size", "num_hidden_layers",
-    "tie_word_embeddings", "max_position_embeddings",
-)  # fmt: skip
+_OF_TRANSFORMERS = frozenset(
+    [
+        "torch_dtype",
+        "name_or_path",
+        "_name_or_path",
+        "_commit_hash",
+        "output_attentions",
+        "attn_implementation",
+        "_attn_implementation",
+        "experts_implementation",
+        "_attn_implementation_internal",
+        "_experts_implementation_internal",
+        "per_layer_config",
+        "num_labels",
+        "auto_map",
+        "model_type",
+        "transformers_version",
+        "use_cache",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "token",
+        "trust_remote_code",
+        "quantization_config",
+    ]
+)
+"""Keys that transformers puts into a configuration beside its declared fields, and those of loading."""
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_DERIVED = ("vocab_size", "hidden_size", "num_hidden_layers", "tie_word_embeddings", "max_position_embeddings")
+"""What a configuration repeats of its base, for those who look for it there."""
 
 
 class UnknownBaseConfig(PreTrainedConfig):
@@ -53,11 +73,19 @@ class TpttConfig(PreTrainedConfig):
     Args:
         base_model_name: path or hub id of the base causal LM.
         base_model_revision: branch, tag or commit of it.
-        lora_config: ``LoraConfig(...)`` or its ``to_dict()`` (any peft configuration), or None.
+        lora_config: ``LoraConfig(...)`` or its ``to_dict()``, a configuration of another method of
+            `tptt.hf.adapters.PEFT_TYPES`, several of them by the names of their adapters, or None.
+        active_adapters: names of those adapters that are at work; None: the first.
         text_config: the base's own configuration; read from the base when not given.
         weights_format: "adapter" (memory and LoRA; the base is fetched by name) or "full" (self-contained).
+        layer_mag_weights: where the layers differ in their Memory-as-Gate weight, that of each layer with a memory, in
+            order; None: ``mag_weight`` holds for all.
         tptt_version: the version that made the checkpoint.
+        dtype: torch's name of the type that the base is loaded in; None: that of its own checkpoint.
+        attn_implementation: what computes the base's softmax, as transformers names it.
         The other arguments are those of `MemoryConfig`.
+
+    What a configuration repeats of its base (``vocab_size``, ``hidden_size``, ...) is read from there and cannot be set.
 
     Raises:
         ValueError: a key or value is not valid.
@@ -70,7 +98,9 @@ class TpttConfig(PreTrainedConfig):
     base_model_name: str | None = None
     base_model_revision: str | None = None
     lora_config: Any = None
+    active_adapters: list | tuple | None = None
     weights_format: str = "adapter"
+    layer_mag_weights: list | tuple | None = None
     tptt_version: str = __version__
     operator: str = MemoryConfig.operator
     feature_map: str = MemoryConfig.feature_map
@@ -92,28 +122,134 @@ class TpttConfig(PreTrainedConfig):
         from . import model  # noqa: F401  # its import lets AutoModelForCausalLM know the model of this configuration
 
         _check_version(self.tptt_version)
-        unknown = sorted(k for k in kwargs if k not in _HF_KEYS and not hasattr(PreTrainedConfig, k))
-        if unknown:
-            valid = sorted({f.name for f in fields(MemoryConfig)} | _OWN)
-            raise ValueError(f"unknown configuration key {', '.join(unknown)}; valid are {', '.join(valid)}")
-        one_of("weights_format", self.weights_format, ("adapter", "full"))
-        if self.lora_config is not None:
-            self.lora_config = _peft_settings(self.lora_config)
-        if self.base_model_name is not None:
-            self.base_model_name = str(self.base_model_name)
-        self.memory_config()
+        derived = {k: kwargs.pop(k) for k in _DERIVED if k in kwargs}
+        tokens = {k: kwargs.pop(k) for k in _TOKENS if k in kwargs}
+        if unknown := sorted(set(kwargs) - _OF_TRANSFORMERS):
+            valid = ", ".join(sorted(self.own_settings()))
+            raise ValueError(f"unknown configuration key {', '.join(unknown)}; valid are {valid}")
+        self.check()
         token = kwargs.pop("token", None)
         trust = kwargs.pop("trust_remote_code", None)
         if self.text_config is None and self.base_model_name is not None:
             self.text_config = _base_config(self.base_model_name, self.base_model_revision, token, trust)
         elif isinstance(self.text_config, dict) and self.text_config.get("model_type", "llama") not in CONFIG_MAPPING:
             self.text_config = UnknownBaseConfig(saved=self.text_config)
+        use_cache = kwargs.pop("use_cache", None)  # transformers takes it for a setting of generation, and drops it
         super().__post_init__(**kwargs)
-        if self.text_config is None or isinstance(self.text_config, UnknownBaseConfig):
-            return
-        for name in _SHARED:
-            if hasattr(self.text_config, name):
-                setattr(self, name, getattr(self.text_config, name))
+        if use_cache is not None:
+            self.use_cache = use_cache
+        for name, value in tokens.items():  # a trainer aligns these with its tokenizer
+            setattr(self, name, value)
+        self._refuse_others(derived)
+        self.repeat_base()
+
+    def check(self) -> None:
+        """Refuse what is not valid.
+
+        Raises:
+            ValueError: a value is not valid; the message names those that are.
+        """
+        one_of("weights_format", self.weights_format, ("adapter", "full"))
+        if self.base_model_name is not None:
+            self.base_model_name = str(self.base_model_name)
+        self._check_adapters()
+        self.memory_config()
+        for weight in self.layer_mag_weights or ():
+            check_mag_weight(weight, "layer_mag_weights")
+
+    def _check_adapters(self) -> None:
+        from .adapters import (
+            check_adapters,  # it needs peft, which may be in the middle of being imported with this module
+        )
+
+        if self.lora_config is not None:
+            self.lora_config = _peft_settings(self.lora_config)
+            check_adapters(self.lora_config)
+        names = list(named_adapters(self.lora_config))
+        if unknown := [n for n in self.active_adapters or () if n not in names]:
+            raise ValueError(f"active_adapters: unknown {unknown}; lora_config has {names}")
+
+    def _known_base(self) -> PreTrainedConfig | None:
+        """The base's configuration; None: there is no base, or its code has not run yet."""
+        base = self.text_config
+        return base if isinstance(base, PreTrainedConfig) and not isinstance(base, UnknownBaseConfig) else None
+
+    def _base(self) -> PreTrainedConfig | None:
+        """The text part of `_known_base`."""
+        base = self._known_base()
+        return None if base is None else base.get_text_config()
+
+    def _refuse_others(self, derived: dict[str, Any]) -> None:
+        """Refuse values of what belongs to the base that are not the base's."""
+        base = self._base()
+        for name, value in derived.items():
+            if base is None and isinstance(self.text_config, UnknownBaseConfig):
+                setattr(self, name, value)
+            elif base is None or value != getattr(base, name, value):
+                there = "no base is given" if base is None else f"there it is {getattr(base, name)!r}"
+                raise ValueError(
+                    f"{name}={value!r}: a converted model takes this from its base ({there}); leave it out"
+                )
+
+    def repeat_base(self) -> None:
+        """Say again what is asked of every configuration and belongs to the base."""
+        base = self._base()
+        for name in (*_DERIVED, *_TOKENS):
+            if hasattr(base, name) and not (name in _TOKENS and hasattr(self, name)):
+                setattr(self, name, getattr(base, name))
+
+    @property
+    def use_cache(self) -> bool:
+        """Whether a forward call makes a cache unless it is told: the base's setting."""
+        text = self.get_text_config()
+        return vars(self).get("_use_cache", True) if text is self else getattr(text, "use_cache", True)
+
+    @use_cache.setter
+    def use_cache(self, value: bool) -> None:
+        text = self.get_text_config()
+        if text is self:
+            vars(self)["_use_cache"] = value
+        else:
+            text.use_cache = value
+
+    @classmethod
+    def own_settings(cls) -> set[str]:
+        """Names of the arguments that are not those of every transformers configuration."""
+        return {f.name for f in fields(MemoryConfig)} | _OWN
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As transformers', with ``kwargs`` that are settings checked as those in ``config_dict`` are.
+
+        Raises:
+            ValueError: a key or value is not valid.
+        """
+        settings = {
+            k: kwargs.pop(k) for k in list(kwargs) if k in cls.own_settings() and k not in ("dtype", "text_config")
+        }
+        if fixed := sorted(k for k in kwargs if k in _DERIVED or callable(getattr(cls, k, None))):
+            valid = ", ".join(sorted(cls.own_settings()))
+            raise ValueError(
+                f"{', '.join(fixed)} cannot be set in a converted model's configuration; valid are {valid}"
+            )
+        return super().from_dict(config_dict | settings, **kwargs)
+
+    def with_settings(self, changes: dict[str, Any]) -> TpttConfig:
+        """A copy with ``changes``, name -> value.
+
+        Raises:
+            ValueError: a value is not valid.
+        """
+        found = copy.deepcopy(self)
+        for name, value in changes.items():
+            setattr(found, name, value)
+        found.check()
+        return found
+
+    def get_text_config(self, decoder=None, encoder=None) -> PreTrainedConfig:
+        """The configuration of the base's text part: of a multimodal base that of its language model."""
+        base = self._known_base()
+        return self if base is None else base.get_text_config(decoder=decoder, encoder=encoder)
 
     def load_base_code(self, token: str | bool | None, trust: bool | None) -> bool:
         """Of a base with code of its own get the configuration's class; returns whether it is such a base.
@@ -139,21 +275,54 @@ class TpttConfig(PreTrainedConfig):
         """The memory's part of this configuration, validated."""
         return MemoryConfig(**{f.name: getattr(self, f.name) for f in fields(MemoryConfig)})
 
+    def strays(self) -> list[str]:
+        """Names of attributes that somebody has set and that are no settings."""
+        known = {f.name for f in fields(self)} | _OF_TRANSFORMERS | {*_DERIVED, *_TOKENS}
+        return sorted(name for name in set(vars(self)) - known if not name.startswith("_"))
+
     def to_dict(self) -> dict[str, Any]:
-        out = super().to_dict()
-        if isinstance(out.get("text_config"), dict):
-            out["text_config"].pop("quantization_config", None)  # the saved weights are not the quantised ones
+        """As transformers', without attributes that are no settings: nothing could be made of what they come to again."""
+        strays = self.strays()
+        out = {k: v for k, v in super().to_dict().items() if k not in strays}
+        if isinstance(out.get("text_config"), dict) and self.weights_format == "adapter":
+            out["text_config"].pop("quantization_config", None)  # how the base is quantised is said when it is loaded
         return out
 
 
-_OWN = {"text_config", "base_model_name", "base_model_revision", "lora_config", "weights_format", "dtype"}
+_OWN = frozenset(
+    [
+        "text_config",
+        "base_model_name",
+        "base_model_revision",
+        "lora_config",
+        "active_adapters",
+        "weights_format",
+        "layer_mag_weights",
+        "dtype",
+        "attn_implementation",
+    ]
+)
+
+
+def named_adapters(lora_config: dict[str, Any] | None) -> Mapping[str, dict[str, Any]]:
+    """Name -> settings of the adapters of ``TpttConfig.lora_config``; one without a name is called "default"."""
+    if lora_config is None:
+        return {}
+    return {"default": lora_config} if "peft_type" in lora_config else lora_config
 
 
 def _peft_settings(given: Any) -> dict[str, Any]:
+    """``TpttConfig.lora_config`` as JSON holds it."""
     settings = given.to_dict() if hasattr(given, "to_dict") else given
-    if not isinstance(settings, dict) or "peft_type" not in settings:
-        raise ValueError(f"lora_config must be a peft configuration or its to_dict(), got {given!r}")
-    return jsonable(settings)
+    if isinstance(settings, dict) and "peft_type" in settings:
+        return jsonable(settings)
+    if isinstance(settings, dict) and settings:
+        adapters = {str(k): v.to_dict() if hasattr(v, "to_dict") else v for k, v in settings.items()}
+        if all(isinstance(v, dict) and "peft_type" in v for v in adapters.values()):
+            return jsonable(adapters)
+    raise ValueError(
+        f"lora_config must be a peft configuration or its to_dict(), got {given!r}; several are given by their adapters' names"
+    )
 
 
 def _check_version(found: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from .compat import uncompiled
 from .layouts import SPLITS, Geometry, Layout, Misfit, chosen_layouts, known
 
 
@@ -49,7 +50,7 @@ def find_attention(model: nn.Module, layout: str | Mapping[str, Any] | None = No
     found: list[Found] = []
     inner: str | None = None  # what lies in the attention module found last
     for name, module in model.named_modules():
-        if _passed_over(name, module) or (inner and name.startswith(inner)):
+        if uncompiled(module) is not module or _passed_over(name, module) or (inner and name.startswith(inner)):
             continue
         fitting = [x for x in layouts if x.fits(module)]
         if fitting or (_is_attention(module) and not _wraps(module, layouts)):

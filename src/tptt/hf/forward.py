@@ -14,6 +14,8 @@ The events of one layer, in their order:
 Children are looked up by name at every call, because LoRA and its merge replace them. A hook is one for all replicas of
 its module (nn.DataParallel) and all threads: it knows the slot, and finds the module at work in the running call.
 
+A memory is never left out in silence: where a call ends and nothing was mixed in, it raises.
+
 Legend: B rows, T tokens, H query heads, Hk key/value heads, D width of a head's queries and keys, V of its values.
 """
 
@@ -26,10 +28,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from tptt.memory import LinearMemory
+from tptt.memory import LinearMemory, Tokens
+from tptt.memory.tptt_modes import cross_product
 from tptt.ops.dtypes import without_autocast
 
-from .cache import adopt_layer
+from .cache import MemoryState, adopt_layer, memory_states
 from .compat import cache_in
 from .masks import PASSED_DOWN, apply_window, named_arguments, real_tokens
 from .packing import Unpacked
@@ -43,6 +46,7 @@ def mixed_branches(slot: MemorySlot, call: Call, softmax: torch.Tensor) -> torch
 
     ``softmax`` [B, T, H * V] is what the base's own attention gave. mu = 0 gives it back bit for bit.
     """
+    call.mixed = True
     if not isinstance(call.memory, LinearMemory):  # its window is left alone: see tptt.convert.window_only
         return softmax
     if "softmax_squares" in slot.records:
@@ -51,42 +55,38 @@ def mixed_branches(slot: MemorySlot, call: Call, softmax: torch.Tensor) -> torch
         q, k, v = slot.geometry.split(call.module, call.outputs)  # [B, T, H or Hk, D or V], no positions in them
         if "projections" in slot.records:
             slot.record("projections", (q, k))
-        if (one := _one_token(call, softmax, q, k, v)) is not None:
+        tokens = Tokens(call.hidden, k, v, call.mask)
+        if call.layer is not None and (one := call.layer.step(call.memory, softmax, q, tokens)) is not None:
             return one
-        read = _memory_branch(call, q, k, v)  # [B, T, H, V]
+        read = _memory_branch(call, q, tokens)  # [B, T, H, V]
         if "memory_squares" in slot.records:
             slot.record("memory_squares", read.pow(2).mean((0, 1)).flatten())
         return call.memory.mix(softmax, read, call.hidden)
 
 
-def _one_token(call: Call, softmax: torch.Tensor, q, k, v) -> torch.Tensor | None:
-    """`mixed_branches` of one token of every row in one native call, where that is possible: else None."""
-    layer = call.layer
-    if layer is None or call.mask is not None or layer.record_past:
-        return None
-    one = call.memory.step(softmax, call.hidden, q, k, v, layer.state)
-    if one is None:
-        return None
-    mixed, layer.state = one
-    return mixed
-
-
-def _memory_branch(call: Call, q, k, v) -> torch.Tensor:
+def _memory_branch(call: Call, q: torch.Tensor, tokens: Tokens) -> torch.Tensor:
     """What the memory reads, [B, T, H, V]; the state in the cache goes on."""
-    memory, layer = call.memory, call.layer
     if call.sequences is not None:
         unpacked = Unpacked(call.sequences)
-        q, k, v, hidden = (unpacked.out(x) for x in (q, k, v, call.hidden))
-        return unpacked.back(memory(hidden, q, k, v, unpacked.mask))
-    if layer is None:
-        return memory(call.hidden, q, k, v, call.mask)
-    update = memory.update(call.hidden, k, v, call.mask, layer.history, layer.seen)
-    read, state = memory.read(q, update, layer.state)
-    layer.write(state, update)
-    return read
+        rows = tokens._replace(mask=None).map(unpacked.out)._replace(mask=unpacked.mask)
+        return unpacked.back(call.memory(unpacked.out(q), rows))
+    if call.layer is None:
+        return call.memory(q, tokens)
+    return call.layer.advance(call.memory, q, tokens)
 
 
 # ---- the events, in their order -----------------------------------------------------------------------------------
+
+
+def before_model(parameters: tuple[str, ...], model: nn.Module, args, kwargs) -> None:
+    """Tell a cache that records its past how many tokens of this call may be taken back: of a prompt whose last logits
+    alone are asked for, no more than those. Otherwise it would hold the raw tokens of the whole prompt."""
+    named = named_arguments(parameters, args, kwargs)
+    kept = named.get("logits_to_keep")
+    if not isinstance(kept, int) or kept < 1:
+        return
+    for layer in memory_states(cache_in(named, type(model).__name__)):
+        layer.next_removable = kept
 
 
 def before_layer(slot: MemorySlot, layer: nn.Module, args, kwargs):
@@ -114,7 +114,7 @@ def before_attention(module: nn.Module, args, kwargs):
     kwargs = named_arguments(slot.parameters, args, kwargs)
     passed = slot.passed_down if running.passed_down is None else running.passed_down
     passed = passed | {k: kwargs.pop(k) for k in PASSED_DOWN if k in kwargs}
-    _hook_children(module, memory.config.cross_gate)
+    hook_children(module)
     if slot.branches is Branches.BASE:
         return (), kwargs
     hidden, mask = kwargs[slot.parameters[0]], passed.get("memory_mask")
@@ -147,26 +147,34 @@ def before_output_projection(slot: MemorySlot, child: nn.Module, args):
 
 
 def after_output_projection(slot: MemorySlot, child: nn.Module, args, output):
-    """Add the cross gate's product: the projection W is linear but for its bias c, so that with a = W (1 - mu) softmax and
-    b = W mu memory, ``output`` is a + b + c; a b comes on top."""
+    """Add the cross gate's product."""
     call = slot.running.call
     if call is None or call.softmax_share is None or not isinstance(output, torch.Tensor):
         return None
-    bias = child.forward(torch.zeros_like(call.softmax_share[:1, :1]))
-    with_bias = child.forward(call.softmax_share)  # not the module itself: its hooks would mix again
-    return output + (with_bias - bias) * (output - with_bias)
+    return cross_product(child.forward, call.softmax_share, output)  # not the module: its hooks would mix again
 
 
 def after_attention(module: nn.Module, args, output):
-    """End the call. Where the module holds no output projection, its own output gets the memory."""
+    """End the call. Where the module holds no output projection, its own output gets the memory.
+
+    Raises:
+        RuntimeError: the memory was to be mixed in, and was not.
+    """
     slot = slot_of(module)
+    call = slot.running.call
     if slot.geometry.layout.output is None:
         several = isinstance(output, tuple | list)
-        if (call := slot.running.call) is not None:
+        if call is not None:
             mixed = mixed_branches(slot, call, output[0] if several else output)
             output = type(output)((mixed, *output[1:])) if several else mixed
         if "attention_outputs" in slot.records:
             slot.record("attention_outputs", output[0] if several else output)
+    if slot.branches in (Branches.BOTH, Branches.MEMORY) and (call is None or not call.mixed):
+        raise RuntimeError(
+            f"the memory of layer {slot.layer} was left out: {type(module).__name__} did not call its "
+            f"{slot.geometry.layout.output} with hooks. Was it compiled or replaced after the memory was attached? "
+            "Attach the memory to the model as it is now"
+        )
     slot.running.call = None
     return output
 
@@ -174,21 +182,23 @@ def after_attention(module: nn.Module, args, output):
 # ---- the cache layer and the children's hooks ---------------------------------------------------------------------
 
 
-def cache_layer(module: nn.Module, cache: Any) -> Any:
-    """The layer of ``cache`` that holds the state of ``module``'s memory; None: there is no cache, or none of this layer."""
+def cache_layer(module: nn.Module, cache: Any) -> MemoryState | None:
+    """The layer of ``cache`` that holds the state of ``module``'s memory; None: there is no cache, or none of this layer.
+
+    Raises:
+        ValueError: see `adopt_layer`.
+    """
     if cache is None:
         return None
     slot = slot_of(module)
     if "Paged" in type(cache).__name__:
         raise ValueError("a paged cache (continuous batching) cannot carry a memory: use generate()")
-    cache = getattr(cache, "self_attention_cache", cache)
-    window, only_memory = slot.window_now, slot.branches is Branches.MEMORY
-    return adopt_layer(cache, slot.layer, window, slot.sinks if window else 0, only_memory, slot.shares_mask)
+    return adopt_layer(getattr(cache, "self_attention_cache", cache), slot, memory_of(module).config)
 
 
-def _hook_children(module: nn.Module, cross_gate: bool) -> None:
+def hook_children(module: nn.Module) -> None:
     """Hook the projections and the output projection, again where LoRA or a merge has replaced them."""
-    slot = slot_of(module)
+    slot, cross_gate = slot_of(module), memory_of(module).config.cross_gate
     for name in slot.geometry.layout.parts:
         child = getattr(module, name)
         if not _has_hooks(child, slot.hooks.get(name)):

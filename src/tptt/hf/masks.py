@@ -6,16 +6,21 @@ Legend: B rows, H heads, T new tokens, n keys.
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from tptt.config import MemoryConfig
 
+from .cache import check_lengths
 from .compat import attention_implementation, cache_in
 from .packing import packed_positions, sequence_ids
+from .prepared_masks import one_of_kinds, token_mask, visible_keys
 from .slots import MemorySlot
-from .window_cache import WindowLayer, window_mask
+from .window_attention import Band
+from .window_cache import WindowLayer
 
 PASSED_DOWN = ("memory_mask", "memory_sequences")
 """Keywords that travel down from the body to the attention beside the base's own: which tokens are real, and which packed
@@ -50,23 +55,75 @@ def before_body(
     ids = kwargs.get("inputs_embeds") if ids is None else ids
     if ids is None:
         return (), kwargs
-    mask, tokens = kwargs.get("attention_mask"), ids.shape[1]
-    if config.window is not None and isinstance(mask, torch.Tensor) and mask.ndim > 2:
-        raise ValueError(f"with max_self_attn_length the attention mask must be 2-D, [B, T]; got {tuple(mask.shape)}")
+    cache = cache_in(kwargs, type(body).__name__)
+    check_lengths(cache)
+    mask = kwargs.get("attention_mask")
+    real, masked_apart = _said_by_mask(mask, ids.shape[:2], cache, config, body)
     sequences = _packed_sequences(kwargs, ids, mask, body)
+    if sequences is None and masked_apart is not None:
+        if cache is not None:
+            raise ValueError("packed rows cannot go on from a cache, nor fill one: it would be that of the last one")
+        kwargs["use_cache"], sequences = False, masked_apart
     for slot in slots:
         slot.running.packed = sequences is not None
     if not takes_any:
         return (), kwargs
+    given = kwargs.pop("memory_mask", None)
     if sequences is not None:
         kwargs["memory_sequences"] = sequences
         return (), kwargs
-    real = kwargs.pop("memory_mask", None)
-    if real is None and isinstance(mask, torch.Tensor) and mask.ndim == 2:
-        real = mask[:, -tokens:].bool()
-    if real is not None or mask is None:  # else a prepared mask says it
-        kwargs["memory_mask"] = None if real is None or _all(real) else real
+    real = real if given is None else given
+    kwargs["memory_mask"] = None if real is None or _all(real) else real
     return (), kwargs
+
+
+def _said_by_mask(
+    mask: Any, shape: tuple[int, int], cache: Any, config: MemoryConfig, body: nn.Module
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Which of the new tokens [B, T] of ``shape`` the body's ``mask`` calls real, bool or None: all, and the number of
+    each one's packed sequence, or None.
+
+    Raises:
+        TypeError: it is no mask.
+        ValueError: it does not fit the tokens, or says what a memory or its window cannot follow (`token_mask`).
+    """
+    mask, (batch, tokens) = one_of_kinds(mask), shape
+    if mask is None:
+        return None, None
+    past = 0 if cache is None else cache.get_seq_length()
+    if isinstance(mask, torch.Tensor) and mask.ndim == 2:
+        return _said_by_padding_mask(mask, batch, tokens, past), None
+    if not isinstance(mask, torch.Tensor | BlockMask) or (isinstance(mask, torch.Tensor) and mask.ndim not in (3, 4)):
+        kind = f"a {mask.ndim}-D tensor" if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise TypeError(
+            f"attention_mask must be 2-D [B, T], 4-D [B, 1, T, n], a BlockMask, or a dictionary of these, got {kind}"
+        )
+    if tokens == 1 or torch.compiler.is_compiling():  # no question to a device here
+        return (None if isinstance(mask, BlockMask) else _diagonal(mask, tokens, past).expand(batch, -1)), None
+    keys = int(past) + tokens
+    visible = visible_keys(mask, tokens, keys)
+    visible = visible.expand(batch, tokens, visible.shape[-1])
+    before = int(past) if visible.shape[-1] >= keys else visible.shape[-1] - tokens
+    found = token_mask(visible, before, getattr(body.config, "sliding_window", None), config.bidirectional)
+    if found.looks_ahead and config.window is not None and not config.bidirectional:
+        raise ValueError(
+            "the attention mask shows later tokens to earlier ones, which the window (max_self_attn_length) would hide: "
+            "use a causal mask, or a model without a window"
+        )
+    return found.real, found.sequences
+
+
+def _said_by_padding_mask(mask: torch.Tensor, batch: int, tokens: int, past: Any) -> torch.Tensor:
+    width = mask.shape[1]
+    if mask.shape[0] not in (1, batch) or (not isinstance(past, torch.Tensor) and width != past + tokens):
+        raise ValueError(
+            f"attention_mask is {list(mask.shape)}: it must cover the {past} tokens in the cache and the {tokens} new ones "
+            f"of each of {batch} rows"
+        )
+    if isinstance(past, torch.Tensor):  # of a static cache, whose length lies on the device
+        at = (past + torch.arange(tokens, device=mask.device)).clamp_max(width - 1)
+        return mask.index_select(1, at).bool().expand(batch, -1)
+    return mask[:, past:].bool().expand(batch, -1)
 
 
 def _all(real: torch.Tensor) -> bool:
@@ -119,11 +176,16 @@ def real_tokens(mask: torch.Tensor, tokens: int, layer, says_hidden: bool) -> to
         return mask[:, -tokens:].bool()
     if tokens == 1:
         return None
+    return _diagonal(mask, tokens, 0 if layer is None else layer.get_seq_length(), says_hidden)
+
+
+def _diagonal(mask: torch.Tensor, tokens: int, past: Any, says_hidden: bool = False) -> torch.Tensor:
+    """[B, T] bool: whether each of the last ``tokens`` sees itself, by a 4-D (3-D) mask of keys with ``past`` before."""
     if mask.ndim == 3:
         mask = mask[:, None]
-    past = 0 if layer is None else layer.get_seq_length()
     rows = torch.arange(tokens, device=mask.device)
-    columns = rows + (past if mask.shape[-1] >= int(past) + tokens else mask.shape[-1] - tokens)
+    whole = isinstance(past, torch.Tensor) or mask.shape[-1] >= past + tokens  # else that of a sliding layer
+    columns = rows + (past if whole else mask.shape[-1] - tokens)
     diagonal = mask[:, 0, rows.clamp(max=mask.shape[-2] - 1), columns]  # one row, if it says what is padding only
     if diagonal.dtype != torch.bool:
         return diagonal >= 0
@@ -160,8 +222,12 @@ def apply_window(slot: MemorySlot, hidden: torch.Tensor, kwargs: dict, mask, seq
     elif tokens <= window and sequences is None:
         return
     else:
-        valid = hidden.new_ones(batch, tokens, dtype=torch.bool) if mask is None else mask
-        band = window_mask(valid, window, slot.sinks, sequences)
+        wanted = Band(window, slot.sinks, mask, sequences)
+        by_blocks = slot.knows_windows and kind == "sdpa" and wanted.fits_blocks(tokens)
+        if by_blocks and not torch.compiler.is_compiling():
+            kwargs["attention_mask"] = wanted
+            return
+        band = wanted.dense(batch, tokens, hidden.device)
     if band is not None and kind == "eager":
         zeros = torch.zeros(band.shape, dtype=hidden.dtype, device=band.device)
         band = zeros.masked_fill(~band, torch.finfo(hidden.dtype).min)

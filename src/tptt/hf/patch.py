@@ -6,9 +6,10 @@ Nothing is wrapped: the memory is a child called ``liza`` of each attention modu
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,24 +20,30 @@ from tptt.memory import LinearMemory
 from .cache import unknown_cache_layers
 from .compat import (
     CACHE_ARGUMENTS,
+    as_peft_model,
+    attention_implementation,
     cache_argument,
     cache_in,
     can_replace_attention,
     check_cache_layers,
     check_cache_preparation,
+    execution_device,
+    forget_compiled,
     hook_cache_preparation,
+    tuned_model,
+    uncompiled,
     unhook_cache_preparation,
     unknown_arguments,
 )
 from .discovery import Found, UnsupportedAttentionError, choose, find_attention
-from .forward import after_attention, before_attention, before_layer, cache_layer
+from .forward import after_attention, before_attention, before_layer, before_model, cache_layer, hook_children
 from .layouts import Geometry
 from .masks import before_body, takes_keywords
 from .no_memory import NoMemory
 from .slots import MEMORY, Branches, MemorySlot, memories, memory_of, patched_attention, put_slot, slot_of, take_slot
-from .softmax import follow_mag_weight, set_branches, window_of, window_refusal
+from .softmax import follow_mag_weight, restore_attention, set_branches, window_of, window_refusal
 
-_BODY_HOOK = "_tptt_handle"
+_WHOLE_HOOK = "_tptt_handle"
 MakeMemory = Callable[[MemoryConfig, Geometry, torch.device], nn.Module]
 
 
@@ -103,13 +110,25 @@ def _attach(model: nn.Module, config: MemoryConfig, make: MakeMemory) -> nn.Modu
     slots: list[MemorySlot] = []
     for x, width in zip(chosen, widths, strict=True):
         _give(x, body, replace(config, feature_width=width), x in fixed, others, slots, make)
-    parameters = tuple(inspect.signature(type(body).forward).parameters)[1:]
-    if "attention_mask" in parameters:
-        hook = partial(before_body, parameters, config, slots, takes_keywords(body))
-        body.__dict__[_BODY_HOOK] = body.register_forward_pre_hook(hook, with_kwargs=True)
+    if "attention_mask" in (parameters := _parameters(body)):
+        _hook_whole(body, partial(before_body, parameters, config, slots, takes_keywords(body)))
+    base = base_of(model)
     if not config.bidirectional:
-        hook_cache_preparation(base_of(model), prepare_generation)
+        hook_cache_preparation(base, prepare_generation)
+        if base is not body and "logits_to_keep" in (parameters := _parameters(base)):
+            _hook_whole(base, partial(before_model, parameters))
+    forget_compiled()
     return model
+
+
+def _parameters(module: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters of the forward of ``module``, without ``self``."""
+    return tuple(inspect.signature(type(module).forward).parameters)[1:]
+
+
+def _hook_whole(module: nn.Module, hook: Callable[..., Any]) -> None:
+    """Call ``hook`` before the body or the whole model ``module``, until the memory is taken off."""
+    module.__dict__[_WHOLE_HOOK] = module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def _widths(config: MemoryConfig, layers: int) -> tuple[int, ...]:
@@ -231,11 +250,11 @@ def _give(
     module, sizes = x.module, x.sizes
     if fixed:
         config = replace(config, mag_weight=1.0, mix_gate="none")
-    module.add_module(MEMORY, make(config, sizes, next(module.parameters()).device))
+    module.add_module(MEMORY, make(config, sizes, execution_device(module)))
     layer, base = decoder_layer(body, x.name), _config(x, body)
     slot = MemorySlot(
         geometry=sizes,
-        parameters=tuple(inspect.signature(type(module).forward).parameters)[1:],
+        parameters=_parameters(module),
         layer=x.layer,
         mask_kind=_mask_kind(x),
         config=base,
@@ -255,8 +274,10 @@ def _give(
         module.register_forward_hook(after_attention),
         module.register_load_state_dict_post_hook(_loaded),
     ]
-    if fixed:
-        set_branches(module, Branches.MEMORY)
+    hook_children(module)
+    if slot.window is not None and attention_implementation(base) == "sdpa":
+        slot.knows_windows = can_leave_softmax_out(module, body)
+    set_branches(module, Branches.MEMORY if fixed else Branches.BOTH)
     follow_mag_weight(module)
 
 
@@ -268,7 +289,7 @@ def decoder_layer(body: nn.Module, name: str) -> nn.Module:
     """The layer of ``body`` that holds its child ``name``: an entry of a list of modules, or the parent."""
     parts = name.split(".")
     above = [i for i in range(len(parts)) if isinstance(body.get_submodule(".".join(parts[:i])), nn.ModuleList)]
-    return body.get_submodule(".".join(parts[: above[-1] + 1] if above else parts[:-1]))
+    return uncompiled(body.get_submodule(".".join(parts[: above[-1] + 1] if above else parts[:-1])))
 
 
 def _config(x: Found, body: nn.Module):
@@ -279,21 +300,25 @@ def detach_memory(model: nn.Module) -> nn.Module:
     """Take the memory off again; the model computes what it did before, bit for bit. Returns ``model``."""
     unhook_cache_preparation(base_of(model))
     for module in patched_attention(model):
-        set_branches(module, Branches.BASE)
+        restore_attention(module)
         slot = take_slot(module)
         assert slot is not None
         for handle in [*slot.handles, *(h for _, handles in slot.hooks.values() for h in handles)]:
             handle.remove()
         delattr(module, MEMORY)
     for module in model.modules():
-        if (handle := module.__dict__.pop(_BODY_HOOK, None)) is not None:
+        if (handle := module.__dict__.pop(_WHOLE_HOOK, None)) is not None:
             handle.remove()
+    forget_compiled()
     return model
 
 
 def base_of(model: nn.Module) -> nn.Module:
-    """``model`` without peft's wrapping."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    """``model`` without the wrappings of peft and torch.compile."""
+    model = uncompiled(model)
+    if (peft := as_peft_model(model)) is not None:
+        return tuned_model(peft)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's for mixed adapters
 
 
 def attention_body(model: nn.Module, bidirectional: bool = False) -> nn.Module:
@@ -324,10 +349,40 @@ def set_mag_weight(model: nn.Module, weight: float) -> None:
         follow_mag_weight(module)
 
 
+def set_layer_mag_weights(model: nn.Module, weights: Sequence[float]) -> None:
+    """Set the Memory-as-Gate weight of each layer with a memory, in their order; one whose mu is fixed stays as it is.
+
+    Raises:
+        ValueError: there are not as many ``weights`` as layers, or one lies outside [0, 1].
+    """
+    modules = patched_attention(model)
+    if len(weights) != len(modules):
+        raise ValueError(
+            f"{len(weights)} Memory-as-Gate weights for {len(modules)} layers with a memory: give one for each"
+        )
+    for module, weight in zip(modules, [check_mag_weight(w) for w in weights], strict=True):
+        if not slot_of(module).mu_fixed:
+            memory_of(module).mag_weight.fill_(weight)
+            follow_mag_weight(module)
+
+
 def weights_loaded(model: nn.Module) -> None:
     """To be called when weights were loaded by other ways than ``load_state_dict``."""
     for module in patched_attention(model):
         follow_mag_weight(module)
+
+
+def stop_recording(model: nn.Module, cache) -> None:
+    """Let ``cache``, filled by ``model``, record its past no longer, as assisted decoding has it do: what it holds for
+    tokens that may be taken back goes, or it would go on growing, window or not."""
+    recording = [layer for layer in cache.layers if getattr(layer, "record_past", False)]
+    if recording:
+        cache.crop(0)
+    for layer in recording:
+        layer.record_past = False
+    for module in patched_attention(model):
+        if (layer := cache_layer(module, cache)) is not None:
+            layer.settle(memory_of(module))
 
 
 def prepare_cache(model: nn.Module, cache) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from tptt.memory import LinearMemory
 
-from .compat import trained_copy
+from .compat import is_offloaded, keep_on_device, trained_copy
 from .layouts import Geometry
 
 MEMORY = "liza"
@@ -42,6 +42,7 @@ class Call:
         layer: the cache layer that holds the memory's state; None: no cache.
         outputs: what each projection gave in this call.
         softmax_share: (1 - mu) softmax, [B, T, H * V], for a cross gate.
+        mixed: whether the memory has been mixed in.
     """
 
     module: nn.Module
@@ -52,6 +53,7 @@ class Call:
     layer: Any
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)
     softmax_share: torch.Tensor | None = None
+    mixed: bool = False
 
 
 class Running:
@@ -96,6 +98,7 @@ class MemorySlot:
         other_mask_kinds: mask kinds of the layers without a memory.
         mu_fixed: mu is 1 for good.
         follows_mag_weight: the softmax is left out whenever ``mag_weight`` is 1.
+        knows_windows: whether the module's attention function may get a `window_attention.Band` in the place of a mask.
         branches: what the layer computes now.
         context: of the running call.
         passed_down: what the last call passed down, for threads that were passed nothing themselves.
@@ -116,6 +119,7 @@ class MemorySlot:
     other_mask_kinds: frozenset[str | None]
     mu_fixed: bool
     follows_mag_weight: bool
+    knows_windows: bool = False
     branches: Branches = Branches.BOTH
     context: CallContext = field(default_factory=CallContext)
     passed_down: dict[str, torch.Tensor | None] = field(default_factory=dict)
@@ -215,6 +219,8 @@ def memory_of(module: nn.Module) -> LinearMemory:
     """The memory at work in a patched attention ``module``: of the copies that peft trains (``modules_to_save=["liza"]``)
     the active adapter's, or the one they were copied from. After `tptt.convert.window_only`: what stands in its place."""
     found = getattr(module, MEMORY)
+    if is_offloaded(found) or any(map(is_offloaded, found.children())):  # it is used outside of its forward as well
+        keep_on_device(found)
     copy = trained_copy(found)
     return cast(LinearMemory, found if copy is None else copy)
 

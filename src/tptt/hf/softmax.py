@@ -8,8 +8,9 @@ from torch import nn
 
 from tptt.memory import LinearMemory
 
-from .compat import config_without_softmax
+from .compat import NO_SOFTMAX, config_with_attention
 from .slots import MEMORY, Branches, memory_of, slot_of
+from .window_attention import WINDOWED
 
 _WITH_MEMORY = (Branches.BOTH, Branches.MEMORY)
 _CONFIG = "_tptt_config"  # the module's own configuration, while another one stands in its place
@@ -22,12 +23,29 @@ def set_branches(module: nn.Module, branches: Branches) -> Branches:
     """
     slot = slot_of(module)
     before, slot.branches = slot.branches, branches
-    if branches is Branches.MEMORY and _CONFIG not in module.__dict__:
-        module.__dict__[_CONFIG] = module.config
-        module.config = config_without_softmax(module.config)
-    elif branches is not Branches.MEMORY and _CONFIG in module.__dict__:
-        module.config = module.__dict__.pop(_CONFIG)
+    choose_attention(module)
     return before
+
+
+def choose_attention(module: nn.Module) -> None:
+    """Let the patched attention ``module`` take the attention function that its branches need: none, the one that knows
+    windows, or the base's own."""
+    slot = slot_of(module)
+    restore_attention(module)
+    if slot.branches is Branches.MEMORY:
+        name = NO_SOFTMAX
+    elif slot.knows_windows:
+        name = WINDOWED
+    else:
+        return
+    module.__dict__[_CONFIG] = module.config
+    module.config = config_with_attention(module.config, name)
+
+
+def restore_attention(module: nn.Module) -> None:
+    """Give ``module`` its own configuration back."""
+    if _CONFIG in module.__dict__:
+        module.config = module.__dict__.pop(_CONFIG)
 
 
 def follow_mag_weight(module: nn.Module) -> None:

@@ -108,7 +108,8 @@ def _add_window_change(found: dict[int, float], attention: nn.Module, layer: nn.
     changed, output = (x[0] if isinstance(x, tuple | list) else x for x in (changed, output))
     change = (changed.float() - output.float()).pow(2).sum(-1) / output.float().pow(2).sum(-1).clamp_min(1e-12)
     number = slot_of(attention).layer
-    found[number] = found.get(number, 0.0) + float(change.sum())
+    tokens = output.shape[0] * output.shape[1]  # some families have several streams of each
+    found[number] = found.get(number, 0.0) + float(change.mean()) * tokens
 
 
 def attention_outputs(model: nn.Module) -> AbstractContextManager[list[torch.Tensor]]:

@@ -5,7 +5,7 @@ Legend: B batch, n new tokens, r kept recent tokens, s sinks.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -44,11 +44,20 @@ def _visible(queries, keys, valid, sink, window):
     return (seen | (distance == 0))[:, None]
 
 
+class Prepared(NamedTuple):
+    """What `WindowLayer.prepare` has said of the next call: its tokens, and which are real and which sinks, [B, n] bool
+    each; None: one token, which goes through the ring."""
+
+    tokens: int
+    valid: torch.Tensor | None
+    sink: torch.Tensor | None
+
+
 class WindowLayer(DynamicLayer):
     """At most W - 1 + sinks entries between calls; the tokens of a call see each other and what was kept.
 
-    `prepare` has to be called before `update`, with which tokens are real; it returns the mask for `update`'s result, whose
-    keys come from ``slots`` [B, s + r + n] of the sequence (-1: none).
+    `prepare` has to be called once before each `update`, with which tokens are real; it returns the mask for `update`'s
+    result, whose keys come from ``slots`` [B, s + r + n] of the sequence (-1: none).
 
     Once the window is full, a token alone takes the place of the one that falls out of it: keys and values lie in a ring
     of W behind the sinks, every one of them is seen, and a step copies nothing.
@@ -60,6 +69,8 @@ class WindowLayer(DynamicLayer):
     """
 
     record_past = False
+    removable = 0
+    """Tokens beyond the window that are kept, because they may be needed again (`MemoryState.removable`)."""
 
     def __init__(self, window: int, sinks: int = 0, is_sliding: bool = False, stock=None) -> None:
         super().__init__()
@@ -69,7 +80,7 @@ class WindowLayer(DynamicLayer):
         self.cumulative_length = 0
         self._valid: Any = None  # [B, r] bool
         self._is_sink: Any = None  # [B, r] bool
-        self._new: Any = None  # what `prepare` was told: valid and sink, [B, n] bool
+        self._prepared: Prepared | None = None
         self._sink_keys: Any = None  # [B, Hk, s, D]
         self._sink_values: Any = None
         self._sink_slots: Any = None  # [B, s], -1 where not filled
@@ -91,7 +102,7 @@ class WindowLayer(DynamicLayer):
         """
         self._padded |= valid is not None
         if not ordered and self._is_steady(n):
-            self._new = None
+            self._prepared = Prepared(n, None, None)
             return None
         self.linearize()
         if valid is None:
@@ -102,7 +113,7 @@ class WindowLayer(DynamicLayer):
             self._sink_slots = torch.full((batch, self.sinks), -1, device=valid.device)
         filled = (self._sink_slots >= 0).sum(1, keepdim=True)
         sink = valid & (filled + valid.cumsum(1) - 1 < self.sinks)
-        self._new = (valid, sink)
+        self._prepared = Prepared(n, valid, sink)
         kept = self._valid.shape[1]
         slots = torch.arange(past - kept, past + n, device=valid.device)[None].expand(batch, -1)
         gone = (self._sink_slots >= 0) & (self._sink_slots < past - kept)  # the others are still among the recent
@@ -112,7 +123,8 @@ class WindowLayer(DynamicLayer):
         return _visible(slots[0, kept:], keys, every, sinks, self.sliding_window)
 
     def _is_steady(self, n: int) -> bool:
-        """Whether the next call can go through the ring: one token, a full window, sinks behind it, nothing to take back."""
+        """Whether the next call can go through the ring: one token, a full window, sinks behind it, nothing to take
+        back."""
         if n != 1 or self._padded or self.record_past or torch.compiler.is_compiling():
             return False
         return self.cumulative_length >= self.sliding_window - 1 + self.sinks
@@ -142,26 +154,42 @@ class WindowLayer(DynamicLayer):
         self._ring = None
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        """Keys and values [B, Hk, s + r + n, D]: sinks, recent, new."""
+        """Keys and values [B, Hk, s + r + n, D]: sinks, recent, new.
+
+        Raises:
+            RuntimeError: `prepare` was not called since the last update, or for another number of tokens.
+        """
+        valid, sink = self._take_prepared(key_states.shape[2])
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
             shape = (*key_states.shape[:2], self.sinks)
             self._sink_keys = key_states.new_zeros(*shape, key_states.shape[-1])
             self._sink_values = value_states.new_zeros(*shape, value_states.shape[-1])
-        if self._new is None:
+        if valid is None or sink is None:
             return self._turn(key_states, value_states)
-        valid, sink = self._new
-        self._new = self.slots = None
         keys, values = torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
         seen = (torch.cat([self._sink_keys, keys], 2), torch.cat([self._sink_values, values], 2))
         self._keep_sinks(key_states, value_states, sink)
         self.cumulative_length += key_states.shape[2]
         self.keys, self.values = keys, values
         self._valid, self._is_sink = torch.cat([self._valid, valid], 1), torch.cat([self._is_sink, sink], 1)
-        if not self.record_past:
-            self._trim()
+        self._trim()
         return seen
+
+    def _take_prepared(self, tokens: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """What `prepare` has said of these ``tokens``; only once."""
+        prepared, self._prepared = self._prepared, None
+        if prepared is None:
+            raise RuntimeError(
+                f"this cache layer keeps the last {self.sliding_window} tokens, and the attention that updates it has no "
+                "such window: the cache was made by another model, or the memory is switched off. Start from an empty "
+                "cache"
+            )
+        if prepared.tokens != tokens:
+            raise RuntimeError(f"the cache layer was prepared for {prepared.tokens} tokens and gets {tokens}")
+        self.slots = None
+        return prepared.valid, prepared.sink
 
     def _keep_sinks(self, keys: torch.Tensor, values: torch.Tensor, sink: torch.Tensor) -> None:
         if not self.sinks:
@@ -178,7 +206,7 @@ class WindowLayer(DynamicLayer):
             self._sink_slots[:, j] = torch.where(has, at + self.cumulative_length, self._sink_slots[:, j])
 
     def _trim(self) -> None:
-        cut = max(0, self.keys.shape[2] - (self.sliding_window - 1))
+        cut = max(0, self.keys.shape[2] - (self.sliding_window - 1) - self.removable)
         self.keys, self.values = self.keys[:, :, cut:].clone(), self.values[:, :, cut:].clone()  # frees what is cut
         self._valid, self._is_sink = self._valid[:, cut:].clone(), self._is_sink[:, cut:].clone()
 
@@ -208,7 +236,7 @@ class WindowLayer(DynamicLayer):
 
     def reset(self) -> None:
         super().reset()
-        self._valid = self._is_sink = self._new = None
+        self._valid = self._is_sink = self._prepared = None
         self._sink_keys = self._sink_values = self._sink_slots = self.slots = self._ring = None
         self._padded = False
 

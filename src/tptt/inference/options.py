@@ -6,7 +6,8 @@ from typing import Any
 
 
 def chosen(model, options: dict, name: str) -> Any:
-    """What ``model.generate(**options)`` goes by: ``options``, their generation_config, the model's own; None: unset."""
+    """The value of the option ``name`` in ``model.generate(**options)``: that in ``options``, else in their
+    generation_config, else in the model's; None: it is set nowhere."""
     found = (
         options.get(name),
         *(getattr(c, name, None) for c in (options.get("generation_config"), model.generation_config)),

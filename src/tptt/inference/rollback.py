@@ -14,7 +14,7 @@ _GROWING = ("keys", "values", "indexer_keys")
 class RollbackPoint:
     """What ``cache`` holds now, to go back to while it is only added to.
 
-    What is of fixed size is copied; of keys and values that grow, the length is noted, so that it costs the same however
+    What is of fixed size is copied; of keys and values that grow, the length is noted. The cost is the same however
     long the conversation is.
     """
 

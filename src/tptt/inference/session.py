@@ -1,4 +1,7 @@
-"""A conversation whose past is a cache: text is read once, in constant memory where the cache is bounded, and asked often."""
+"""A conversation whose past is a cache: text is read once, and asked about as often as one likes.
+
+Where the cache is bounded, reading takes constant memory.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from torch import nn
 
 from tptt.hf.compat import cache_keyword
 from tptt.hf.modes import in_eval_mode
+from tptt.hf.patch import stop_recording
 
 from .options import check_options, chosen
 from .rollback import RollbackPoint
@@ -29,8 +33,11 @@ class Session:
 
     The last token waits outside the cache, because `generate` has to be given one to go on from.
 
-    Where a call fails or is interrupted (Ctrl-C), `generate`, `ask` and `restore` leave the session as it was before, and
-    `read` as it is after the last chunk that was read whole: after exactly the first ``tokens`` of what was said.
+    Where a call fails or is interrupted (Ctrl-C), `generate`, `ask` and `restore` leave the session as it was before,
+    and `read` as it is after the last chunk that was read whole: ``tokens`` says how many tokens that are.
+
+    Whatever mode the model is in, a session computes in eval mode and without gradients: dropout would change what is
+    remembered, and gradient checkpointing would lose it. Afterwards each part of the model is in its own mode again.
 
     Args:
         model: a converted model (TpttModel, or any causal language model after `attach_memory`).
@@ -42,35 +49,41 @@ class Session:
         if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
             raise ValueError(f"chunk_size must be an integer of 1 or more, got {chunk_size!r}")
         self.model, self.tokenizer, self.chunk_size = model, tokenizer, chunk_size
-        self.cache = new_cache(model)
+        with _computing(model):
+            self.cache = new_cache(model)
         self._pending: tuple[int, ...] = ()  # part of the conversation, not in the cache yet
-        self._limit = position_limit(model)
+        self._limit, self._vocabulary = position_limit(model), vocabulary_size(model)
 
     @property
     def tokens(self) -> int:
         """Tokens of the conversation so far: read and generated."""
         return int(self.cache.get_seq_length()) + len(self._pending)
 
-    @torch.no_grad()
     def read(self, source: Any, progress: Progress | bool = False) -> Session:
         """Read text or token ids, however long, and return this session.
 
         Args:
-            source: text, ids [n] or [1, n], or an iterable (a file, a generator) of text, ids or tensors of ids.
+            source: text; token ids [n] or [1, n] as a list, tuple, range, array or tensor of any integer type; what a
+                tokenizer returns for one text, or a row of a data set (its ``input_ids``, without what
+                ``attention_mask`` says is padding); or an iterable (a file opened as text, a generator, a list) of any
+                of these, which are read one after another.
             progress: True shows a line with tokens and tokens per second; or a function to call after each chunk.
 
         Raises:
-            TypeError: the source is neither, or text comes without a tokenizer.
-            ValueError: the base has a table of positions, and the text runs over its end.
+            TypeError: the source is none of these (bytes, several rows, numbers that are no integers, None, ...), or
+                text comes without a tokenizer.
+            ValueError: an id is negative or beyond the model's vocabulary, or an attention mask does not fit; or the
+                base has a table of positions, and the text runs over its end. Ids that lie in memory are checked before
+                any of them is read, those of an iterator piece by piece.
         """
+        pieces = self._pieces(source)
         report, start, done = _reporter(progress), time.perf_counter(), 0
-        pieces = token_pieces(source, self.tokenizer, first=self.tokens == 0)
         try:
-            with in_eval_mode(self.model):
-                for chunk in in_chunks(pieces, self.chunk_size):
+            for chunk in in_chunks(pieces, self.chunk_size):
+                with _computing(self.model):  # not while the source runs, which may use the model itself
                     self._read_chunk(chunk)
-                    done += len(chunk)
-                    report(done, time.perf_counter() - start)
+                done += len(chunk)
+                report(done, time.perf_counter() - start)
         finally:
             report(-1, time.perf_counter() - start)
         return self
@@ -88,38 +101,40 @@ class Session:
         """Go on with ``prompt`` (text or ids) and return the new ids [n]; both become part of the conversation.
 
         Args:
-            prompt: what is said; None: the text read so far is continued.
+            prompt: what is said, as `read` takes it; None: the text read so far is continued.
             options: of transformers' ``generate``.
 
         Raises:
-            ValueError: beams or several sequences are asked for, which no single conversation can go on from (`ask` can);
-                or no cache, or more than ids; or there is nothing to go on from.
+            TypeError: as `read`.
+            ValueError: as `read`; or beams or several sequences are asked for, which no single conversation can go on
+                from (`ask` takes them); or no cache, or more than ids; or there is nothing to go on from.
         """
         check_options(self.model, options)
         if (many := self._rows(options)) > 1:
             raise ValueError(
-                f"{many} beams or sequences (in the call, its generation_config or the model's) cannot all be gone on from: "
-                "use ask(), which leaves the session as it is, or set num_beams=1 and num_return_sequences=1"
+                f"{many} beams or sequences (in the call, its generation_config or the model's) cannot all be gone on "
+                "from: use ask(), which leaves the session as it is, or set num_beams=1 and num_return_sequences=1"
             )
         ids, before = self._prompt(prompt), int(self.cache.get_seq_length())
         with self._whole_or_not_at_all():
             out = self._generate(self.cache, ids, options)[0, ids.shape[1] :]
-            _stop_recording(self.cache)
+            stop_recording(self.model, self.cache)
             unread = before + ids.shape[1] + len(out) - int(self.cache.get_seq_length())
             self._pending = tuple(out[len(out) - unread :].tolist())
         return out
 
     def ask(self, prompt: Any, **options) -> str | torch.Tensor:
-        """The answer to ``prompt``; the session stays as it was.
+        """The answer to ``prompt`` (as of `generate`); the session stays as it was.
 
         Returns:
             Text where there is a tokenizer, ids [n] where not; with ``num_return_sequences`` ids [N, n].
 
         Raises:
-            ValueError: no cache is asked for, or more than ids; or there is nothing to go on from.
+            TypeError: as `read`.
+            ValueError: as `read`; or no cache is asked for, or more than ids; or there is nothing to go on from.
         """
         check_options(self.model, options)
-        ids, cache = self._prompt(prompt), copy.deepcopy(self.cache)
+        ids, cache = self._prompt(prompt), self._copied_cache()
         if (many := self._rows(options)) > 1:
             cache.batch_repeat_interleave(many)
         out = self._generate(cache, ids, options)[:, ids.shape[1] :]
@@ -129,7 +144,7 @@ class Session:
 
     @contextmanager
     def _whole_or_not_at_all(self) -> Iterator[None]:
-        """Within, an exception takes the session back to where it was: layers and ``tokens`` would disagree otherwise."""
+        """Within, an exception takes the session back to where it was; else layers and ``tokens`` would disagree."""
         point, pending = RollbackPoint(self.cache), self._pending
         try:
             yield
@@ -142,9 +157,16 @@ class Session:
         """Rows that `generate` makes of one."""
         return max(chosen(self.model, options, name) or 1 for name in ("num_beams", "num_return_sequences"))
 
+    def _pieces(self, source: Any) -> Iterator[torch.Tensor]:
+        return token_pieces(source, self.tokenizer, first=self.tokens == 0, vocabulary=self._vocabulary)
+
+    def _copied_cache(self):
+        with _computing(self.model):
+            return copy.deepcopy(self.cache)
+
     def _prompt(self, prompt: Any) -> torch.Tensor:
         """[1, n] ids still to be read: what waits, and the prompt. At least one, which `generate` has to be given."""
-        pieces = [] if prompt is None else list(token_pieces(prompt, self.tokenizer, first=self.tokens == 0))
+        pieces = [] if prompt is None else list(self._pieces(prompt))
         ids = torch.cat([torch.tensor(self._pending, dtype=torch.long), *pieces])
         if not len(ids):
             raise ValueError("there is nothing to go on from: read something, or give a prompt")
@@ -157,7 +179,8 @@ class Session:
         mask = torch.ones(1, past + ids.shape[1], dtype=torch.long, device=ids.device)
         if chosen(self.model, options, "pad_token_id") is None:
             options["pad_token_id"] = 0
-        return self.model.generate(ids, attention_mask=mask, **cache_keyword(self.model, cache), **options)
+        with _computing(self.model):
+            return self.model.generate(ids, attention_mask=mask, **cache_keyword(self.model, cache), **options)
 
     def _check_room(self, more: int) -> None:
         read = int(self.cache.get_seq_length())
@@ -169,7 +192,8 @@ class Session:
 
     def snapshot(self) -> MemorySnapshot:
         """What the session holds now, as data that can be saved."""
-        return MemorySnapshot.of(self.model, self.cache, self._pending)
+        with _computing(self.model):
+            return MemorySnapshot.of(self.model, self.cache, self._pending)
 
     def restore(self, snapshot: MemorySnapshot) -> Session:
         """Go back (or on) to ``snapshot``; returns this session.
@@ -177,13 +201,14 @@ class Session:
         Raises:
             ValueError: it was taken from another model.
         """
-        self.cache, self._pending = snapshot.cache(self.model), snapshot.pending
+        with _computing(self.model):
+            self.cache, self._pending = snapshot.cache(self.model), snapshot.pending
         return self
 
     def fork(self) -> Session:
         """A second session that goes on from here by itself."""
         other = copy.copy(self)
-        other.cache = copy.deepcopy(self.cache)
+        other.cache = self._copied_cache()
         return other
 
     def save(self, path: str | Path) -> Path:
@@ -202,15 +227,35 @@ class Session:
 
 
 def stream(model, source: Any, tokenizer=None, chunk_size: int = 512, progress: Progress | bool = False) -> Session:
-    """Read text or tokens without end through ``model`` in memory that does not grow, and return the session to go on with.
+    """Read text or tokens without end through ``model``, and return the session to go on with.
 
-    The cache is bounded where the model has a window (``max_self_attn_length``) or no softmax at all; `Session.read`
-    explains the arguments.
+    The memory that reading takes does not grow with the text where the cache is bounded: where the model has a window
+    (``max_self_attn_length``) or no softmax at all. `Session.read` explains the arguments.
 
         session = tptt.stream(model, open("book.txt"), tokenizer, progress=True)
         print(session.ask("Who is the murderer?", max_new_tokens=50))
     """
     return Session(model, tokenizer, chunk_size).read(source, progress)
+
+
+@contextmanager
+def _computing(model: nn.Module) -> Iterator[None]:
+    """Within, ``model`` computes in eval mode and without gradients, and makes tensors that may be changed later: those
+    made in the caller's inference mode could not be written to outside of it."""
+    with in_eval_mode(model), torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def vocabulary_size(model: nn.Module) -> int | None:
+    """Rows of the model's embedding, which token ids lie below; None: unknown."""
+    try:
+        embedding = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        embedding = None
+    rows = getattr(embedding, "num_embeddings", None)
+    if rows is None and embedding is not None and getattr(embedding, "weight", None) is not None:
+        rows = embedding.weight.shape[0]
+    return rows or getattr(model.config.get_text_config(decoder=True), "vocab_size", None)
 
 
 def position_limit(model: nn.Module) -> int | None:
@@ -221,15 +266,6 @@ def position_limit(model: nn.Module) -> int | None:
             limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
             return min(limit or module.num_embeddings, module.num_embeddings)
     return None
-
-
-def _stop_recording(cache) -> None:
-    """Assisted decoding leaves a cache that records what may be taken back: it would go on growing, window or not."""
-    recording = [layer for layer in cache.layers if getattr(layer, "record_past", False)]
-    if recording:
-        cache.crop(0)
-    for layer in recording:
-        layer.record_past = False
 
 
 def _reporter(progress: Progress | bool) -> Progress:

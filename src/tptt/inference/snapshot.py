@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,25 +10,13 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
 from transformers import DynamicCache
 
 from tptt.hf import memories
 from tptt.hf.patch import prepare_cache
 from tptt.version import __version__
 
-_SAMPLES = 16
-"""Values of each weight that go into the fingerprint of a model."""
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A hash of what ``model`` computes: names, shapes and a few values of all weights, and what its memories are."""
-    digest = hashlib.sha256(repr([m.config for m in memories(model)]).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        values = tensor.detach().flatten()
-        values = values[:: max(1, len(values) // _SAMPLES)].float().cpu()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + values.numpy().tobytes())
-    return digest.hexdigest()
+from .fingerprint import fingerprint
 
 
 def new_cache(model) -> DynamicCache:
@@ -109,9 +96,9 @@ class MemorySnapshot:
         """
         if fingerprint(model) != self.model:
             raise ValueError(
-                f"this snapshot of {self.tokens} tokens was taken from another model: another base, other weights (trained "
-                f"on, merged, in another precision) or another memory configuration than this {type(model).__name__}. Load "
-                "the checkpoint that read them, or read the text again"
+                f"this snapshot of {self.tokens} tokens was taken from another model: another base, other weights "
+                "(trained on, merged, in another precision), other adapters at work or another memory configuration "
+                f"than this {type(model).__name__}. Load the checkpoint that read them, or read the text again"
             )
 
     def _give(self, key: str, value: Any, device: torch.device) -> Any:

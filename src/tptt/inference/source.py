@@ -5,57 +5,67 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
+
+from .ids import as_tensors, at_rest, check_range, leaves
 
 _CHARACTERS = 65536
 """Text that is tokenized at once, at least; it is cut before white space, where tokenizers cut as well."""
 
 
-def token_pieces(source: Any, tokenizer=None, first: bool = True) -> Iterator[torch.Tensor]:
+def token_pieces(
+    source: Any, tokenizer=None, first: bool = True, vocabulary: int | None = None
+) -> Iterator[torch.Tensor]:
     """The ids of ``source`` as tensors [n] of any length.
 
     Args:
-        source: text, ids [n] or [1, n], or an iterable of any of these or of single ids, however long.
+        source: text; ids, as `Session.read` takes them; or an iterable of any of these, however long.
         tokenizer: for text.
-        first: a sequence begins here: its first special token (BOS) goes in front of text, where the tokenizer sets one.
+        first: a sequence begins here: its first special token (BOS) goes in front of text, where the tokenizer sets
+            one.
+        vocabulary: rows of the model's embedding; None: unknown.
 
     Raises:
         TypeError: the source is neither, or text comes without a tokenizer.
+        ValueError: an id is negative or beyond the vocabulary, or an attention mask does not fit its ids. What lies in
+            memory is checked as a whole before the first piece, what an iterator gives before its piece.
     """
-    if isinstance(source, str):
-        source = [source[i : i + _CHARACTERS] for i in range(0, len(source), _CHARACTERS)]
-    if isinstance(source, torch.Tensor):
-        yield _row(source)
-        return
-    if not isinstance(source, Iterable):
-        raise TypeError(f"text, token ids or an iterable of them expected, got {type(source).__name__}")
+    if at_rest(source):
+        _check(source, tokenizer, vocabulary)
     text = ""
-    single: list[int] = []
-    for item in source:
-        if isinstance(item, str):
-            if tokenizer is None:
-                raise TypeError("text needs a tokenizer: pass tokenizer=")
-            yield from _flush(single)
-            text += item
-            cut = _last_space(text) if len(text) >= _CHARACTERS else 0
-            if cut:
-                yield _tokenized(text[:cut], tokenizer, first)
-                text, first = text[cut:], False
+    for leaf in leaves(source):
+        if isinstance(leaf, str):
+            _check_text(tokenizer)
+            for start in range(0, len(leaf), _CHARACTERS):
+                text += leaf[start : start + _CHARACTERS]
+                cut = _last_space(text) if len(text) >= _CHARACTERS else 0
+                if cut:
+                    yield _tokenized(text[:cut], tokenizer, first, vocabulary)
+                    text, first = text[cut:], False
             continue
         if text:
-            yield _tokenized(text, tokenizer, first)
-            text = ""
-        first = False
-        if isinstance(item, int):
-            single.append(item)
-            if len(single) == _CHARACTERS:
-                yield from _flush(single)
-        else:
-            yield from _flush(single)
-            yield _row(torch.as_tensor(item))
-    yield from _flush(single)
+            yield _tokenized(text, tokenizer, first, vocabulary)
+            text, first = "", False
+        check_range(leaf, vocabulary)
+        for piece in as_tensors(leaf):
+            first = False
+            yield piece
     if text:
-        yield _tokenized(text, tokenizer, first)
+        yield _tokenized(text, tokenizer, first, vocabulary)
+
+
+def _check(source: Any, tokenizer, vocabulary: int | None) -> None:
+    for leaf in leaves(source):
+        if isinstance(leaf, str):
+            _check_text(tokenizer)
+        else:
+            check_range(leaf, vocabulary)
+
+
+def _check_text(tokenizer) -> None:
+    if tokenizer is None:
+        raise TypeError("text needs a tokenizer: pass tokenizer=")
 
 
 def in_chunks(pieces: Iterable[torch.Tensor], size: int) -> Iterator[torch.Tensor]:
@@ -74,18 +84,6 @@ def in_chunks(pieces: Iterable[torch.Tensor], size: int) -> Iterator[torch.Tenso
         yield torch.cat(held)
 
 
-def _row(ids: torch.Tensor) -> torch.Tensor:
-    if ids.is_floating_point() or ids.dtype == torch.bool or not (ids.ndim == 1 or (ids.ndim == 2 and len(ids) == 1)):
-        raise TypeError(f"token ids are integers [n] or [1, n], got {ids.dtype} {list(ids.shape)}")
-    return ids.reshape(-1).long()
-
-
-def _flush(single: list[int]) -> Iterator[torch.Tensor]:
-    if single:
-        yield torch.tensor(single)
-        single.clear()
-
-
 def _last_space(text: str) -> int:
     """Where the last white space that follows something else begins; 0: nowhere."""
     for i in range(len(text) - 1, 0, -1):
@@ -94,8 +92,10 @@ def _last_space(text: str) -> int:
     return 0
 
 
-def _tokenized(text: str, tokenizer, first: bool) -> torch.Tensor:
+def _tokenized(text: str, tokenizer, first: bool, vocabulary: int | None) -> torch.Tensor:
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]  # its length is no trouble here
     if first and tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
         ids = [tokenizer.bos_token_id, *ids]
-    return torch.tensor(ids, dtype=torch.long)
+    found = np.array(ids, dtype=np.int64)
+    check_range(found, vocabulary)
+    return torch.from_numpy(found)

@@ -2,5 +2,6 @@
 
 from .linear_attention import LinearAttention
 from .linear_memory import LinearMemory
+from .update import LayerState, MemoryUpdate, Tokens
 
-__all__ = ["LinearAttention", "LinearMemory"]
+__all__ = ["LayerState", "LinearAttention", "LinearMemory", "MemoryUpdate", "Tokens"]

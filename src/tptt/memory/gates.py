@@ -87,8 +87,6 @@ class NoGate(nn.Module):
 
 
 WRITE: dict[str, type[nn.Module]] = {"learned": TokenGate, "constant": NoGate}
-# without parameters: of the average of keys, values or their product over a few tokens (see history.py)
-AVERAGES = ("k", "v", "kv")
 MIX: dict[str, Callable[[int, int], nn.Module]] = {"mlp": MLPGate, "token": TokenGate, "head": HeadGate, "none": NoGate}
 # decay alpha = sigmoid(gate) starts at .995 per token
 DECAY_START = math.log(0.995 / 0.005)

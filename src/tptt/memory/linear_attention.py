@@ -6,7 +6,6 @@ Legend: B batch, T tokens, H heads, Hk key/value heads, D head width, K feature 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -15,15 +14,7 @@ from tptt.config import MemoryConfig
 from tptt.ops.dtypes import without_autocast
 
 from .linear_memory import LinearMemory
-
-
-class LayerState(NamedTuple):
-    """What a layer carries from call to call: the state [B, H, K, V], float32, and the raw tokens before or their number,
-    where the operator looks at them."""
-
-    memory: torch.Tensor
-    history: torch.Tensor | None
-    seen: torch.Tensor | None = None
+from .update import LayerState, Tokens
 
 
 class LinearAttention(nn.Module):
@@ -83,14 +74,12 @@ class LinearAttention(nn.Module):
         """
         x, after = hidden_states, None
         q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.query, self.key, self.value))
+        tokens = Tokens(x, k, v, mask)
         with without_autocast(x.device.type):
-            if self.memory.config.bidirectional:
-                if state is not None:
-                    raise ValueError("a bidirectional layer reads whole sequences: it takes no state and returns none")
-                out = self.memory(x, q, k, v, mask)
+            if not self.memory.config.bidirectional:
+                out, after = self.memory.advance(q, tokens, state or LayerState())
+            elif state is None:
+                out = self.memory(q, tokens)
             else:
-                before, history, seen = state or (None, None, None)
-                update = self.memory.update(x, k, v, mask, history, seen)
-                out, memory = self.memory.read(q, update, before)
-                after = LayerState(memory, update.history, update.seen_after)
+                raise ValueError("a bidirectional layer reads whole sequences: it takes no state and returns none")
         return self.output(out.flatten(2).to(x.dtype)), after

@@ -18,9 +18,10 @@ from tptt.ops.native import Parameters, memory_step, unavailable
 from tptt.ops.tracing import are_ordinary, traced
 
 from .features import MAPS, LearnedMap
-from .gates import AVERAGES, DECAY, MIX, WRITE
-from .history import AVERAGED, VIRTUAL, ShortHistory, averaged_beta, mask_null_keys
-from .update import MemoryUpdate
+from .gates import DECAY, MIX, WRITE
+from .history import ShortHistory, derivative, mask_null_keys
+from .tptt_modes import AVERAGED, AVERAGES, OPERATORS, averaged_beta, both, rotary
+from .update import LayerState, MemoryUpdate, Tokens
 
 
 class Recurrence(NamedTuple):
@@ -28,20 +29,13 @@ class Recurrence(NamedTuple):
 
     delta: bool = True
     decay: str | None = None  # see gates.DECAY
-    virtual: str | None = None  # STEPS virtual tokens for each, see history.VIRTUAL
+    virtual: str | None = None  # STEPS virtual tokens for each, see VIRTUAL
     write_gate: str | None = None  # instead of the configuration's
-    activation: bool = False  # of the state, see update.activated
-
-
-def _learned(module: nn.Module | None, name: str) -> Any:
-    """``module.name`` or None, five times as fast where it is a parameter: a token's step takes as long as ten of these."""
-    if module is None:
-        return None
-    found = module._parameters.get(name)
-    return getattr(module, name) if found is None else found
+    activation: bool = False  # of the state, see tptt_modes.activated
 
 
 STEPS = 2
+VIRTUAL = {"derivative": derivative, "rotary": rotary, "both": both}
 GAIN = 2.0
 """``output_scale`` of the delta rule at the start: half of what a token writes is read again (beta = 1/2)."""
 RECURRENCES = {
@@ -50,14 +44,9 @@ RECURRENCES = {
     "kda": Recurrence(decay="channel"),
     "linear_attention": Recurrence(delta=False),
     "gated_linear_attention": Recurrence(delta=False, decay="channel"),
-    "delta_rule_v": Recurrence(write_gate="v"),
-    "delta_rule_kv": Recurrence(write_gate="kv"),
-    "delta_rule_gelu": Recurrence(activation=True),
     "delta_product": Recurrence(virtual="derivative"),
     "gated_delta_product": Recurrence(virtual="derivative", decay="head"),
-    "delta_product_r": Recurrence(virtual="rotary"),
-    "delta_product_c": Recurrence(virtual="both"),
-}
+} | {name: Recurrence(**options) for name, options in OPERATORS.items()}
 
 
 class LinearMemory(nn.Module):
@@ -108,9 +97,7 @@ class LinearMemory(nn.Module):
         width = self.key_features.width
         self.decay_gate = DECAY[decay](hidden_size, self.num_states, width, head_dim) if decay else None
         self.mix_gate = MIX[config.mix_gate](hidden_size, num_heads)
-        self.one_call = not (
-            self.history_length or self.recurrence.activation or decay == "channel"
-        )  # what `step` can do
+        self.takes_one_call = not (self.history_length or self.recurrence.activation or decay == "channel")
         self.normalised = not self.recurrence.delta
         start = torch.full((num_heads, value_dim), 1.0 if self.normalised else GAIN, dtype=torch.float32)
         self.output_scale = nn.Parameter(start)
@@ -139,53 +126,51 @@ class LinearMemory(nn.Module):
         both = ((self.query_features, queries), (self.key_features, keys))
         return all([features.begin_from(maps) for features, maps in both if isinstance(features, LearnedMap)])
 
-    def update(
-        self, hidden_states: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None,
-        history: torch.Tensor | None = None, seen: torch.Tensor | None = None,
-    ) -> MemoryUpdate:  # fmt: skip
-        """What the tokens write; k [B, T, Hk, D], v [B, T, Hk, V]; where ``mask`` [B, T] is False nothing is written or forgotten.
-
-        ``history`` [B, history_length, Hk, D + V] are the raw keys and values of the tokens before, for a memory that looks at them;
-        ``seen`` [B] how many there were, for one that counts.
-        """
+    def update(self, tokens: Tokens, before: LayerState | None = None) -> MemoryUpdate:
+        """What ``tokens`` write, ``before`` being what the calls before them left. Where their mask is False nothing is
+        written or forgotten."""
+        hidden, k, v, mask = tokens
+        before = before or LayerState()
         k, v = k.float(), v.float()
         recent = None
         if mask is not None:  # what is padded may be anything, also not finite
             k, v = (x.masked_fill(~mask[..., None, None], 0.0) for x in (k, v))
-            hidden_states = hidden_states.masked_fill(~mask[..., None], 0.0)
+            hidden = hidden.masked_fill(~mask[..., None], 0.0)
         if self.history_length:
-            recent = ShortHistory(torch.cat([k, v], -1), history, mask, self.history_length)
-        beta = self._beta(hidden_states, recent)
-        g = None if self.decay_gate is None else F.logsigmoid(self.decay_gate(hidden_states))
+            recent = ShortHistory(torch.cat([k, v], -1), before.history, mask, self.history_length)
+        beta = self._beta(hidden, recent)
+        g = None if self.decay_gate is None else F.logsigmoid(self.decay_gate(hidden))
         if mask is not None:
             real = mask[..., None]
             beta = beta * real
             g = None if g is None else g * (real if g.dim() == 3 else real[..., None])
         if self.recurrence.virtual and recent is not None:
-            make, apart = VIRTUAL[self.recurrence.virtual], (self.head_dim, self.value_dim)
-            made = recent.each(
-                lambda x: torch.cat([make(part, self.history_length, STEPS) for part in x.split(apart, -1)], -1)
-            )
-            k, v = made.split(apart, -1)
+            k, v = recent.each(self._virtual).split((self.head_dim, self.value_dim), -1)
             beta = beta.unsqueeze(2).expand(-1, -1, STEPS, -1)
         k, v = (x.repeat_interleave(self.num_states // self.num_key_value_heads, -2) for x in (k, v))
         keys = self.key_features(k.flatten(1, -3)).view(*k.shape[:-1], self.key_features.width)
         if self.recurrence.virtual:
             keys = keys * mask_null_keys(k)
-        raw, after = (None, None) if recent is None else (recent.raw, recent.history)
-        every = self.config.state_activation_every if self.recurrence.activation else 0
-        if every and seen is None:
-            seen = torch.zeros(len(k), dtype=torch.long, device=k.device)
-        return MemoryUpdate(keys, v, beta, g, self.recurrence.delta, raw, mask, after, every, seen)
+        every, seen = 0, None
+        if self.recurrence.activation:
+            every = self.config.state_activation_every
+            seen = torch.zeros(len(k), dtype=torch.long, device=k.device) if before.seen is None else before.seen
+        history = None if recent is None else recent.history
+        return MemoryUpdate(keys, v, beta, g, self.recurrence.delta, mask, history, every, seen)
+
+    def _virtual(self, raw: torch.Tensor) -> torch.Tensor:
+        """[B, M + L, Hk, D + V] -> [B, L, N, Hk, D + V], the virtual tokens of each."""
+        assert self.recurrence.virtual is not None
+        make = VIRTUAL[self.recurrence.virtual]
+        parts = raw.split((self.head_dim, self.value_dim), -1)
+        return torch.cat([make(part, self.history_length, STEPS) for part in parts], -1)
 
     def _beta(self, hidden_states: torch.Tensor, recent: ShortHistory | None) -> torch.Tensor:
         """Write strength [B, T, Hs]."""
         if self.averaged is None or recent is None:
             return torch.sigmoid(self.write_gate(hidden_states))  # type: ignore[misc]
-        source = self.averaged
-        beta = recent.each(
-            lambda x: averaged_beta(x.split((self.head_dim, self.value_dim), -1), self.history_length, source)
-        )
+        source, widths = self.averaged, (self.head_dim, self.value_dim)
+        beta = recent.each(lambda x: averaged_beta(x.split(widths, -1), self.history_length, source))
         return beta.repeat_interleave(self.num_states // self.num_key_value_heads, -1)
 
     def read(self, q: torch.Tensor, update: MemoryUpdate, state: torch.Tensor | None, output_final_state: bool = True):
@@ -195,37 +180,35 @@ class LinearMemory(nn.Module):
             o = o * torch.rsqrt(o.pow(2).mean(-1, keepdim=True) + 1e-6)
         return o * self.output_scale.float(), state
 
-    def forward(self, hidden_states, q, k, v, mask: torch.Tensor | None) -> torch.Tensor:
-        """Memory output [B, T, H, V] of whole sequences, from an empty memory; in both directions where ``config`` says so."""
-        o, _ = self.read(q, self.update(hidden_states, k, v, mask), None, False)
+    def advance(self, q: torch.Tensor, tokens: Tokens, before: LayerState) -> tuple[torch.Tensor, LayerState]:
+        """Memory output [B, T, H, V] for q [B, T, H, D] of ``tokens``, which are written first, and what goes on."""
+        update = self.update(tokens, before)
+        read, state = self.read(q, update, before.memory)
+        return read, LayerState(state, update.history, update.seen_after)
+
+    def absorb(self, tokens: Tokens, before: LayerState) -> LayerState:
+        """What goes on after ``tokens``, of which nothing is read."""
+        update = self.update(tokens, before)
+        return LayerState(update.apply(before.memory), update.history, update.seen_after)
+
+    def forward(self, q: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        """Memory output [B, T, H, V] of whole sequences, from an empty memory; in both directions where ``config`` says
+        so."""
+        o, _ = self.read(q, self.update(tokens), None, False)
         if not self.config.bidirectional:
             return o
-        hidden_states, q, k, v = (x.flip(1) for x in (hidden_states, q, k, v))
-        update = self.update(hidden_states, k, v, None if mask is None else mask.flip(1))
-        back, _ = self.read(q, update, None, False)
+        back, _ = self.read(q.flip(1), self.update(tokens.map(lambda x: x.flip(1))), None, False)
         return (o + back.flip(1)) / 2
 
     def step(
-        self, softmax: torch.Tensor, hidden_states: torch.Tensor, q, k, v, state: torch.Tensor | None
+        self, softmax: torch.Tensor, q: torch.Tensor, tokens: Tokens, state: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """One real token of every row through the whole branch in one native call: what `update`, `read` and `mix` give,
-        [B, 1, H * V], and the state, which is overwritten. None: not here (see the conditions), take those.
+        """One real token of every row through the whole branch in one native call: what `advance` and `mix` give,
+        [B, 1, H * V], and the state, which is overwritten. None: not for these tokens, or not here; take those then.
         """
-        dtype = softmax.dtype
-        if (
-            not self.one_call or q.shape[1] != 1 or torch.is_grad_enabled() or traced() or not q.is_cpu
-            or not are_ordinary(q) or unavailable() or (dtype != torch.float32 and dtype != torch.bfloat16)
-            or not q.dtype == k.dtype == v.dtype == hidden_states.dtype == dtype
-        ):  # fmt: skip
+        if not self._serves(softmax, q, tokens):
             return None
-        part = self._modules.get
-        write, decay, mix = part("write_gate"), part("decay_gate"), part("mix_gate")
-        learned = Parameters(
-            _learned(part("query_features"), "weight"), _learned(part("key_features"), "weight"),
-            _learned(write, "weight"), _learned(write, "bias"), _learned(decay, "weight"), _learned(decay, "bias"),
-            _learned(mix, "weight"), _learned(mix, "bias"), _learned(mix, "down"), part("query_features")._buffers.get("frequencies"), _learned(self, "output_scale"),
-            self.mag_weight,
-        )  # fmt: skip
+        learned = self._parameters_of_a_step()
         if learned.output_scale.dtype != torch.float32 or learned.mag_weight.dtype != torch.float32:
             return None
         shape = (len(q), *self.state_shape)
@@ -236,10 +219,42 @@ class LinearMemory(nn.Module):
                 f"a state of this memory has shape {list(shape)}, got {list(state.shape)}: start from an empty cache"
             )
         state = state.contiguous()
-        out = memory_step(
-            q, k, v, hidden_states, softmax, state, learned, self.recurrence.delta, self.config.feature_map
+        delta, features = self.recurrence.delta, self.config.feature_map
+        return memory_step(q, tokens.k, tokens.v, tokens.hidden, softmax, state, learned, delta, features), state
+
+    def _serves(self, softmax: torch.Tensor, q: torch.Tensor, tokens: Tokens) -> bool:
+        """Whether one native call computes this memory for these tensors."""
+        dtype = softmax.dtype
+        return (
+            self.takes_one_call
+            and q.shape[1] == 1
+            and tokens.mask is None
+            and not torch.is_grad_enabled()
+            and not traced()
+            and q.is_cpu
+            and are_ordinary(q)
+            and not unavailable()
+            and dtype in (torch.float32, torch.bfloat16)
+            and q.dtype == tokens.k.dtype == tokens.v.dtype == tokens.hidden.dtype == dtype
         )
-        return out, state
+
+    def _parameters_of_a_step(self) -> Parameters:
+        part = self._modules.get
+        queries, write, decay, mix = (part(n) for n in ("query_features", "write_gate", "decay_gate", "mix_gate"))
+        return Parameters(
+            query_map=_learned(queries, "weight"),
+            key_map=_learned(part("key_features"), "weight"),
+            write_weight=_learned(write, "weight"),
+            write_bias=_learned(write, "bias"),
+            decay_weight=_learned(decay, "weight"),
+            decay_bias=_learned(decay, "bias"),
+            mix_weight=_learned(mix, "weight"),
+            mix_bias=_learned(mix, "bias"),
+            mix_down=_learned(mix, "down"),
+            frequencies=queries._buffers.get("frequencies"),
+            output_scale=_learned(self, "output_scale"),
+            mag_weight=self.mag_weight,
+        )
 
     def softmax_share(self, softmax: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         """(1 - mu) softmax, [B, T, H * V]."""
@@ -250,3 +265,12 @@ class LinearMemory(nn.Module):
         """(1 - mu) softmax + mu memory; softmax [B, T, H * V] in any precision, memory [B, T, H, V]. mu = 0 is exact."""
         soft = softmax.float().unflatten(-1, (self.num_heads, -1))
         return torch.lerp(soft, memory, self.mu(hidden_states)[..., None]).flatten(-2).to(softmax.dtype)
+
+
+def _learned(module: nn.Module | None, name: str) -> Any:
+    """``module.name`` or None, five times as fast where it is a parameter: a token's step takes as long as ten of
+    these."""
+    if module is None:
+        return None
+    found = module._parameters.get(name)
+    return getattr(module, name) if found is None else found

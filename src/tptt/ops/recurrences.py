@@ -121,7 +121,7 @@ def delta_rule_step(q, k, v, beta, g=None, *, state, scale=1.0, inplace=False, b
         raise ValueError(f"delta_rule_step takes exactly one token, got T = {spec.tokens}")
     _check_numbers(scale, beta, g, MOST_BETA)
     if backend == "auto":
-        if spec.step_sizes and not unavailable() and not traced():
+        if spec.step_sizes and _may_step_as_given():
             after = state if inplace else state.clone()
             return step_as_given(inputs, after, scale, True, spec.step_sizes), after
         chosen = BACKENDS["step" if BACKENDS["native"].supports(spec) else "native"]
@@ -139,11 +139,19 @@ def _run(call, backend, cu_seqlens):
     check_chunk_size(call.chunk_size)
     cuts = None if cu_seqlens is None else check_cu_seqlens(cu_seqlens, inputs.k, inputs.v, call.initial_state)
     _check_numbers(call.scale, inputs.beta, inputs.g, MOST_BETA if call.delta else float("inf"))
-    if cuts is None:
+    if backend == "auto" and spec.step_sizes and _may_step_as_given():
+        state = call.initial_state.clone()
+        o = step_as_given(inputs, state, call.scale, call.delta, spec.step_sizes)
+    elif cuts is None:
         o, state = _serve(call, select(backend, spec), spec)
     else:
         o, state = run_packed(lambda part: _serve_part(part, backend), call, cuts)
     return o, state if call.output_final_state else None
+
+
+def _may_step_as_given():
+    """Whether a call that has `Spec.step_sizes` may go straight to the kernel of one token."""
+    return not unavailable() and not traced()
 
 
 def _serve_part(call, backend):

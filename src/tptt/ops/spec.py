@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import native
 from .call import Inputs
-from .torch_compat import has_tangent
+from .torch_compat import has_tangent, in_forward_mode
 from .tracing import ORDINARY
 from .validate import check_kinds
 
@@ -39,19 +39,18 @@ class Spec(NamedTuple):
         """
         given = (*inputs, initial_state)
         needs_grad = torch.is_grad_enabled() and any(getattr(x, "requires_grad", False) for x in given)
-        needs_grad = needs_grad or has_tangent(*given)  # a backend without forward mode refuses the call
+        if in_forward_mode() and not needs_grad:
+            needs_grad = any(map(has_tangent, given))  # a backend without forward mode then refuses the call
         tracing = torch.compiler.is_compiling()
         checked = _checked if tracing else _checked_once
-        return checked(tuple([_kind(x, tracing) for x in given]), delta, needs_grad)
-
-
-def _kind(x, tracing):
-    """(shape, dtype, device, whether a kernel can read it as it is) of a tensor, None of None, else the type."""
-    if not isinstance(x, Tensor):
-        return None if x is None else type(x)
-    # a compiler knows of no negation that is still to be done
-    readable = x.is_contiguous() and (tracing or (type(x) in ORDINARY and not x.is_neg()))
-    return x.shape, x.dtype, x.device, readable
+        kinds: list = []  # see `check_kinds`; with them whether a kernel can read the tensor as it is
+        for x in given:
+            if isinstance(x, Tensor):  # a compiler knows of no negation that is still to be done
+                readable = x.is_contiguous() and (tracing or type(x) in ORDINARY and not x.is_neg())
+                kinds.append((x.shape, x.dtype, x.device, readable))
+            else:
+                kinds.append(None if x is None else type(x))
+        return checked(tuple(kinds), delta, needs_grad)
 
 
 def _checked(kinds, delta, needs_grad):

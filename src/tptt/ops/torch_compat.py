@@ -41,8 +41,11 @@ if FALLBACKS:
     warnings.warn(f"torch {torch.__version__} lacks names that tptt.ops uses. {missing}", RuntimeWarning, stacklevel=2)
 
 
-def has_tangent(*tensors: object) -> bool:
-    """Whether forward-mode differentiation follows one of `tensors`; anything that is no tensor has no tangent."""
-    if getattr(forward_ad, "_current_level", 0) < 0:  # no dual level is open: true of nearly every call
-        return False
-    return any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+def in_forward_mode() -> bool:
+    """Whether a tensor may have a forward-mode tangent: a dual level is open, or that is unknown."""
+    return getattr(forward_ad, "_current_level", 0) >= 0
+
+
+def has_tangent(x: object) -> bool:
+    """Whether forward-mode differentiation follows `x`; what is no tensor has no tangent."""
+    return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None

@@ -25,8 +25,11 @@ def measured_lengths(seq_len: int, corpus: Corpus, reach: int | None) -> tuple[i
 
 
 def measure(model, corpus: Corpus, lengths: tuple[int, ...], window: int, rows: int, formats, seed: int) -> Measures:
-    """Perplexity on about 1.5 ``rows`` rows of the shortest length, the same tokens at each, and recall of ``formats`` on
-    ``rows`` rows of each length."""
+    """Perplexity and recall at each length.
+
+    Perplexity is taken on the same text at each, as long as 1.5 ``rows`` rows of the shortest length; recall of
+    ``formats`` on ``rows`` rows.
+    """
     tokens = rows * lengths[0] * 3 // 2
     sampler = corpus.recall(formats)
     scores, recall = {}, {}

@@ -16,14 +16,15 @@ class QuickstartOptions:
     Args:
         output_dir: folder to write; must be empty or not exist.
         base_model: path or hub id of a causal LM; None is the embedded one.
+        trust_remote_code: let code that comes with the base run.
         data: text file, folder, table or data set; None is the running Python's documentation and sources.
         window: W in tokens; None is an eighth of a row.
         seq_len: tokens of a training row; None is the base's context, 512 at most.
         steps: optimizer steps of `TrainingSettings.per_device_train_batch_size` rows.
         seed: of all that is drawn.
         threads: of the CPU; None leaves torch's choice.
-        eval_rows: recall rows per length; text gets about 1.5 as many rows of ``seq_len`` tokens. Formats one by one get
-            half as many rows.
+        eval_rows: recall rows per length; perplexity is taken on 1.5 times as many rows of text, recall of one format
+            on half as many.
 
     Raises:
         ValueError: a number is below 1, or the window is not shorter than the row.
@@ -31,6 +32,7 @@ class QuickstartOptions:
 
     output_dir: Path
     base_model: str | None = None
+    trust_remote_code: bool = False
     data: str | None = None
     window: int | None = None
     seq_len: int | None = None

@@ -54,7 +54,10 @@ def branch_tables(results: Results) -> str:
         ["", *(f"layer {i}" for i in range(len(use.layers)))],
         [["mean mu", *(f"{layer.mu:.2f}" for layer in use.layers)], ["size of memory / softmax", *scales]],
     )
-    wrong = "\n".join(f"- {text}" for text in results.converted.warnings) or "Nothing was found wrong with them during training."
+    wrong = (
+        "\n".join(f"- {text}" for text in results.converted.warnings)
+        or "Nothing was found wrong with them during training."
+    )
     return f"{arms}\n\n{layers}\n\n{wrong}"
 
 
@@ -85,7 +88,9 @@ def arm_lines(results: Results) -> list[str]:
     for arm, measures in results.measures.items():
         for length, score in measures.recall.items():
             shares = f"inside W {_percent(score.inside)}, beyond W {_percent(score.beyond)}"
-            lines.append(f"{arm:<13} length {length:>5}: perplexity {measures.perplexity[length]:8.2f}, recall {shares}")
+            lines.append(
+                f"{arm:<13} length {length:>5}: perplexity {measures.perplexity[length]:8.2f}, recall {shares}"
+            )
     return lines
 
 
@@ -108,8 +113,8 @@ def write_report(out: Path, results: Results, options: QuickstartOptions) -> Pat
         *_run_part(results, options),
         *_quality_part(results),
         "## Branches",
-        f"The converted model on a few rows of {results.seq_len} tokens: as it is, without its memory (mu = 0), without its "
-        "softmax (mu = 1).",
+        f"The converted model on a few rows of {results.seq_len} tokens: as it is, without its memory (mu = 0), and "
+        "without its softmax (mu = 1).",
         branch_tables(results),
         *_plot_part(results, "## Training", "loss and mu", "training"),
         "## Memory held",
@@ -134,8 +139,9 @@ def _run_part(results: Results, options: QuickstartOptions) -> list[str]:
     trained = ", ".join(f"{arm} {count:,}" for arm, count in results.trained.items())
     return [
         "# Quickstart report",
-        f"Base: {_base(results, options)} ({results.parameters:,} parameters). Softmax window W = {results.window} tokens. "
-        f"Training: {options.steps} steps, {results.tokens:,} tokens in rows of {results.seq_len}, seed {options.seed}. "
+        f"Base: {_base(results, options)} ({results.parameters:,} parameters). Softmax window W = {results.window} "
+        f"tokens. Training: {options.steps} steps, {results.tokens:,} tokens in rows of {results.seq_len}, seed "
+        f"{options.seed}. "
         f'"window alone" and "converted" saw the same rows in the same order; trained parameters: {trained}.',
         "With mu = 0 and no window the base with its memory gives the base's logits bit for bit (checked in this run).",
     ]
@@ -163,8 +169,8 @@ def _reload_part(results: Results) -> list[str]:
     return [
         "## Reloaded in a fresh process",
         f"`AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)` gave a {found['model']}. After "
-        f"{found['tokens']} tokens it held {found['kv_entries']} keys per layer (window {found['window']}) and one state "
-        f"per layer, the first of shape {found['state_shape']}. It wrote:",
+        f"{found['tokens']} tokens it held {found['kv_entries']} keys per layer (window {found['window']}) and one "
+        f"state per layer, the first of shape {found['state_shape']}. It wrote:",
         f"```text\n{results.generated.strip()}\n```",
     ]
 

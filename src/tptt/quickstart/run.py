@@ -41,6 +41,7 @@ class _Job:
 
     options: QuickstartOptions
     config: TpttConfig
+    loading: dict[str, Any]  # what the base is loaded with
     settings: TrainingSettings
     corpus: Corpus
     lengths: tuple[int, ...]
@@ -61,9 +62,9 @@ def run(options: QuickstartOptions) -> Results:
     if not torch.cuda.is_available():
         keep_freed_memory()
     base, job = _begin(options)
-    with _stage(job, "compare the base with mu = 0"):
+    with _stage(job, "attach the memory, mu = 0"), report_progress("comparing with the base"):
         _check_identity(base, job.corpus.held_out[None, : job.results.seq_len])
-    print("  with the memory attached at mu = 0 the logits equal the base's, bit for bit")
+    print("  logits with the memory attached at mu = 0 equal the base's, bit for bit")
     _measure(job, "base", base)
     _train_window_alone(job)
     model = _convert(job)
@@ -72,7 +73,7 @@ def run(options: QuickstartOptions) -> Results:
             job.results.by_format[arm] = recall_by_format(
                 one, job.corpus, job.results.seq_len, job.results.window, max(1, options.eval_rows // 2), options.seed
             )
-    with _stage(job, "memory held"):
+    with _stage(job, "memory held"), report_progress("reading with a cache"):
         _hold(job, {"base": base, "converted": model})
     for line in (*arm_lines(job.results), *held_lines(job.results)):
         print(f"  {line}")
@@ -86,10 +87,9 @@ def run(options: QuickstartOptions) -> Results:
 
 @contextmanager
 def _stage(job: _Job, name: str) -> Iterator[None]:
-    """Report a stage while it lasts; print it with its seconds when it is done."""
+    """Print a stage with its seconds when it is done; what takes long in it reports how far it is."""
     begun = time.perf_counter()
-    with report_progress(name):
-        yield
+    yield
     job.results.seconds[name] = time.perf_counter() - begun
     print(f"{name} ({job.results.seconds[name]:.1f} s)", flush=True)
 
@@ -97,16 +97,17 @@ def _stage(job: _Job, name: str) -> Iterator[None]:
 def _begin(options: QuickstartOptions) -> tuple[Any, _Job]:
     """The base, and the job with its text."""
     name, begun = str(options.base_model or BASE), time.perf_counter()
+    trust = {"trust_remote_code": True} if options.trust_remote_code else {}
     try:
-        base = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
+        base = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **trust).eval()
     except (OSError, ValueError) as error:
         raise base_error(name, error) from error
     seq_len, window = options.sizes(base.config)
-    config = TpttConfig(base_model_name=name, lora_config=lora_config(base), max_self_attn_length=window)
+    config = TpttConfig(base_model_name=name, lora_config=lora_config(base), max_self_attn_length=window, **trust)
     check_reach(base, seq_len)
     base.to(gpu() or "cpu")
     settings = options.settings(seq_len)
-    corpus = Corpus.of(load_tokenizer(config), options.data, settings.tokens, seq_len, settings.seed)
+    corpus = Corpus.of(load_tokenizer(config, **trust), options.data, settings.tokens, seq_len, settings.seed)
     lengths = measured_lengths(seq_len, corpus, position_limit(base))
     results = Results(name, seq_len, window, base.num_parameters(), tokens=settings.tokens)
     if len(lengths) < 3:
@@ -117,7 +118,7 @@ def _begin(options: QuickstartOptions) -> tuple[Any, _Job]:
         f"  {results.parameters:,} parameters; rows of {seq_len} tokens, softmax window W = {window}",
         flush=True,
     )
-    return base, _Job(options, config, settings, corpus, lengths, results)
+    return base, _Job(options, config, {"dtype": torch.float32, **trust}, settings, corpus, lengths, results)
 
 
 def _check_identity(base, ids: torch.Tensor) -> None:
@@ -157,7 +158,7 @@ def _train_window_alone(job: _Job) -> None:
     """The arm that says what the memory adds: the same window and LoRA, the same rows in the same order."""
     with _stage(job, "train: window alone"):
         torch.manual_seed(job.settings.seed)
-        model = window_alone(TpttModel(job.config, dtype=torch.float32)).to(gpu() or "cpu")
+        model = window_alone(TpttModel(job.config, **job.loading)).to(gpu() or "cpu")
         history = train(model, job.corpus, job.settings, job.results.seq_len)
     _note_training(job, "window alone", model, history)
     _measure(job, "window alone", model)
@@ -166,7 +167,7 @@ def _train_window_alone(job: _Job) -> None:
 def _convert(job: _Job) -> TpttModel:
     with _stage(job, "train: converted"):
         converted = convert_and_train(
-            job.config, job.corpus, job.settings, job.options.output_dir / "checkpoint", dtype=torch.float32
+            job.config, job.corpus, job.settings, job.options.output_dir / "checkpoint", **job.loading
         )
     job.results.converted = converted
     _note_training(job, "converted", converted.model, converted.history)

@@ -62,16 +62,10 @@ def config_from_file(path: str | Path) -> PreTrainedConfig:
         ) from error
 
 
-def decided(options: RunOptions) -> RunOptions:
-    """``options`` with a number of tokens, or None, in the place of ``max_self_attn_length: auto``.
-
-    Raises:
-        OSError: there is no configuration of the base, which says how long rows are.
-        ValueError: as `base_config`.
-    """
-    if options.memory.max_self_attn_length != "auto":
-        return options
-    seq_len = row_length(options.training, base_config(options))
+def decided(options: RunOptions, base: PreTrainedConfig) -> RunOptions:
+    """``options`` for the base of that configuration, with a number of tokens, or None, in the place of
+    ``max_self_attn_length: auto``."""
+    seq_len = row_length(options.training, base)
     return options.changed(max_self_attn_length=decided_window(options.memory, seq_len))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import shlex
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def check_output(options: RunOptions) -> None:
         return
     if not options.resume_from_checkpoint:
         raise ValueError(
-            f"output_dir: {out} is not empty; name another folder, or resume the run in it (resume_from_checkpoint: true)"
+            f"output_dir: {out} is not empty; name another folder, or resume the run in it "
+            "(resume_from_checkpoint: true)"
         )
     if last_checkpoint(out / _TRAINER) is None:
         raise ValueError(
@@ -76,8 +78,8 @@ def _check_same_model(options: RunOptions, file: Path) -> None:
     changed = [f"{k} {before[k]!r}, not {now[k]!r}" for k in _MADE_OF if before[k] != now[k]]
     if changed:
         raise ValueError(
-            f"resume_from_checkpoint: {file} made the model with {', '.join(changed)}; keep these keys, or name another "
-            "output_dir for a new run"
+            f"resume_from_checkpoint: {file} made the model with {', '.join(changed)}; keep these keys, or name "
+            "another output_dir for a new run"
         )
 
 
@@ -116,9 +118,14 @@ class WriteRunFile(TrainerCallback):
             (out / RUN_FILE).write_text(_from_anywhere(self.options).to_yaml(), encoding="utf-8")
 
 
+def _is_here(value: str) -> bool:
+    """Whether ``value`` is a path or a pattern of paths, and not the name of something on the hub."""
+    return Path(value).expanduser().exists() or glob.has_magic(value)
+
+
 def _from_anywhere(options: RunOptions) -> RunOptions:
     """``options`` with absolute paths, for a run file that can be resumed from another working directory."""
     here = {name: value for name in ("base_model", "data") if (value := getattr(options, name)) is not None}
-    found = {name: str(path.absolute()) for name, value in here.items() if (path := Path(value).expanduser()).exists()}
+    found = {name: str(Path(value).expanduser().absolute()) for name, value in here.items() if _is_here(value)}
     output_dir = str(Path(options.output_dir).absolute())
     return options.changed(resume_from_checkpoint=False, output_dir=output_dir, **found)

@@ -1,7 +1,7 @@
 """Signals that end a training early: a checkpoint first, then the end.
 
-Trainer's own ``enable_jit_checkpoint`` is not used: it knows SIGTERM alone, waits three seconds before it acts, returns from
-`Trainer.train` as if the training were complete, and lets every process of a run save at a step of its own.
+Trainer's own ``enable_jit_checkpoint`` is not used: it knows SIGTERM alone, waits three seconds before it acts, returns
+from `Trainer.train` as if the training were complete, and lets every process of a run save at a step of its own.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
 from transformers import TrainerCallback
@@ -18,6 +19,9 @@ from tptt.processes import any_of, is_first
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 """Ctrl-C; what Slurm, Kubernetes and spot machines send before they end a job; what a Slurm job asks for by
 ``--signal=USR1@120``, to be requeued."""
+
+
+_STOPPING = "stopping: a checkpoint is saved after this step; the same signal again stops at once"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -39,8 +43,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 class SaveOnSignal(TrainerCallback):
-    """Within its ``with`` block the first of `SIGNALS` in a training saves a checkpoint after the current step and ends with
-    `Interrupted`; a second one ends at once.
+    """Within its ``with`` block a signal of `SIGNALS` during training saves a checkpoint after the current step and
+    raises `Interrupted`; a second signal ends the process at once.
 
     Where several processes train, all of them save and end after the same step, whichever of them got the signal.
     """
@@ -67,10 +71,8 @@ class SaveOnSignal(TrainerCallback):
         self.asked = number
         self.__exit__()
         if is_first():
-            print(
-                "\nstopping: a checkpoint is saved after this step; the same signal again stops at once",
-                file=sys.stderr,
-            )
+            with suppress(RuntimeError):  # the signal came while stderr was written to
+                print(f"\n{_STOPPING}", file=sys.stderr)
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if args.world_size > 1:

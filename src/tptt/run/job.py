@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,15 @@ from tptt.train.allocator import keep_freed_memory
 from tptt.train.auto_layers import check_auto, measured_config
 from tptt.train.base import row_length
 from tptt.train.loop import Converted, convert_and_train
+from tptt.train.settings import TrainingSettings
 
 from .base import base_config, base_name, conversion_config, decided
-from .folder import WriteRunFile, check_output
+from .folder import WriteRunFile, check_output, where_it_begins
 from .interrupt import SaveOnSignal
 from .options import RunOptions
 from .report import write_report
+
+logger = logging.getLogger("tptt.progress")
 
 
 def model_options(options: RunOptions) -> dict[str, Any]:
@@ -43,15 +47,17 @@ def model_options(options: RunOptions) -> dict[str, Any]:
             raise ValueError("quantization: 4bit needs bitsandbytes, which is not installed: pip install bitsandbytes")
         half = torch.float16 if options.dtype == "float16" else torch.bfloat16
         found["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=half if torch.cuda.is_available() else torch.float32,
-        )  # fmt: skip
+        )
     return found
 
 
 def trainer_arguments(options: RunOptions) -> dict[str, Any]:
     """What Trainer is given beside the settings."""
-    found: dict[str, Any] = {"disable_tqdm": True}
+    found: dict[str, Any] = {}
     if options.save_steps:
         found |= {"save_strategy": "steps", "save_steps": options.save_steps, "save_total_limit": 1}
     if options.dtype == "float16" and torch.cuda.is_available():  # gradients of float16 need a scaled loss
@@ -59,22 +65,16 @@ def trainer_arguments(options: RunOptions) -> dict[str, Any]:
     return found
 
 
-def checked_config(options: RunOptions) -> TpttConfig:
-    """The converted model's configuration, of which it is known that such a model can be built: on torch's meta device.
-
-    What does not fit each other is told before data or weights are read.
+def check_buildable(config: TpttConfig, settings: TrainingSettings) -> None:
+    """Build the converted model on torch's meta device: what does not fit is told before text or weights are read.
 
     Raises:
         ValueError: base, memory and training do not fit each other.
-        OSError: there is no such base.
     """
-    base = base_config(options)
-    config = conversion_config(options, base, base_name(options))
-    built = copy.deepcopy(config)  # building a model changes its configuration
-    if check_auto(built, options.training):
-        built = measured_config(built, row_length(options.training, base))
-    skeleton(built, torch.float32)
-    return config
+    config = copy.deepcopy(config)  # building a model changes its configuration
+    if check_auto(config, settings):
+        config = measured_config(config, row_length(settings, config.text_config))
+    skeleton(config, torch.float32)
 
 
 def run(options: RunOptions, callbacks: Sequence[TrainerCallback] = ()) -> Converted:
@@ -92,10 +92,17 @@ def run(options: RunOptions, callbacks: Sequence[TrainerCallback] = ()) -> Conve
         Interrupted: a signal ended the training, and a checkpoint was saved.
     """
     check_output(options)
+    if options.resume_from_checkpoint and is_first():
+        logger.info(where_it_begins(options))
     loading = model_options(options)
-    options = decided(options.changed(base_config=None))  # a file that stands for the base in a dry run
-    config = checked_config(options)
-    data: TextSplit | None = None if options.data is None else load_text(options.data, options.column)
+    options = options.changed(base_config=None)  # a file that stands for the base in a dry run
+    base = base_config(options)
+    options = decided(options, base)
+    config = conversion_config(options, base, base_name(options))
+    check_buildable(config, options.training)
+    data: TextSplit | None = None
+    if options.data is not None:
+        data = load_text(options.data, options.column, options.data_config_name, options.data_split)
     if not torch.cuda.is_available():
         keep_freed_memory()
     out = Path(options.output_dir)

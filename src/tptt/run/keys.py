@@ -66,12 +66,13 @@ def _strict(hint: Any) -> Any:
     """``hint`` for pydantic, without its conversions: true is no number, and "3" is text."""
     if hint in (int, float, bool):
         return Annotated[hint, Strict()]
-    inner = [_strict(x) for x in get_args(hint)]
-    if get_origin(hint) in (Union, types.UnionType):
+    origin: Any = get_origin(hint)
+    inner: list[Any] = [_strict(x) for x in get_args(hint)]
+    if origin in (Union, types.UnionType):
         return functools.reduce(operator.or_, inner)
-    if get_origin(hint) is Sequence:
-        return tuple[inner[0], ...]
-    return get_origin(hint)[*inner] if inner else hint
+    if origin is Sequence:
+        origin, inner = tuple, [inner[0], ...]
+    return origin[*inner] if inner else hint
 
 
 @cache

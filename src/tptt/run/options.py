@@ -22,8 +22,8 @@ QUANTIZATIONS = ("none", "4bit")
 class RunOptions:
     """All that a training run is given.
 
-    ``memory`` and ``training`` are the one nesting: in a run file their fields are keys beside the others. The one default
-    that differs from theirs is the window, which a run chooses (``max_self_attn_length="auto"``).
+    ``memory`` and ``training`` are the one nesting: in a run file their fields are keys beside the others. One default
+    differs from theirs: a run chooses its window (``max_self_attn_length="auto"``).
 
     Raises:
         ValueError: a value is not valid; the message names it and what is valid.
@@ -40,9 +40,13 @@ class RunOptions:
         "to that file.",
     )
     data: str | None = described(
-        None, "Text file, folder, table or data set of the hub. Null is the running Python's documentation."
+        None,
+        "Text file, folder, pattern of file names, table or data set of the hub. Null is the running Python's "
+        "documentation.",
     )
-    column: str = described("text", "Column of a table that holds the text.")
+    data_config_name: str | None = described(None, "Configuration of a data set, where it has several.")
+    data_split: str | None = described(None, "Split of a data set; null is train.")
+    column: str = described("text", "Column of a table or data set that holds the text.")
     output_dir: str = described(
         "tptt-train-out", "Folder to write. It must be empty, or hold the run that is to be resumed."
     )

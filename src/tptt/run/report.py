@@ -54,8 +54,8 @@ def write_report(out: Path, options: RunOptions, converted: Converted) -> Path:
         last_result = converted.probe_results[-1]
         parts += [
             "## Who does the work",
-            'Held-out text and recall rows of the training length; "window only" is mu = 0, "memory only" mu = 1 in the '
-            "same model.",
+            'Held-out text and recall rows of the training length; "window only" is mu = 0, "memory only" is mu = 1 '
+            "in the same model.",
             probe_table(converted.probe_results),
             f"After step {last_result.step}:",
             layers_table(last_result, [m.key_features.width for m in memories(converted.model)]),

@@ -9,10 +9,11 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep what is freed for the next allocation, for the rest of the process; False: it cannot (not glibc).
+    """Let the C library keep freed memory for the next allocation, for the rest of the process. False: it cannot,
+    because it is not glibc.
 
-    By default glibc takes every large tensor from the system and gives it back, and the system clears it anew, page by page:
-    a fifth of a training step with wide memories. At its highest the process held as much either way.
+    By default glibc takes every large tensor from the system and gives it back, and the system clears it page by page.
+    That shows in a training step with wide memories. It is for programs, not for library calls: `tptt train` calls it.
     """
     if not sys.platform.startswith("linux"):
         return False

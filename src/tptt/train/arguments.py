@@ -23,7 +23,8 @@ def training_arguments(
         settings: how to train. `ConversionTrainer` reads the learning rates from there.
         output_dir: folder for Trainer's own files.
         steps: optimizer steps.
-        overrides: arguments of `TrainingArguments` to be used instead of, or beside, those that follow from ``settings``.
+        overrides: arguments of `TrainingArguments` to be used instead of, or beside, those that follow from
+            ``settings``.
     """
     on_gpu = torch.cuda.is_available()
     found: dict[str, Any] = {

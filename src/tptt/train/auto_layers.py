@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers.utils import CONFIG_NAME
 
+from tptt.hf.compat import CONFIG_NAME
 from tptt.hf.configuration import TpttConfig
 
 from .corpus import Corpus
@@ -28,8 +28,8 @@ def check_auto(config: TpttConfig, settings: TrainingSettings) -> bool:
     auto = config.layers == "auto"
     if auto and settings.kv_budget is None:
         raise ValueError(
-            "layers='auto' needs TrainingSettings(kv_budget=...), of a run the key kv_budget: the share of the base's keys "
-            "and values that may remain, for example 0.5"
+            "layers='auto' needs TrainingSettings(kv_budget=...), of a run the key kv_budget: the share of the base's "
+            "keys and values that may remain, for example 0.5"
         )
     if settings.kv_budget is not None and not auto:
         raise ValueError(
@@ -37,8 +37,8 @@ def check_auto(config: TpttConfig, settings: TrainingSettings) -> bool:
         )
     if auto and config.max_self_attn_length is None and config.memory_only_layers != "all":
         raise ValueError(
-            "layers='auto' needs something that bounds the layers not chosen: max_self_attn_length=W gives them a window, "
-            "memory_only_layers='all' leaves them the memory alone"
+            "layers='auto' needs something that bounds the layers not chosen: max_self_attn_length=W gives them a "
+            "window, memory_only_layers='all' leaves them the memory alone"
         )
     return auto
 
@@ -75,8 +75,8 @@ def measured_config(config: TpttConfig, seq_len: int) -> TpttConfig:
 def first_rows(corpus: Corpus, settings: TrainingSettings, seq_len: int) -> list[dict[str, torch.Tensor]]:
     """Batches of the first rows of ``seq_len`` tokens that a training with ``settings`` sees, for `choose_layers`.
 
-    Training weighs them as these do, and has not seen them yet when layers are chosen. The held-out part stays unseen for
-    what is measured after training.
+    Training weighs them as these do, and has not seen them yet when layers are chosen. The held-out part stays unseen
+    for what is measured after training.
     """
     rows = corpus.rows(settings, seq_len, LAYER_ROWS)
     items = [rows[i] for i in range(LAYER_ROWS)]

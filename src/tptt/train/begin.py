@@ -17,8 +17,9 @@ from tptt.convert.widths import allocate_widths, can_allocate_widths
 from tptt.convert.windowed import windowed
 from tptt.data import pack_rows
 from tptt.hf import calibrate
+from tptt.hf.base_model import load_base
 from tptt.hf.configuration import TpttConfig
-from tptt.hf.model import TpttModel, load_base
+from tptt.hf.model import TpttModel
 from tptt.processes import agreed, devices, gpu
 from tptt.progress import report_progress
 
@@ -34,10 +35,10 @@ _ROWS = 4
 _SHARE = 0.1
 """Of a run's time that measuring widths may take."""
 _TRAINING_PASSES, _MEASURING_PASSES = 3, 2
-"""Forward passes of the base that a row takes: in a training step at least, backward pass included; to measure widths."""
+"""Forward passes of the base that a row takes: in a training step (its backward pass counts two); to measure widths."""
 EQUAL_WIDTHS = (
-    "allocate_widths: all memories are equally wide, because measuring one row would take more than a tenth of the time of "
-    "so short a run"
+    "allocate_widths: all memories are equally wide, because measuring one row would take more than a tenth of the "
+    "time of so short a run"
 )
 
 
@@ -88,7 +89,7 @@ def begin_conversion(
     if settings.allocate_widths and not _decide_widths(base, config, corpus, settings, seq_len):
         _warn(warnings, EQUAL_WIDTHS)
     with _seeded(settings.seed):
-        model = TpttModel.on_base(config, base)
+        model = TpttModel(config, base=base)
     if device is not None and not hasattr(base, "hf_device_map"):
         model.to(device)
     with report_progress("calibrating the memory"):
@@ -132,7 +133,7 @@ def _decide_layers(
 
 
 def _decide_widths(base: Any, config: TpttConfig, corpus: Corpus, settings: TrainingSettings, seq_len: int) -> bool:
-    """Let ``config`` name the width of each memory, where it leaves them open. False: the run is too short to measure them."""
+    """Let ``config`` name the width of each memory, where it leaves them open. False: the run is too short for that."""
     if not can_allocate_widths(config.memory_config()):
         return True
     rows = rows_to_measure(settings, seq_len)

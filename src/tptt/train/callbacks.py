@@ -39,7 +39,9 @@ def _steps(name: str, value: Any) -> int:
 
 
 class MagWeightCallback(TrainerCallback):
-    """Sets mu to ``schedule(step)`` before every step; step counts finished optimizer steps, so that a resumed run goes on.
+    """Sets mu to ``schedule(step)`` before every step.
+
+    ``step`` counts finished optimizer steps, so that a resumed run goes on where it was.
 
     Trainer's logs and ``trainer.state.log_history`` get the value of the step just done as ``mag_weight``.
 

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from transformers.trainer import TRAINER_STATE_NAME
+from tptt.hf.compat import TRAINER_STATE_NAME
 
 
 def last_checkpoint(folder: str | Path) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tptt.data import (
+    Documents,
     Lexicon,
     RecallSampler,
     RecallTask,
@@ -49,9 +50,16 @@ class Corpus:
 
     @classmethod
     def of(
-        cls, tokenizer, data: str | TextSplit | None, tokens: int, longest: int, seed: int = 0,
-        column: str = "text", config_name: str | None = None, split: str | None = None,
-    ) -> Corpus:  # fmt: skip
+        cls,
+        tokenizer,
+        data: str | TextSplit | None,
+        tokens: int,
+        longest: int,
+        seed: int = 0,
+        column: str = "text",
+        config_name: str | None = None,
+        split: str | None = None,
+    ) -> Corpus:
         """Read a text as far as a run needs it, and tokenize what was not tokenized before (`tptt.data.tokenize_once`).
 
         Args:
@@ -70,18 +78,25 @@ class Corpus:
             data = stdlib_text()
         elif not isinstance(data, TextSplit):
             data = load_text(data, column, config_name, split)
-        train, most = shuffled(data.train, seed), max(2 * tokens, 8 * longest)
-        stream, lexicon = _read(tokenizer, train, most, longest, "training")
-        held_out, held_lexicon = _read(tokenizer, data.held_out, max(_HELD_OUT, 16 * longest), longest, "held-out")
-        return cls(tokenizer, stream, held_out.long(), lexicon, held_lexicon)
+        train = _read(tokenizer, shuffled(data.train, seed), max(2 * tokens, 8 * longest), longest, "training")
+        held_out = _read(tokenizer, data.held_out, max(_HELD_OUT, 16 * longest), longest, "held-out")
+        words, held_words = _words(train, "training"), _words(held_out, "held-out")
+        return cls(tokenizer, train.ids, held_out.ids.long(), words, held_words)
 
     def rows(self, settings: TrainingSettings, length: int, count: int) -> MixedRows:
         """``count`` training rows of ``length`` tokens."""
         recall = self.taught(settings.recall_formats) if settings.recall_share else None
         return MixedRows(
-            self.stream, recall, length, count, settings.seed, settings.recall_share, settings.facts,
-            settings.answer_weight, settings.filler_weight,
-        )  # fmt: skip
+            self.stream,
+            recall,
+            length,
+            count,
+            settings.seed,
+            settings.recall_share,
+            settings.facts,
+            settings.answer_weight,
+            settings.filler_weight,
+        )
 
     def taught(self, formats: str | Sequence[str]) -> RecallSampler:
         """Draws recall rows to train on."""
@@ -92,20 +107,23 @@ class Corpus:
         return RecallTask(self.tokenizer, self.held_lexicon, self.held_out, formats, facts)
 
     def text(self, length: int, tokens: int) -> torch.Tensor:
-        """Held-out rows [N, length] of about ``tokens`` tokens in all; the same ones for every length that divides it."""
+        """Held-out rows [N, length] of about ``tokens`` tokens in all, for all lengths that divide it the same."""
         most = len(self.held_out) // length * length
         return pack_rows(self.held_out[: max(length, min(tokens // length * length, most))], length)
 
 
-def _read(tokenizer, documents, most: int, longest: int, part: str) -> tuple[torch.Tensor, Lexicon]:
-    """Token ids and words of one part of a text."""
-    found: TokenizedText = tokenize_once(tokenizer, documents, most, f"tokenize the {part} part")
+def _read(tokenizer, documents: Sequence[str] | Documents, most: int, longest: int, part: str) -> TokenizedText:
+    found = tokenize_once(tokenizer, documents, most, f"tokenizing the {part} part")
     if len(found.ids) <= longest:
         raise ValueError(
-            f"the text's {part} part has {len(found.ids)} tokens, rows of {longest} need a longer one: give more text or "
-            "shorter rows"
+            f"the text's {part} part has {len(found.ids)} tokens, rows of {longest} need a longer one: "
+            "give more text or shorter rows"
         )
+    return found
+
+
+def _words(text: TokenizedText, part: str) -> Lexicon:
     try:
-        return found.ids, Lexicon.of([found.beginning])
+        return Lexicon.of([text.beginning])
     except ValueError as error:
         raise ValueError(f"the text's {part} part is too short: {error}; give more text") from error

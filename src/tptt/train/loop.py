@@ -22,7 +22,7 @@ from tptt.processes import devices, is_first, wait
 from tptt.progress import report_progress
 
 from .arguments import training_arguments
-from .auto_layers import resumed_config
+from .auto_layers import check_auto, resumed_config
 from .base import load_tokenizer, row_length
 from .begin import begin_conversion
 from .callbacks import AdjustMaGWeightCallback
@@ -47,7 +47,8 @@ class Converted:
         history: Trainer's log history.
         probe_results: what the probes found; empty with ``probe_steps=None``.
         warnings: what is not as it should be: about the configuration, and what the probes found.
-        choice: with ``layers="auto"`` which layers were chosen and why; None where a resumed run had chosen them before.
+        choice: with ``layers="auto"`` which layers were chosen and why; None where a resumed run had chosen them
+            before.
         seconds: duration of the training.
     """
 
@@ -78,14 +79,15 @@ def convert_and_train(
 ) -> Converted:
     """Give the base of ``config`` a memory and train it on ``data``.
 
-    Trainer does the work, so that accelerate, FSDP and reporting integrations come along. A row is text, or states facts
-    and asks for them again (`tptt.data.FORMATS`): a memory recalls only what its training asked it to recall. Under
-    torchrun or accelerate every process calls this; the first one writes.
+    Trainer does the work, so that accelerate, FSDP and reporting integrations come along. A row is text, or states
+    facts and asks for them again (`tptt.data.FORMATS`): a memory recalls only what its training asked it to recall.
+    Under torchrun or accelerate every process calls this; the first one writes.
 
     Args:
-        config: base, memory and LoRA. What it leaves open is decided here: with ``max_self_attn_length="auto"`` the window
-            (a quarter of a row, at most 512 tokens), with ``layers="auto"`` the layers that keep their whole context under
-            ``settings.kv_budget``, with one ``feature_width`` the width of each memory. The saved configuration names them.
+        config: base, memory and LoRA. What it leaves open is decided here: with ``max_self_attn_length="auto"`` the
+            window (a quarter of a row, at most 512 tokens), with ``layers="auto"`` the layers that keep their whole
+            context under ``settings.kv_budget``, with one ``feature_width`` the width of each memory. The saved
+            configuration names them.
         data: text file, folder, table, data set of the hub (see `tptt.data.load_text`), a `TextSplit`, a `Corpus`, or
             None for the running Python's documentation.
         settings: how it is trained; None is the default recipe.
@@ -127,6 +129,7 @@ def _resolved(
     config: TpttConfig, settings: TrainingSettings, output_dir: str | Path | None, resume: bool
 ) -> tuple[TpttConfig, TrainingSettings, int]:
     """Configuration, settings and tokens of a row. A resumed run keeps what it decided when it began."""
+    check_auto(config, settings)
     last = last_checkpoint(Path(output_dir) / CHECKPOINTS) if resume and output_dir is not None else None
     if last is not None:
         config, settings = resumed_config(config, settings, last)
@@ -155,8 +158,8 @@ def train(
 ) -> list[dict]:
     """Train ``model`` in place, with a memory or with its window alone; returns Trainer's log history.
 
-    The arguments are those of `convert_and_train`; ``seq_len`` is the number of tokens of a row (with ``tbptt_chunks``, of a
-    chunk of it). As Trainer does, this seeds the random state of the process with ``settings.seed``.
+    The arguments are those of `convert_and_train`; ``seq_len`` is the number of tokens of a row (with ``tbptt_chunks``,
+    of a chunk of it). As Trainer does, this seeds the random state of the process with ``settings.seed``.
     """
     count = devices()
     steps = settings.steps(seq_len, count)

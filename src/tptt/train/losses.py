@@ -14,10 +14,10 @@ _MAX_NATS = 4.0
 def attention_distance(
     ours: Sequence[torch.Tensor], base: Sequence[torch.Tensor], counts: torch.Tensor
 ) -> torch.Tensor:
-    """Squared distance of attention outputs from the base's, as a share of the base's mean square: [B], mean over layers.
+    """Squared distance of attention outputs from the base's over the base's mean square, mean over layers: [B].
 
-    Attention transfer as in LoLCATs (arXiv 2410.10254, section 3.1), relative instead of absolute, so that layers of small
-    outputs count as much as others.
+    Attention transfer as in LoLCATs (arXiv 2410.10254, section 3.1), relative instead of absolute, so that layers of
+    small outputs count as much as others.
 
     Args:
         ours, base: of each layer, [B, T, H * D].
@@ -36,11 +36,11 @@ def write_gate_loss(
     """Cross entropy of write gates in nats, [B]: tokens that state a fact are to be written, the others are not.
 
     Args:
-        gates: of each memory its feature width and the logits [B, T, S] of its gate. A memory counts in proportion to its
-            width, because the wide ones are those whose base layer needs far context.
+        gates: of each memory its feature width and the logits [B, T, S] of its gate. A memory counts in proportion to
+            its width, because the wide ones are those whose base layer needs far context.
         stated: [B, T], 1 where a fact is stated, 0 where none is; other tokens do not count.
-        fact_weight: weight of the first kind over that of the second, whose mean is 1. A row that lacks one of the kinds
-            has loss 0.
+        fact_weight: weight of the first kind over that of the second, whose mean is 1. A row that lacks one of the
+            kinds has loss 0.
     """
     facts, rest = (stated == 1).float(), (stated == 0).float()
     both = (facts.sum(1) > 0) & (rest.sum(1) > 0)
@@ -53,6 +53,7 @@ def write_gate_loss(
 
 
 def nats_from_far(window: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """Nats in [0, 4] by which a base predicts each token better from its whole context than from a window, [B, T], for its
-    cross entropies from the ``window`` [B, T] and from the ``whole`` context [B, T]."""
+    """Nats in [0, 4] by which a base predicts each token better from its whole context than from a window, [B, T], for
+    its cross entropies from the ``window`` [B, T] and from the ``whole`` context [B, T].
+    """
     return (window - whole).clamp(0, _MAX_NATS)

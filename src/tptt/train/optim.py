@@ -14,9 +14,9 @@ _LR, _MEMORY_LR, _HIDDEN = 5e-3, 2e-2, 128
 def default_rates(hidden_size: int) -> tuple[float, float]:
     """Peak learning rates of LoRA and of the memory for a base of that hidden size: 5e-3 and 2e-2 at 128.
 
-    They fall with the root of the size. At 128 a half and a doubling of them are worse (`benchmarks.conversion`), at 512 half
-    of them converts well; LoRA's best rate falls with the hidden size between families too (Schulman et al. 2025, "LoRA
-    Without Regret": exponent -.78). Wider bases were not measured.
+    They fall with the root of the size. At 128 a half and a doubling of them are worse (`benchmarks.conversion`), at
+    512 half of them converts well; LoRA's best rate falls with the hidden size between families too (Schulman et al.
+    2025, "LoRA Without Regret": exponent -.78). Wider bases were not measured.
     """
     scale = (_HIDDEN / hidden_size) ** 0.5
     return _LR * scale, _MEMORY_LR * scale
@@ -41,7 +41,7 @@ def parameter_groups(
     memory_learning_rate: float | None = None,
     weight_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """The trainable parameters of ``model``: the memory's at ``memory_learning_rate``, all others (LoRA) at ``learning_rate``.
+    """Optimizer groups of what trains in ``model``: the memory at ``memory_learning_rate``, LoRA at ``learning_rate``.
 
     A rate of None is that of `default_rates` for ``model.config``.
 

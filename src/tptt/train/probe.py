@@ -26,8 +26,8 @@ _SETTLED = 0.4
 
 
 class BranchProbe(TrainerCallback):
-    """Probes every ``probe_steps`` optimizer steps and after the last one: recall beyond the window and perplexity with both
-    branches, with the window alone and with the memory alone; mu and size of the memory by layer.
+    """Probes every ``probe_steps`` optimizer steps and after the last one: recall beyond the window and perplexity with
+    both branches, with the window alone and with the memory alone; mu and size of the memory by layer.
 
     The numbers stand in ``trainer.state.log_history`` and in ``probe_results``; what is wrong is logged as a warning of
     the logger "tptt" and kept in ``warnings``.

@@ -10,8 +10,7 @@ from typing import Any
 from tptt.evaluation import BranchUse, LayerUse, RecallScore
 
 _ENOUGH_RECALL = 0.95
-"""Recall beyond the window with which nothing is missing: layers that keep their whole context may leave the memory nothing to
-do."""
+"""Recall beyond the window that lacks nothing: layers with their whole context may leave the memory nothing to do."""
 
 
 @dataclass(frozen=True)
@@ -73,19 +72,19 @@ def diagnose(use: BranchUse) -> list[str]:
         said.append(
             f"the memory is bypassed: recall beyond the window is {both:.2f} with it and {window:.2f} without (mean mu "
             f"{mean_mu:.3f}). Let the data need it (recall_share of .3 or more, answer_weight of 5; on text alone "
-            "long_context_weight of 1), raise memory_learning_rate, or train longer; a narrower window leaves it more to "
-            "do"
+            "long_context_weight of 1), raise memory_learning_rate, or train longer; a narrower window leaves it more "
+            "to do"
         )
     with_memory, without = (use.perplexity[arm] for arm in ("both", "window only"))
     if with_memory is not None and without is not None and with_memory > 1.02 * without:
         said.append(
-            f"the memory is harmful to the text: perplexity {with_memory:.2f} with it, {without:.2f} with the window alone. "
-            "Lower memory_learning_rate or recall_share, or let mu rise slowly (mag_weight_start=0.01)"
+            f"the memory is harmful to the text: perplexity {with_memory:.2f} with it, {without:.2f} with the window "
+            "alone. Lower memory_learning_rate or recall_share, or let mu rise slowly (mag_weight_start=0.01)"
         )
     loud = [i for i, layer in enumerate(use.layers) if layer.scale is not None and not 0.05 < layer.scale < 20]
     if loud:
         said.append(
-            f"the memory's output is of another size than the softmax's in layers {loud}: tptt.calibrate(model, ids) on real "
-            "text before training sets it"
+            f"the memory's output is of another size than the softmax's in layers {loud}: tptt.calibrate(model, ids) "
+            "on real text before training sets it"
         )
     return said

@@ -15,8 +15,9 @@ _clock = time.monotonic
 
 
 class ReportSteps(TrainerCallback):
-    """Advances ``progress`` by each optimizer step. The logger ``tptt.progress`` gets a line (level INFO) with the loss when
-    training begins, every 30 seconds, and when it ends."""
+    """Advances ``progress`` by each optimizer step. The logger ``tptt.progress`` gets a line (level INFO) with the loss
+    when training begins, every 30 seconds, and when it ends.
+    """
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress

@@ -14,27 +14,37 @@ from tptt.data import IGNORE, RecallSampler
 class MixedRows(Dataset):
     """``count`` rows: random cuts of a text, and recall rows evenly among them. Row i depends on ``seed`` and i alone.
 
-    An item is ``input_ids``, ``labels``, ``loss_weights`` and ``stated``, each [T]; ``loss_weights[t]`` is that of predicting
-    token t; ``stated[t]`` is 1 where a recall row states what it will ask for, 0 at its other tokens, and -1 where it says
-    that again and in text, of which nobody knows what will be asked. The plain Trainer can use the rows as well (it drops both).
+    An item is ``input_ids``, ``labels``, ``loss_weights`` and ``stated``, each [T]. ``loss_weights[t]`` is the weight
+    of predicting token t. ``stated[t]`` is 1 where a recall row states what it will ask for and 0 at its other
+    tokens; it is -1 where the row repeats a fact, and in text, because nobody knows what text will be asked for.
+    Hugging Face's Trainer can use the rows as well: it drops these two columns.
 
     Args:
         stream: [n] token ids of the text.
         recall: draws the recall rows; None is text alone.
         length: T.
-        recall_share: part of the rows that are recall rows, in [0, 1].
-        facts: facts of a recall row, one of these drawn for each.
-        answer_weight, filler_weight: of the asked values and of all else in a recall row; text has weight 1.
+        count: number of rows.
+        seed: of what is drawn.
+        recall_share: share of the rows that are recall rows, in [0, 1].
+        facts: numbers of facts in a recall row; one of them is drawn for each row.
+        answer_weight, filler_weight: weights of the values asked for and of all else in a recall row; text has 1.
 
     Raises:
         ValueError: the text is no longer than a row.
     """
 
     def __init__(
-        self, stream: torch.Tensor, recall: RecallSampler | None, length: int, count: int, seed: int = 0,
-        recall_share: float = 0.5, facts: Sequence[int] = (2, 4, 8, 16),
-        answer_weight: float = 5.0, filler_weight: float = 0.1,
-    ) -> None:  # fmt: skip
+        self,
+        stream: torch.Tensor,
+        recall: RecallSampler | None,
+        length: int,
+        count: int,
+        seed: int = 0,
+        recall_share: float = 0.5,
+        facts: Sequence[int] = (2, 4, 8, 16),
+        answer_weight: float = 5.0,
+        filler_weight: float = 0.1,
+    ) -> None:
         if len(stream) <= length:
             raise ValueError(f"the text has {len(stream)} tokens, rows of {length} need a longer one")
         self.stream, self.recall, self.length, self.count, self.seed = stream, recall, length, count, seed

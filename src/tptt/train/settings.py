@@ -68,8 +68,8 @@ class TrainingSettings:
     )
     write_gate_floor: float = described(
         0.25,
-        "Share of write_gate_weight below which it does not fall, in [0, 1]. Gates that are taught nothing any more forget what "
-        "to leave out, which shows in long texts.",
+        "Share of write_gate_weight below which it does not fall, in [0, 1]. Gates that are taught nothing any more "
+        "forget what to leave out, which shows in long texts.",
     )
     allocate_widths: bool = described(
         True,

@@ -1,4 +1,7 @@
-"""Which tokens of a batch count in a loss. Legend: B rows, T tokens of this call, S tokens of the row so far (T of them new)."""
+"""Which tokens of a batch count in a loss.
+
+Legend: B rows, T tokens of this call, S tokens of the row so far, those of this call included.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ def real_tokens(attention_mask: torch.Tensor | None, batch: int, tokens: int, de
     """Whether each token of the rows so far is no padding, [B, S] bool.
 
     Args:
-        attention_mask: [B, S], as Hugging Face models take it. None, or a mask of another shape (packed rows): every token
-            is real.
+        attention_mask: [B, S], as Hugging Face models take it. None, or a mask of another shape (packed rows): every
+            token is real.
         batch, tokens: B and S.
     """
     if attention_mask is None or attention_mask.ndim != 2:

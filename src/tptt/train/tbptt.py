@@ -18,8 +18,8 @@ def new_cache(model: Any) -> Cache:
 
 
 def chunks_of(inputs: Mapping[str, torch.Tensor], count: int) -> Iterator[dict[str, torch.Tensor]]:
-    """``inputs`` [B, T, ...] cut into ``count`` chunks of T / ``count`` tokens. A chunk's ``attention_mask`` reaches from the
-    first token of the row, as models with a cache take it.
+    """``inputs`` [B, T, ...] cut into ``count`` chunks of T / ``count`` tokens. A chunk's ``attention_mask`` reaches
+    from the first token of the row, as models with a cache take it.
 
     Raises:
         ValueError: the rows cannot be cut into ``count`` chunks of one length.

@@ -15,7 +15,7 @@ from tptt.data import IGNORE
 from tptt.evaluation.kl import kl_from_base
 from tptt.evaluation.perplexity import next_token_losses
 from tptt.hf import as_base, attention_outputs, memories, write_gates
-from tptt.hf.compat import cache_keyword
+from tptt.hf.compat import cache_keyword, prepared_inputs
 from tptt.hf.modes import in_eval_mode
 
 from .losses import attention_distance, nats_from_far, write_gate_loss
@@ -28,22 +28,23 @@ Inputs = Mapping[str, torch.Tensor]
 
 
 class ConversionTrainer(Trainer):
-    """Trainer whose rows may carry ``loss_weights`` and ``stated`` [B, T] (`MixedRows`); set ``remove_unused_columns=False``.
+    """Trainer whose rows may carry ``loss_weights`` and ``stated`` [B, T] (`MixedRows`).
 
+    ``TrainingArguments(remove_unused_columns=False)`` lets them through.
     The loss is the weighted cross entropy per target in nats; rows without weights have weight 1. Padding and ignored
     labels (-100) count in none of its terms. The teacher of ``kl_weight``, ``attention_transfer_weight`` and
     ``long_context_weight`` is the base inside the model: memory off, LoRA off, whole context.
 
     Args:
-        settings: the weights of the loss's terms (see `TrainingSettings`), the learning rates of LoRA and of the memory,
-            and ``tbptt_chunks``; None is the default recipe. What `TrainingArguments` also says (steps, batch size, seed)
-            is taken from there: `tptt.train.training_arguments` makes it from settings.
+        settings: the weights of the loss's terms (see `TrainingSettings`), the learning rates of LoRA and of the
+            memory, and ``tbptt_chunks``; None is the default recipe. What `TrainingArguments` also says (steps, batch
+            size, seed) is taken from there: `tptt.train.training_arguments` makes it from settings.
         The other arguments are Trainer's.
 
     Raises:
         ValueError: a teacher for a model without a memory, ``long_context_weight`` for one without a window,
-            ``tbptt_chunks`` with gradient checkpointing, which takes the cache away; a row that cannot be cut into chunks
-            of one length, or that ``attention_transfer_weight`` finds no longer than the window.
+            ``tbptt_chunks`` with gradient checkpointing, which takes the cache away; a row that cannot be cut into
+            chunks of one length, or that ``attention_transfer_weight`` finds no longer than the window.
     """
 
     def __init__(self, *args, settings: TrainingSettings | None = None, **kwargs) -> None:
@@ -81,7 +82,7 @@ class ConversionTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         if self.settings.long_context_weight:
-            inputs = self._weighted_by_context(model, self._prepare_inputs(inputs))
+            inputs = self._weighted_by_context(model, prepared_inputs(self, inputs))
         chunks = self.settings.tbptt_chunks
         if chunks == 1:
             return super().training_step(model, inputs, num_items_in_batch)
@@ -166,8 +167,8 @@ class ConversionTrainer(Trainer):
         if self.settings.attention_transfer_weight:
             if seen + tokens <= self.window and self.settings.tbptt_chunks == 1:
                 raise ValueError(
-                    f"attention_transfer_weight compares beyond the window of {self.window}: rows of {tokens} tokens are "
-                    "too short"
+                    f"attention_transfer_weight compares beyond the window of {self.window}: rows of {tokens} tokens "
+                    "are too short"
                 )
             counts = counts & beyond_window(real, self.window)[:, seen:]
             apart = attention_distance(attention, base_attention, counts) * target_mask(labels).sum(1)

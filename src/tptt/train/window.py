@@ -22,8 +22,8 @@ def default_window(seq_len: int) -> int:
 
 
 def decided_window(config: MemoryConfig, seq_len: int) -> int | None:
-    """The window of ``config`` in tokens, chosen for training rows of ``seq_len`` tokens and told in the log of progress where
-    it is "auto"; None: no window. Layers that all have a memory alone need none.
+    """The window of ``config`` in tokens, chosen for training rows of ``seq_len`` tokens and told in the log of
+    progress where it is "auto"; None: no window. Layers that all have a memory alone need none.
     """
     if config.max_self_attn_length != "auto":
         return config.window
@@ -35,5 +35,5 @@ def decided_window(config: MemoryConfig, seq_len: int) -> int | None:
 
 
 def is_without_window(config: TpttConfig) -> bool:
-    """Whether some layer of ``config``, whose window is decided, keeps all that the base's layer keeps, beside a memory."""
+    """Whether some layer of ``config`` has a memory and no window. Its own ``max_self_attn_length`` must be decided."""
     return config.max_self_attn_length is None and config.memory_only_layers != "all" and config.layers != "auto"

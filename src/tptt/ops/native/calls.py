@@ -67,11 +67,16 @@ def forward_kernel(call: ForwardCall) -> tuple[Tensor, Tensor, Tensor]:
     o, state, saved = outputs = call.outputs()
     inputs = _with_rows(call.inputs)
     start = None if call.initial_state is None else call.initial_state.contiguous()
-    problem = _problem(inputs, call.scale, call.delta, saved if call.keep else None)
-    problem.o = structs.Tensor.without_writes(o)
-    problem.initial_state = _pointer(start)
-    problem.final_state = _pointer(state if call.final else None)
-    library().forward(problem)
+    library().forward(
+        structs.PROBLEM.pack(
+            *_common(inputs, call.scale, call.delta, saved if call.keep else None),
+            *structs.view(o),
+            structs.pointer(start),
+            structs.pointer(state if call.final else None),
+            structs.pointer(saved if call.keep else None),
+            *structs.FORWARD_ONLY,
+        )
+    )
     return outputs
 
 
@@ -80,49 +85,57 @@ def backward_kernel(call: BackwardCall) -> tuple[Tensor, Tensor, Tensor, Tensor,
     d_q, d_k, d_v, d_beta, d_g, d_state = gradients = call.gradients()
     inputs, d_o = _with_rows(call.inputs), _rows(call.d_o)
     d_final_state = None if call.d_final_state is None else call.d_final_state.contiguous()
-    problem = _problem(inputs, call.scale, call.delta, call.saved)
-    problem.d_o, problem.d_q = structs.Tensor.without_writes(d_o), structs.Tensor.without_writes(d_q)
-    problem.d_k, problem.d_v = _written(d_k, inputs), _written(d_v, inputs)
-    problem.d_beta = _written(None if inputs.beta is None else d_beta, inputs)
-    problem.d_g = structs.Tensor.without_writes(None if inputs.g is None else d_g)
-    problem.d_final_state = _pointer(d_final_state)
-    problem.d_initial_state = _pointer(d_state if call.started else None)
-    library().backward(problem)
+    written = _view_of_written(inputs)
+    library().backward(
+        structs.PROBLEM.pack(
+            *_common(inputs, call.scale, call.delta, call.saved),
+            *structs.ABSENT,  # o
+            0,  # initial_state
+            0,  # final_state
+            structs.pointer(call.saved),
+            *structs.view(d_o),
+            *structs.view(d_q),
+            *written(d_k),
+            *written(d_v),
+            *written(None if inputs.beta is None else d_beta),
+            *structs.view(None if inputs.g is None else d_g),
+            structs.pointer(d_final_state),
+            structs.pointer(d_state if call.started else None),
+        )
+    )
     return gradients
 
 
-def _problem(inputs, scale, delta, saved):
-    """What forward and backward have in common."""
+def _common(inputs, scale, delta, saved):
+    """The first fields of a TpttProblem, to g."""
     q, k, v, beta, g = inputs
     (batch, tokens), (heads, key_width) = k.shape[:2], k.shape[-2:]
-    chunk, group = chunk_sizes(k, v, saved is not None)
-    return structs.Problem(
-        batch=batch,
-        tokens=tokens,
-        writes=writes_of(k),
-        heads=heads,
-        groups=q.shape[2] // heads,
-        key_width=key_width,
-        value_width=v.shape[-1],
-        chunk=chunk,
-        chunk_group=group,
-        kept=saved.shape[3] if saved is not None and saved.dim() == 4 else 0,
-        threads=torch.get_num_threads(),
-        scale=scale,
-        delta=delta,
-        bfloat16=q.dtype == torch.bfloat16,
-        q=structs.Tensor.without_writes(q),
-        k=_written(k, inputs),
-        v=_written(v, inputs),
-        beta=_written(beta, inputs),
-        g=structs.Tensor.without_writes(g),
-        saved=_pointer(saved),
+    written = _view_of_written(inputs)
+    return (
+        batch,
+        tokens,
+        writes_of(k),
+        heads,
+        q.shape[2] // heads,
+        key_width,
+        v.shape[-1],
+        *chunk_sizes(k, v, saved is not None),
+        saved.shape[3] if saved is not None and saved.dim() == 4 else 0,  # kept
+        torch.get_num_threads(),
+        scale,
+        delta,
+        q.dtype == torch.bfloat16,
+        *structs.view(q),
+        *written(k),
+        *written(v),
+        *written(beta),
+        *structs.view(g),
     )
 
 
-def _written(x, inputs):
-    """x, which has an axis of writes if k has one."""
-    return structs.Tensor.of(x) if inputs.k.dim() == 5 else structs.Tensor.without_writes(x)
+def _view_of_written(inputs):
+    """The function of structs.py for what is written, which has an axis of writes if k has one."""
+    return structs.view_with_writes if inputs.k.dim() == 5 else structs.view
 
 
 def _with_rows(inputs):
@@ -135,12 +148,8 @@ def _rows(x):
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def _pointer(x):
-    return None if x is None else x.data_ptr()
-
-
 class StepSizes(NamedTuple):
-    """Sizes of one token, in the order of structs.Step."""
+    """Sizes of one token, in the order of structs.STEP."""
 
     batch: int
     writes: int
@@ -159,7 +168,7 @@ def step_as_given(inputs: Inputs, state: Tensor, scale: float, delta: bool, size
     q, k, v, beta, g = inputs
     o = v.new_empty((sizes.batch, 1, sizes.heads * sizes.groups, sizes.value_width))
     library().step(
-        structs.Step(
+        structs.STEP.pack(
             *sizes,
             torch.get_num_threads(),
             scale,
@@ -168,8 +177,8 @@ def step_as_given(inputs: Inputs, state: Tensor, scale: float, delta: bool, size
             q.data_ptr(),
             k.data_ptr(),
             v.data_ptr(),
-            None if beta is None else beta.data_ptr(),
-            None if g is None else g.data_ptr(),
+            0 if beta is None else beta.data_ptr(),
+            0 if g is None else g.data_ptr(),
             state.data_ptr(),
             o.data_ptr(),
         )

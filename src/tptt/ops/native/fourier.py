@@ -32,15 +32,17 @@ def fourier(mapped: Tensor, frequencies: Tensor) -> Tensor:
     mapped, across = mapped.contiguous(), F.pad(frequencies.T, (0, _padded(count) - count)).contiguous()
     out = mapped.new_empty(*mapped.shape[:-1], 2 * count)
     library().fourier(
-        structs.Fourier(
-            rows=mapped.numel() // height,
-            height=height,
-            count=count,
-            padded=across.shape[1],
-            threads=torch.get_num_threads(),
-            mapped=mapped.data_ptr(),
-            frequencies=across.data_ptr(),
-            out=out.data_ptr(),
+        structs.FOURIER.pack(
+            mapped.numel() // height,
+            height,
+            count,
+            across.shape[1],
+            torch.get_num_threads(),
+            mapped.data_ptr(),
+            across.data_ptr(),
+            out.data_ptr(),
+            0,  # d_out
+            0,  # d_mapped
         )
     )
     return out
@@ -52,16 +54,17 @@ def fourier_backward(out: Tensor, d_out: Tensor, frequencies: Tensor) -> Tensor:
     d_out, frequencies = d_out.contiguous(), frequencies.contiguous()
     d_mapped = out.new_empty(*out.shape[:-1], height)
     library().fourier_backward(
-        structs.Fourier(
-            rows=d_mapped.numel() // height,
-            height=height,
-            count=count,
-            padded=_padded(count),
-            threads=torch.get_num_threads(),
-            frequencies=frequencies.data_ptr(),
-            out=out.data_ptr(),
-            d_out=d_out.data_ptr(),
-            d_mapped=d_mapped.data_ptr(),
+        structs.FOURIER.pack(
+            d_mapped.numel() // height,
+            height,
+            count,
+            _padded(count),
+            torch.get_num_threads(),
+            0,  # mapped
+            frequencies.data_ptr(),
+            out.data_ptr(),
+            d_out.data_ptr(),
+            d_mapped.data_ptr(),
         )
     )
     return d_mapped

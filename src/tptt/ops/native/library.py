@@ -22,8 +22,8 @@ OUT_OF_MEMORY = "tptt's native kernels ran out of memory. The state and other te
 
 
 class Library:
-    """The loaded kernels. `forward`, `backward` (a Problem), `step` (a Step), `memory_step` (a MemoryStep), `fourier`
-    and `fourier_backward` (a Fourier) run on `instructions`.
+    """The loaded kernels. `forward`, `backward` (a packed PROBLEM of structs.py), `step` (STEP), `memory_step`
+    (MEMORY_STEP), `fourier` and `fourier_backward` (FOURIER) run on `instructions`.
 
     Each raises RuntimeError, as PyTorch does on a CPU, where the system has too little memory for its working space.
 
@@ -41,8 +41,7 @@ class Library:
         loaded = _load(file)
         sizes = (ctypes.c_int64 * 4)()
         _symbol(loaded, file, "tptt_sizes")(sizes)
-        known = structs.Problem, structs.Step, structs.MemoryStep, structs.Fourier
-        if tuple(sizes) != tuple(map(ctypes.sizeof, known)):
+        if tuple(sizes) != structs.SIZES:
             raise OSError(f"{file.name} has structs of other sizes than structs.py; {REBUILD}")
         best = _symbol(loaded, file, "tptt_best")()
         number = INSTRUCTION_SETS.index(wanted) if wanted in INSTRUCTION_SETS else best
@@ -65,12 +64,12 @@ def _symbol(loaded: ctypes.CDLL, file: Path, name: str):
         raise OSError(f"{file.name} has no function {name}; {REBUILD}") from None
 
 
-def _bound(function, number: int) -> Callable[[ctypes.Structure], None]:
+def _bound(function, number: int) -> Callable[[bytes], None]:
     function.restype = ctypes.c_int  # TpttStatus
     function.argtypes = (ctypes.c_int, ctypes.c_void_p)
 
-    def call(struct: ctypes.Structure) -> None:
-        if function(number, ctypes.addressof(struct)):
+    def call(packed: bytes) -> None:
+        if function(number, packed):
             raise RuntimeError(OUT_OF_MEMORY)
 
     return call

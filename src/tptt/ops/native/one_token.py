@@ -60,7 +60,7 @@ def memory_step(
     mix_width = hidden_width if down is None else len(down)
     mix_input = None if down is None else state.new_empty(batch, mix_width)
     library().memory_step(
-        structs.MemoryStep(
+        structs.MEMORY_STEP.pack(
             batch,
             states,
             heads // states,
@@ -76,7 +76,7 @@ def memory_step(
             q.dtype == torch.bfloat16,
             FEATURES.index(feature_map),
             *[x.data_ptr() for x in inputs],
-            *[x if x is None else x.data_ptr() for x in (*parameters, mix_input)],
+            *[0 if x is None else x.data_ptr() for x in (*parameters, mix_input)],
             state.data_ptr(),
             out.data_ptr(),
         )
