@@ -176,9 +176,13 @@ def test_layers_by_what_they_share():
 def test_a_state_is_as_large_as_1024_tokens_of_float32():
     """2,048 features: a state of Hk x K x D numbers against the 2 x Hk x D numbers of a token."""
     config = {
-        "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": 64,
         "num_key_value_heads": 1,
-    }  # fmt: skip
+    }
     for states, tokens in (("kv_head", 1024), ("query_head", 2048)):
         base = LlamaForCausalLM(LlamaConfig(**config))
         model = attach_memory(base, MemoryConfig(max_self_attn_length=64, states=states))

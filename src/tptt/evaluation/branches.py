@@ -59,10 +59,15 @@ def mag_weight(model: nn.Module, weight: float | None) -> Iterator[nn.Module]:
 
 
 def branch_use(
-    model, recall: RecallSampler, length: int, window: int, rows: int = 16, seed: int = 0, text: torch.Tensor | None =
-        None,
+    model,
+    recall: RecallSampler,
+    length: int,
+    window: int,
+    rows: int = 16,
+    seed: int = 0,
+    text: torch.Tensor | None = None,
     arms: tuple[str, ...] | None = None,
-) -> BranchUse:  # fmt: skip
+) -> BranchUse:
     """Ablate the branches of ``model`` on recall rows of ``length`` tokens and on ``text`` [N, T].
 
     ``arms`` are all by default, or "both" alone where mu is fixed at 1 in every layer.

@@ -46,9 +46,15 @@ def _by_answer(drawn: RecallBatch, hits: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def recall_accuracy(
-    model, recall: RecallSampler, length: int, window: int, rows: int = 32, seed: int = 0,
-    facts: int | None = None, tokens_per_batch: int = 4096,
-) -> RecallScore:  # fmt: skip
+    model,
+    recall: RecallSampler,
+    length: int,
+    window: int,
+    rows: int = 32,
+    seed: int = 0,
+    facts: int | None = None,
+    tokens_per_batch: int = 4096,
+) -> RecallScore:
     """Ask ``rows`` recall rows of ``length`` tokens; "beyond" are answers stated more than ``window`` tokens back.
 
     The token that has to know the value stands one before it, so a value at distance ``window`` is the last it sees.
@@ -75,8 +81,14 @@ def recall_accuracy(
 
 
 def recall_by_generation(
-    model, recall: RecallSampler, length: int, window: int, rows: int = 8, seed: int = 0, facts: int | None = None,
-) -> tuple[int, int]:  # fmt: skip
+    model,
+    recall: RecallSampler,
+    length: int,
+    window: int,
+    rows: int = 8,
+    seed: int = 0,
+    facts: int | None = None,
+) -> tuple[int, int]:
     """(right, asked): the last answer of each row that was stated more than ``window`` tokens back, generated greedily
     from a cache, after everything that stands before it was read.
 
@@ -100,8 +112,12 @@ def recall_by_generation(
     mask = torch.stack([F.pad(torch.ones_like(p), (longest - len(p), 0)) for p in prompts])
     with evaluating(model):
         written = model.generate(
-            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), do_sample=False, eos_token_id=None,
-            max_new_tokens=max(map(len, answers)), pad_token_id=0,
-        )[:, longest:].cpu()  # fmt: skip
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            do_sample=False,
+            eos_token_id=None,
+            max_new_tokens=max(map(len, answers)),
+            pad_token_id=0,
+        )[:, longest:].cpu()
     right = sum(bool(torch.equal(w[: len(a)], a)) for w, a in zip(written, answers, strict=True))
     return right, len(answers)

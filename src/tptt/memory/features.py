@@ -119,7 +119,7 @@ class _Waves(torch.autograd.Function):
             return fourier_backward(out, grad, frequencies), None
         (cosines, sines), (d_cosines, d_sines) = out.chunk(2, -1), grad.chunk(2, -1)
         d_angles = torch.mul(d_sines, cosines).addcmul_(d_cosines, sines, value=-1)
-        with torch.autocast(grad.device.type, enabled=False):
+        with without_autocast(grad.device.type):
             return d_angles @ frequencies, None
 
 
