@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, PreTrainedConfig
 
-from .adapters import moves_base
+from .adapters import adapters_in, moves_base
 from .base_model import base_of_checkpoint, load_base, refuse_misfit
 from .compat import (
     SAFE_WEIGHTS_INDEX_NAME,
@@ -24,6 +24,7 @@ from .compat import (
     cached_file,
     cannot_save_quantised,
     get_checkpoint_shard_files,
+    held_tensors,
     is_quantised,
     offloaded_value,
     was_merged,
@@ -70,16 +71,24 @@ class CheckpointMixin(_Model):
         trained = {n for n, p in self.named_parameters() if p.requires_grad}
         if self.config.get_text_config().vocab_size != self.base_vocabulary:
             trained |= self._embeddings()
-        state_dict = self.state_dict() if state_dict is None else state_dict
+        state_dict = held_tensors(self) if state_dict is None else state_dict
         return {k: v for k, v in state_dict.items() if k in trained or not self._is_of_base(k)}
 
     def _is_of_base(self, name: str) -> bool:
-        return base_weight_name(name.removeprefix(_BACKBONE)) in self.base_weights
+        """Whether ``name`` is that of a weight of the base, or of what its layers save beside their weights."""
+        part = base_weight_name(name.removeprefix(_BACKBONE))
+        if part.rpartition(".")[0] in self.base_parts:
+            return True
+        while part and part not in self.base_parts:
+            if part in self.base_weights:
+                return True
+            part = part.rpartition(".")[0]
+        return False
 
     def own_shapes(self) -> dict[str, torch.Size]:
         """Name -> shape of every weight that neither the base nor another name of a tied weight stands for."""
         aliases = self._aliases()
-        return {k: v.shape for k, v in self.state_dict().items() if k not in aliases and not self._is_of_base(k)}
+        return {k: v.shape for k, v in held_tensors(self).items() if k not in aliases and not self._is_of_base(k)}
 
     def _aliases(self) -> set[str]:
         """Further names of weights that are tied, which transformers does not know where peft gives them, and of buffers that
@@ -106,13 +115,13 @@ class CheckpointMixin(_Model):
         """Whether the base's weights are saved as well: where they train, or making an adapter has changed them, or the base has
         no name, there is no other base that could be named."""
         config, peft = self.config, as_peft_model(self.backbone)
-        adapters = named_adapters(config.lora_config)
+        adapters = {} if peft is None else adapters_in(peft)
         return (
             not adapters
             or config.weights_format == "full"
             or config.base_model_name is None
             or any(moves_base(settings, at_random=True) for settings in adapters.values())
-            or getattr(getattr(peft, "peft_config", None), "moved_base", False)
+            or bool(getattr(getattr(peft, "peft_config", None), "moved_base", False))
         )
 
     def whole_state_dict(self) -> dict:
@@ -156,6 +165,8 @@ class CheckpointMixin(_Model):
         folder = Path(save_directory)
         if is_main_process:
             write_shim(folder)
+        elif not any(isinstance(v, DTensor) for v in state_dict.values()):
+            return  # transformers would make the folder here as well; of sharded tensors every process holds a part
         super().save_pretrained(folder, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
         if is_main_process:
             _keep_the_newer(folder, kwargs.get("variant"))
@@ -329,7 +340,7 @@ def _load_own(model, weights: dict[str, torch.Tensor], full: bool) -> dict[str, 
         RuntimeError: something is missing, or not known to the model.
         ValueError: a weight belongs to a module of the base that is offloaded.
     """
-    away = sorted(k for k, v in model.state_dict().items() if k in weights and v.is_meta)
+    away = sorted(k for k, v in held_tensors(model).items() if k in weights and v.is_meta)
     if away:
         raise ValueError(
             f"{', '.join(away[:3])} ({len(away)}): the checkpoint holds weights of modules that device_map offloads; give a "

@@ -497,6 +497,19 @@ def with_variant(file: str, variant: str | None) -> str:
     return _add_variant(file, variant)
 
 
+def held_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and saved buffer of ``model`` by each of its names.
+
+    As ``state_dict()``, which a layer may use to put its weights in another form (bitsandbytes does, and not always back).
+    """
+    found = {n: p.detach() for n, p in model.named_parameters(remove_duplicate=False)}
+    for place, module in model.named_modules(remove_duplicate=False):
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
+            if name not in module._non_persistent_buffers_set:
+                found[f"{place}.{name}" if place else name] = buffer
+    return found
+
+
 def causal_lm_class(config: Any) -> type[PreTrainedModel]:
     """transformers' causal language model of ``config``."""
     found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]

@@ -25,6 +25,7 @@ from .compat import (
     cannot_save_quantised,
     execution_device,
     has_adapters,
+    held_tensors,
     is_quantised,
     mirror,
     note_attention_implementation,
@@ -80,7 +81,8 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
         super().__init__(config)
         self.loss_type = "ForCausalLM"
         self.base_vocabulary = base.config.get_text_config().vocab_size
-        self.base_weights = frozenset(base.state_dict())
+        self.base_weights = frozenset(held_tensors(base))
+        self.base_parts = frozenset(name for name, _ in base.named_modules())
         adapters = named_adapters(config.lora_config)
         self.backbone = with_adapters(base, adapters, config.active_adapters, weights_follow) if adapters else base
         attach_memory(self.backbone, config.memory_config())
