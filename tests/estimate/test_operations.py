@@ -138,7 +138,8 @@ def test_operations_of_a_llama_by_hand(options_of):
 
 
 def test_windows_by_hand(options_of):
-    """Causal attention leaves out what lies in the future, a mask of all pairs nothing; blocks of a window of 8 have 16 keys."""
+    """Causal attention leaves out what lies in the future, a mask of all pairs nothing; blocks of a window of 8 have 16
+    keys."""
     base = {
         window: Survey(options_of("llama", max_self_attn_length=window)).operations(Step(3, 64)).base
         for window in (None, 40, 8)

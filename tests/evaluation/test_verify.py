@@ -1,4 +1,5 @@
-"""The checks find what they are for, and say of a model that keeps no cache that they do not apply, by its signature."""
+"""The checks find what they are for, and say of a model that keeps no cache that they do not apply, by its
+signature."""
 
 import pytest
 import torch

@@ -20,8 +20,8 @@ assert "tptt" not in sys.modules
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
 ids = torch.load(sys.argv[2])
-torch.save({"logits": model(input_ids=ids).logits.detach(), "new": model.generate(ids, do_sample=False, max_new_tokens=6,
-    attention_mask=torch.ones_like(ids))}, sys.argv[3])
+new = model.generate(ids, do_sample=False, max_new_tokens=6, attention_mask=torch.ones_like(ids))
+torch.save({"logits": model(input_ids=ids).logits.detach(), "new": new}, sys.argv[3])
 model.save_pretrained(sys.argv[4])
 """
 

@@ -28,8 +28,8 @@ Kind = tuple[torch.Size, torch.dtype, bool]
 
 @dataclass(frozen=True)
 class MemoryCall:
-    """How the memory of one layer was called: with ``q`` [B, T, H, D], and hidden states [B, T, hidden], k [B, T, Hk, D] and
-    v [B, T, Hk, V]."""
+    """How the memory of one layer was called: with ``q`` [B, T, H, D], and hidden states [B, T, hidden], k [B, T, Hk,
+    D] and v [B, T, Hk, V]."""
 
     q: Kind
     hidden: Kind
