@@ -11,6 +11,7 @@ from transformers.cache_utils import DynamicLayer
 from benchmarks.tiny import tiny_config, tiny_model
 from tptt import MemoryConfig, attach_memory
 from tptt.evaluation import CacheFormula, break_even, cache_growth, layer_kv, measured_size, state_in_tokens
+from tptt.hf import memory_layers
 from tptt.hf.compat import UnsupportedTransformersError
 from tptt.hf.read_with_cache import read_with_cache
 
@@ -79,7 +80,10 @@ def test_layers_that_hold_more_than_keys_and_values(family):
 )
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_memories_of_every_kind(family, options):
-    assert_formula_is_what_is_held(converted(family, **options))
+    model = converted(family, **options)
+    assert_formula_is_what_is_held(model)
+    kept = {x.layer: x.memory_bytes for x in CacheFormula.of(model).after(30).layers if x.memory_bytes}
+    assert kept == {x.layer: x.memory.cached_bytes for x in memory_layers(model)}
 
 
 def test_bfloat16():
