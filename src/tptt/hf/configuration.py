@@ -235,6 +235,10 @@ class TpttConfig(PreTrainedConfig):
             )
         return super().from_dict(config_dict | settings, **kwargs)
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoConfig") -> None:
+        """Does nothing: checkpoints hold a few lines that import this class, not its source file (`tptt.hf.shim`)."""
+
     def with_settings(self, changes: dict[str, Any]) -> TpttConfig:
         """A copy with ``changes``, name -> value.
 

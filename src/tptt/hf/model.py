@@ -96,7 +96,7 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
             config.name_or_path = config.name_or_path or config.base_model_name or ""
         self.generation_config = copy.deepcopy(base.generation_config)
         self.post_init()
-        self.made_of = self.own_shapes().keys()
+        self.made_of = frozenset(self.own_shapes())
         if loads and not weights_follow:
             ids = torch.randint(
                 self.base_vocabulary, (2, _TOKENS_TO_CALIBRATE // 2), generator=torch.Generator().manual_seed(0)
@@ -313,7 +313,7 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
         self.backbone = base
         self.config.lora_config = self.config.active_adapters = None
         self.post_init()
-        self.made_of = self.own_shapes().keys()
+        self.made_of = frozenset(self.own_shapes())
 
 
 AutoModelForCausalLM.register(TpttConfig, TpttModel, exist_ok=True)
