@@ -1,4 +1,5 @@
-"""Every peft configuration that a model takes trains, generates, saves, loads and merges; the others are refused first."""
+"""Every peft configuration that a model takes trains, generates, saves, loads and merges; the others are refused
+first."""
 
 import warnings
 
@@ -271,9 +272,20 @@ def residual(model):
 
 
 CHANGES = [
-    renamed, both_at_work, second_deleted, first_anew, switched_off, folded_for_now, weighted("linear"),
-    weighted("cat"), weighted("svd"), copies, dora, all_linear, residual,
-]  # fmt: skip
+    renamed,
+    both_at_work,
+    second_deleted,
+    first_anew,
+    switched_off,
+    folded_for_now,
+    weighted("linear"),
+    weighted("cat"),
+    weighted("svd"),
+    copies,
+    dora,
+    all_linear,
+    residual,
+]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__qualname__.split(".")[0])

@@ -11,16 +11,37 @@ from tptt.convert.lora import lora_config
 from tptt.hf import memory_layers
 
 IDS = torch.randint(10, 60, (2, 14), generator=torch.Generator().manual_seed(1))
-SMALL = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}  # fmt: skip
+SMALL = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 1,
+}
 
 
 def gemma3():
     text = SMALL | {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16}
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
-              "patch_size": 14}  # fmt: skip
-    return Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1, image_token_index=5,
-                        boi_token_index=6, eoi_token_index=7)  # fmt: skip
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    return Gemma3Config(
+        text_config=text,
+        vision_config=vision,
+        mm_tokens_per_image=1,
+        image_token_index=5,
+        boi_token_index=6,
+        eoi_token_index=7,
+    )
 
 
 def falcon_h1():
@@ -146,18 +167,22 @@ def states(model):
 
 ROADS = {
     "model": lambda base, place, **o: TpttModel(TpttConfig(base_model_name=str(base), feature_width=16), **o),
-    "model's configuration": lambda base, place, **o: TpttModel(TpttConfig(base_model_name=str(base), feature_width=16, **o)),
+    "model's configuration": lambda base, place, **o: TpttModel(
+        TpttConfig(base_model_name=str(base), feature_width=16, **o)
+    ),
     "its from_pretrained": lambda base, place, **o: TpttModel.from_pretrained(place, **o),
     "Auto": lambda base, place, **o: AutoModelForCausalLM.from_pretrained(place, **o),
     "a configuration given to it": lambda base, place, **o: TpttModel.from_pretrained(
-        place, config=TpttConfig.from_pretrained(place, **{k: v for k, v in o.items() if k == "attn_implementation"}),
+        place,
+        config=TpttConfig.from_pretrained(place, **{k: v for k, v in o.items() if k == "attn_implementation"}),
         **{k: v for k, v in o.items() if k != "attn_implementation"},
     ),
     "a configuration given to Auto": lambda base, place, **o: AutoModelForCausalLM.from_pretrained(
-        place, config=TpttConfig.from_pretrained(place, **{k: v for k, v in o.items() if k == "attn_implementation"}),
+        place,
+        config=TpttConfig.from_pretrained(place, **{k: v for k, v in o.items() if k == "attn_implementation"}),
         **{k: v for k, v in o.items() if k != "attn_implementation"},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("road", list(ROADS))

@@ -20,8 +20,8 @@ assert "tptt" not in sys.modules
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
 ids = torch.load(sys.argv[2])
-torch.save({"logits": model(input_ids=ids).logits.detach(), "new": model.generate(ids, do_sample=False, max_new_tokens=6,
-    attention_mask=torch.ones_like(ids))}, sys.argv[3])
+new = model.generate(ids, do_sample=False, max_new_tokens=6, attention_mask=torch.ones_like(ids))
+torch.save({"logits": model(input_ids=ids).logits.detach(), "new": new}, sys.argv[3])
 model.save_pretrained(sys.argv[4])
 """
 
@@ -258,6 +258,29 @@ def test_the_name_under_which_trl_finds_a_reference(config, base, tmp_path):
     assert model.config.name_or_path == str(base)
     model.save_pretrained(tmp_path / "out")
     assert TpttModel.from_pretrained(tmp_path / "out").config.name_or_path == str(tmp_path / "out")
+
+
+@pytest.mark.parametrize("family", ["llama"])
+@pytest.mark.parametrize("lora", [True, False])
+def test_only_the_main_process_writes(config, tmp_path, lora):
+    model = TpttModel(config(lora, feature_width=16))
+    model.save_pretrained(tmp_path / "out", is_main_process=False)
+    assert not (tmp_path / "out").exists()
+    model.save_pretrained(tmp_path / "out", True)
+    written = {"config.json", "generation_config.json", "model.safetensors", "modeling_tptt.py"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == written
+
+
+@pytest.mark.parametrize("family", ["llama"])
+def test_an_auto_class_changes_nothing_for_other_models(config, tmp_path):
+    model = TpttModel(config(feature_width=16))
+    for kind in (TpttModel, TpttConfig):
+        kind.register_for_auto_class("AutoModelForCausalLM")
+        assert not kind.__dict__.get("_auto_class")
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["auto_map"]["AutoConfig"] == "modeling_tptt.TpttConfig"
+    assert sorted(p.name for p in tmp_path.glob("*.py")) == ["modeling_tptt.py"]
 
 
 def test_the_shim_refuses_another_tptt(config, tmp_path):

@@ -71,7 +71,10 @@ def test_unknown_attention_names_what_was_found():
     model = torch.nn.ModuleDict({"first": StrangeAttention()})
     with pytest.raises(
         UnsupportedAttentionError,
-        match=r"first \(StrangeAttention\) has no layout.*asks \(Linear 8x8\), answers \(Linear 4x8\).*known layouts: 'separate'",
+        match=(
+            r"first \(StrangeAttention\) has no layout.*asks \(Linear 8x8\), answers \(Linear 4x8\)"
+            r".*known layouts: 'separate'"
+        ),
     ):
         attach_memory(model)
     assert not [n for n, _ in model.named_modules() if "liza" in n]

@@ -28,8 +28,17 @@ class Rows(Dataset):
 
 
 def arguments(out, **options):
-    options = {"per_device_train_batch_size": 2, "max_steps": 6, "learning_rate": 1e-2, "report_to": [], "use_cpu": True,
-               "logging_steps": 1, "seed": 42, "save_strategy": "no", "disable_tqdm": True} | options  # fmt: skip
+    options = {
+        "per_device_train_batch_size": 2,
+        "max_steps": 6,
+        "learning_rate": 1e-2,
+        "report_to": [],
+        "use_cpu": True,
+        "logging_steps": 1,
+        "seed": 42,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    } | options
     return TrainingArguments(output_dir=str(out), **options)
 
 
@@ -70,8 +79,15 @@ def test_accumulation_equals_one_batch(config, tokenizer, tmp_path):
     for batch, steps in ((4, 1), (1, 4)):
         set_seed(1)
         model = TpttModel(config())
-        trainer = train(model, tokenizer, tmp_path / str(batch), per_device_train_batch_size=batch,
-                        gradient_accumulation_steps=steps, max_steps=2, optim="sgd")  # fmt: skip
+        trainer = train(
+            model,
+            tokenizer,
+            tmp_path / str(batch),
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=steps,
+            max_steps=2,
+            optim="sgd",
+        )
         results.append((state(model), losses(trainer)))
     assert results[0][1] == pytest.approx(results[1][1], rel=1e-4)
     for name, value in results[0][0].items():
@@ -124,8 +140,9 @@ def test_packed_rows_through_trainer_equal_padded_ones(config, tokenizer, tmp_pa
         trainer = Trainer(
             model=model,
             args=arguments(tmp_path, per_device_train_batch_size=4, max_steps=1, optim="sgd"),
-            train_dataset=rows, data_collator=collator,
-        )  # fmt: skip
+            train_dataset=rows,
+            data_collator=collator,
+        )
         trainer.train()
         results.append((state(model), losses(trainer)))
     assert results[0][1] == pytest.approx(results[1][1], rel=1e-4)

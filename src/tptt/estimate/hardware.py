@@ -58,19 +58,23 @@ _CPU_MEMORY = 1.0
 # peaks: the makers' data sheets, dense and with float32 accumulation; the processor: two cores with AVX-512, measured.
 # utilisation: assumed, not measured
 HARDWARE: dict[str, Hardware] = {
-    "t4": Hardware(
-        "T4 16 GB", 15 * GIB, {"float16": 65.0, "float32": 8.1, "float64": 0.25}, 0.25, _GPU_MEMORY
-    ),
+    "t4": Hardware("T4 16 GB", 15 * GIB, {"float16": 65.0, "float32": 8.1, "float64": 0.25}, 0.25, _GPU_MEMORY),
     "rtx-4090": Hardware(
-        "RTX 4090 24 GB", 24 * GIB, {"bfloat16": 165.2, "float16": 165.2, "float32": 82.6, "float64": 1.29}, 0.35,
+        "RTX 4090 24 GB",
+        24 * GIB,
+        {"bfloat16": 165.2, "float16": 165.2, "float32": 82.6, "float64": 1.29},
+        0.35,
         _GPU_MEMORY,
     ),
     "80gb": Hardware(
-        "A100 or H100 80 GB", 80 * GIB, {"bfloat16": 312.0, "float16": 312.0, "float32": 19.5, "float64": 19.5}, 0.35,
+        "A100 or H100 80 GB",
+        80 * GIB,
+        {"bfloat16": 312.0, "float16": 312.0, "float32": 19.5, "float64": 19.5},
+        0.35,
         _GPU_MEMORY,
     ),
     "cpu": Hardware("2 CPU cores, 16 GB", 16 * GIB, {"float32": 0.185, "float64": 0.185}, 0.4, _CPU_MEMORY),
-}  # fmt: skip
+}
 
 
 def check_hardware(name: str | None) -> None:

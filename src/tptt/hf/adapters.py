@@ -1,6 +1,8 @@
-"""The adapters that peft puts into the base of a converted model: which are known, how they are made, named and read back.
+"""The adapters that peft puts into the base of a converted model: which are known, how they are made, named and read
+back.
 
-An adapter is one set of trained weights (LoRA, IA3, ...) with a name; several may lie in one model, one or more of them active.
+An adapter is one set of trained weights (LoRA, IA3, ...) with a name; several may lie in one model, one or more of them
+active.
 """
 
 from __future__ import annotations
@@ -55,8 +57,8 @@ PEFT_TYPES = (
     "VERA",
     "WAVEFT",
 )
-"""peft's methods that train, generate, save, load and merge beside a memory. Prompt learning does not: its virtual tokens
-would be read by the memory at every step of generation."""
+"""peft's methods that train, generate, save, load and merge beside a memory. Prompt learning does not: its virtual
+tokens would be read by the memory at every step of generation."""
 ONE_AT_A_TIME = ("ADALORA", "BOFT", "SHIRA", "TINYLORA", "UNILORA", "VBLORA")
 """Those of them that one model holds one adapter of."""
 _REPLACES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -74,7 +76,8 @@ def check_adapter(settings: Mapping[str, Any], name: str = "lora_config") -> Pef
     kind, task = str(jsonable(settings["peft_type"])).upper(), jsonable(settings.get("task_type"))
     if kind not in PEFT_TYPES:
         raise ValueError(
-            f"{name}: peft_type {kind!r} does not work beside a memory (it was not tried, or fails to train, generate, save, "
+            f"{name}: peft_type {kind!r} does not work beside a memory (it was not tried, or fails to train, generate, "
+            f"save, "
             f"load or merge); valid are {', '.join(PEFT_TYPES)}"
         )
     if task not in (None, "CAUSAL_LM"):
@@ -144,7 +147,8 @@ def _refuse_reading(configs: Mapping[str, PeftConfig], offloaded: Iterable[str])
         if config.peft_type.value != "LORA" or reads:
             what = ", ".join(reads) or f"peft_type {config.peft_type.value}"
             raise ValueError(
-                f"lora_config of adapter {name!r}: {what} needs the base's weights, and those of {sorted(offloaded)[:3]} are "
+                f"lora_config of adapter {name!r}: {what} needs the base's weights, and those of "
+                f"{sorted(offloaded)[:3]} are "
                 "offloaded; use plain LoRA, or a device_map that keeps the base on devices"
             )
 
@@ -226,7 +230,8 @@ def active_in(model: PeftModel) -> list[str]:
     status = adapter_status(model)
     if status.irregular:
         raise ValueError(
-            f"the layers of this model differ in which adapters are {' and '.join(status.irregular)}: a checkpoint holds "
+            f"the layers of this model differ in which adapters are {' and '.join(status.irregular)}: a checkpoint "
+            f"holds "
             "one answer for all. model.backbone.set_adapter(name) or enable_adapter_layers() gives one"
         )
     return status.active if status.enabled else []

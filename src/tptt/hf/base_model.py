@@ -20,8 +20,8 @@ def load_base(config: TpttConfig, **options) -> PreTrainedModel:
 
     Args:
         config: notes the ``revision``, where one is given.
-        options: go to the base's ``from_pretrained`` (``dtype``, ``attn_implementation``, ``device_map``, ...); what is not
-            given is taken from ``config``.
+        options: go to the base's ``from_pretrained`` (``dtype``, ``attn_implementation``, ``device_map``, ...); what is
+            not given is taken from ``config``.
 
     Raises:
         OSError: the base was not found (the message says how to name it, and the token for gated ones).
@@ -42,7 +42,8 @@ def load_base(config: TpttConfig, **options) -> PreTrainedModel:
 
 
 def loading_options(config: TpttConfig, options: Mapping[str, Any]) -> dict[str, Any]:
-    """``options`` for a base's ``from_pretrained``, with the dtype and the attention implementation that ``config`` says.
+    """``options`` for a base's ``from_pretrained``, with the dtype and the attention implementation that ``config``
+    says.
 
     In a ``device_map`` names may begin with "backbone.", as they do in the converted model.
     """

@@ -22,9 +22,9 @@ def calibrate(
 ) -> nn.Module:
     """Start each memory from what its layer does on ``input_ids`` [B, T].
 
-    Feature maps that have not been trained yet begin from the base's mean scores beyond the window (`tptt.hf.far_rotary`).
-    Where the memory's output is normalised (linear attention), ``output_scale`` [H, V] becomes the root mean square of the
-    softmax branch, so that both branches have the same size.
+    Feature maps that have not been trained yet begin from the base's mean scores beyond the window
+    (`tptt.hf.far_rotary`). Where the memory's output is normalised (linear attention), ``output_scale`` [H, V] becomes
+    the root mean square of the softmax branch, so that both branches have the same size.
 
     Args:
         model: carries memories.

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, PreTrainedConfig
 
-from .adapters import moves_base
+from .adapters import adapters_in, moves_base
 from .base_model import base_of_checkpoint, load_base, refuse_misfit
 from .compat import (
     SAFE_WEIGHTS_INDEX_NAME,
@@ -24,6 +24,7 @@ from .compat import (
     cached_file,
     cannot_save_quantised,
     get_checkpoint_shard_files,
+    held_tensors,
     is_quantised,
     offloaded_value,
     was_merged,
@@ -70,20 +71,28 @@ class CheckpointMixin(_Model):
         trained = {n for n, p in self.named_parameters() if p.requires_grad}
         if self.config.get_text_config().vocab_size != self.base_vocabulary:
             trained |= self._embeddings()
-        state_dict = self.state_dict() if state_dict is None else state_dict
+        state_dict = held_tensors(self) if state_dict is None else state_dict
         return {k: v for k, v in state_dict.items() if k in trained or not self._is_of_base(k)}
 
     def _is_of_base(self, name: str) -> bool:
-        return base_weight_name(name.removeprefix(_BACKBONE)) in self.base_weights
+        """Whether ``name`` is that of a weight of the base, or of what its layers save beside their weights."""
+        part = base_weight_name(name.removeprefix(_BACKBONE))
+        if part.rpartition(".")[0] in self.base_parts:
+            return True
+        while part and part not in self.base_parts:
+            if part in self.base_weights:
+                return True
+            part = part.rpartition(".")[0]
+        return False
 
     def own_shapes(self) -> dict[str, torch.Size]:
         """Name -> shape of every weight that neither the base nor another name of a tied weight stands for."""
         aliases = self._aliases()
-        return {k: v.shape for k, v in self.state_dict().items() if k not in aliases and not self._is_of_base(k)}
+        return {k: v.shape for k, v in held_tensors(self).items() if k not in aliases and not self._is_of_base(k)}
 
     def _aliases(self) -> set[str]:
-        """Further names of weights that are tied, which transformers does not know where peft gives them, and of buffers that
-        several layers of an adapter share."""
+        """Further names of weights that are tied, which transformers does not know where peft gives them, and of
+        buffers that several layers of an adapter share."""
         names = {n for n, _ in self.named_parameters(remove_duplicate=False)}
         tied = (names - {n for n, _ in self.named_parameters()}) & set(self.all_tied_weights_keys)
         first: dict[tuple, str] = {}
@@ -103,30 +112,31 @@ class CheckpointMixin(_Model):
 
     @property
     def _saves_all(self) -> bool:
-        """Whether the base's weights are saved as well: where they train, or making an adapter has changed them, or the base has
-        no name, there is no other base that could be named."""
+        """Whether the base's weights are saved as well: where they train, or making an adapter has changed them, or the
+        base has no name, there is no other base that could be named."""
         config, peft = self.config, as_peft_model(self.backbone)
-        adapters = named_adapters(config.lora_config)
+        adapters = {} if peft is None else adapters_in(peft)
         return (
             not adapters
             or config.weights_format == "full"
             or config.base_model_name is None
             or any(moves_base(settings, at_random=True) for settings in adapters.values())
-            or getattr(getattr(peft, "peft_config", None), "moved_base", False)
+            or bool(getattr(getattr(peft, "peft_config", None), "moved_base", False))
         )
 
     def whole_state_dict(self) -> dict:
-        """What `save_pretrained` writes, with weights that FSDP2 has sharded gathered: for all processes to call together."""
+        """What `save_pretrained` writes, with weights that FSDP2 has sharded gathered: for all processes to call
+        together."""
         found = self.state_dict() if self._saves_all else self.own_state_dict()
         return {k: x.full_tensor() if isinstance(x, DTensor) else x for k, x in found.items()}
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, state_dict=None, **kwargs) -> None:
         """Save to a folder (or, with ``push_to_hub=True``, to the hub). All processes call it; the main one writes.
 
-        Writes memory and adapters with the base's name, in one file whatever ``max_shard_size`` says; or everything where
-        ``config.weights_format`` is "full", the base itself trains (no LoRA), LoRA was folded into it from outside, or
-        making an adapter has changed it ("pissa_niter_4"). A file that ``trust_remote_code=True`` needs lies beside. The
-        configuration is brought to what the model is now first.
+        Writes memory and adapters with the base's name, in one file whatever ``max_shard_size`` says; or everything
+        where ``config.weights_format`` is "full", the base itself trains (no LoRA), LoRA was folded into it from
+        outside, or making an adapter has changed it ("pissa_niter_4"). A file that ``trust_remote_code=True`` needs
+        lies beside. The configuration is brought to what the model is now first.
 
         Raises:
             ValueError: what would be written could not be loaded again; nothing is written then.
@@ -156,6 +166,8 @@ class CheckpointMixin(_Model):
         folder = Path(save_directory)
         if is_main_process:
             write_shim(folder)
+        elif not any(isinstance(v, DTensor) for v in state_dict.values()):
+            return  # transformers would make the folder here as well; of sharded tensors every process holds a part
         super().save_pretrained(folder, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
         if is_main_process:
             _keep_the_newer(folder, kwargs.get("variant"))
@@ -179,7 +191,8 @@ class CheckpointMixin(_Model):
             )
         if full and peft is not None and (merged := adapter_status(peft).merged):
             raise ValueError(
-                f"adapters {merged} are folded into the base for the time being, and would be so a second time when the "
+                f"adapters {merged} are folded into the base for the time being, and would be so a second time when "
+                f"the "
                 "checkpoint is loaded: model.backbone.unmerge_adapter() or model.merge_and_unload() comes first"
             )
         found = self.own_shapes()
@@ -190,8 +203,10 @@ class CheckpointMixin(_Model):
         expected = skeleton(copy.deepcopy(self.config), self.dtype).own_shapes()
         if wrong := sorted(k for k in found.keys() | expected.keys() if found.get(k) != expected.get(k)):
             raise ValueError(
-                f"this model holds {len(wrong)} weights that its configuration does not explain, and could not be loaded "
-                f"again ({', '.join(wrong[:3])}): adapters that peft put around the model, or modules that were replaced. "
+                f"this model holds {len(wrong)} weights that its configuration does not explain, and could not be "
+                f"loaded "
+                f"again ({', '.join(wrong[:3])}): adapters that peft put around the model, or modules that were "
+                f"replaced. "
                 "merge_and_unload() of the peft model around it folds its adapters in"
             )
 
@@ -254,8 +269,8 @@ class CheckpointMixin(_Model):
 
 
 def _configuration(path, config, hub: dict, kwargs: dict) -> tuple[TpttConfig, bool]:
-    """The configuration of the checkpoint at ``path`` with the settings in ``kwargs``, which are taken out of it; and whether
-    its Memory-as-Gate weights are not the saved ones."""
+    """The configuration of the checkpoint at ``path`` with the settings in ``kwargs``, which are taken out of it; and
+    whether its Memory-as-Gate weights are not the saved ones."""
     changes = {k: kwargs.pop(k) for k in list(kwargs) if k in _SETTINGS}
     saved = TpttConfig.get_config_dict(path, **hub)[0]
     if saved.get("model_type") != TpttConfig.model_type:
@@ -329,10 +344,11 @@ def _load_own(model, weights: dict[str, torch.Tensor], full: bool) -> dict[str, 
         RuntimeError: something is missing, or not known to the model.
         ValueError: a weight belongs to a module of the base that is offloaded.
     """
-    away = sorted(k for k, v in model.state_dict().items() if k in weights and v.is_meta)
+    away = sorted(k for k, v in held_tensors(model).items() if k in weights and v.is_meta)
     if away:
         raise ValueError(
-            f"{', '.join(away[:3])} ({len(away)}): the checkpoint holds weights of modules that device_map offloads; give a "
+            f"{', '.join(away[:3])} ({len(away)}): the checkpoint holds weights of modules that device_map offloads; "
+            f"give a "
             "device_map that keeps them on a device"
         )
     _cast_own(model, weights)

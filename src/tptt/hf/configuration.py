@@ -85,7 +85,8 @@ class TpttConfig(PreTrainedConfig):
         attn_implementation: what computes the base's softmax, as transformers names it.
         The other arguments are those of `MemoryConfig`.
 
-    What a configuration repeats of its base (``vocab_size``, ``hidden_size``, ...) is read from there and cannot be set.
+    What a configuration repeats of its base (``vocab_size``, ``hidden_size``, ...) is read from there and cannot be
+    set.
 
     Raises:
         ValueError: a key or value is not valid.
@@ -234,6 +235,10 @@ class TpttConfig(PreTrainedConfig):
             )
         return super().from_dict(config_dict | settings, **kwargs)
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoConfig") -> None:
+        """Does nothing: checkpoints hold a few lines that import this class, not its source file (`tptt.hf.shim`)."""
+
     def with_settings(self, changes: dict[str, Any]) -> TpttConfig:
         """A copy with ``changes``, name -> value.
 
@@ -281,7 +286,8 @@ class TpttConfig(PreTrainedConfig):
         return sorted(name for name in set(vars(self)) - known if not name.startswith("_"))
 
     def to_dict(self) -> dict[str, Any]:
-        """As transformers', without attributes that are no settings: nothing could be made of what they come to again."""
+        """As transformers', without attributes that are no settings: nothing could be made of what they come to
+        again."""
         strays = self.strays()
         out = {k: v for k, v in super().to_dict().items() if k not in strays}
         if isinstance(out.get("text_config"), dict) and self.weights_format == "adapter":
@@ -321,7 +327,8 @@ def _peft_settings(given: Any) -> dict[str, Any]:
         if all(isinstance(v, dict) and "peft_type" in v for v in adapters.values()):
             return jsonable(adapters)
     raise ValueError(
-        f"lora_config must be a peft configuration or its to_dict(), got {given!r}; several are given by their adapters' names"
+        f"lora_config must be a peft configuration or its to_dict(), got {given!r}; several are given by their "
+        f"adapters' names"
     )
 
 

@@ -16,8 +16,8 @@ class UnsupportedAttentionError(ValueError):
 
 
 class Found(NamedTuple):
-    """One self-attention module: its name in the model, the module, the number of its layer, and its sizes or why a memory
-    cannot be given to it."""
+    """One self-attention module: its name in the model, the module, the number of its layer, and its sizes or why a
+    memory cannot be given to it."""
 
     name: str
     module: nn.Module

@@ -22,7 +22,8 @@ class Layout:
     Args:
         name: of the layout.
         projections: children whose outputs hold queries, keys and values: three, or one that holds all (see ``split``).
-        output: the output projection, whose input the memory is mixed into; None: the module's own output is that input.
+        output: the output projection, whose input the memory is mixed into; None: the module's own output is that
+            input.
         split: how the projections' outputs fall into heads, a key of `SPLITS`.
         attributes: what the module's attributes have to be for the layout to apply.
     """
@@ -188,8 +189,8 @@ def _measure_latent(layout: Layout, module: nn.Module) -> Geometry:
 
 
 def _split_latent(geometry: Geometry, module: nn.Module, parts: list[torch.Tensor]):
-    """Multi-head latent attention (arXiv 2405.04434): the part of queries and keys without positions. The module expands
-    the latents of the whole cache; the memory needs those of the new tokens."""
+    """Multi-head latent attention (arXiv 2405.04434): the part of queries and keys without positions. The module
+    expands the latents of the whole cache; the memory needs those of the new tokens."""
     q = parts[0].unflatten(-1, (geometry.heads, -1))[..., : geometry.head_dim]
     latent = parts[1].reshape(*q.shape[:2], -1)
     k, v = (
@@ -231,13 +232,14 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("fused, Wqkv", ("Wqkv",), "out_proj", "blocks"),  # MPT, DBRX
     Layout("fused, Wqkv and Wo", ("Wqkv",), "Wo", "blocks"),  # ModernBERT
     Layout("fused, qkv", ("qkv",), "proj", "blocks"),  # vision towers
-    Layout("multi-query", ("query_key_value",), "dense", "blocks",
-           {"multi_query": True, "new_decoder_architecture": False}),  # Falcon-7B
+    Layout(
+        "multi-query", ("query_key_value",), "dense", "blocks", {"multi_query": True, "new_decoder_architecture": False}
+    ),  # Falcon-7B
     Layout("interleaved", ("query_key_value",), "dense", "groups"),  # GPT-NeoX, BLOOM, Persimmon; Falcon-40B
     Layout("partitions", ("qkv_proj",), "out_proj", "partitions"),  # CodeGen
     Layout("latent", ("q_proj", "kv_a_layernorm"), "o_proj", "latent"),  # DeepSeek-V2-Lite
     Layout("latent, low-rank queries", ("q_b_proj", "kv_a_layernorm"), "o_proj", "latent"),  # DeepSeek-V3
-)  # fmt: skip
+)
 
 
 def known() -> str:

@@ -25,6 +25,7 @@ from .compat import (
     cannot_save_quantised,
     execution_device,
     has_adapters,
+    held_tensors,
     is_quantised,
     mirror,
     note_attention_implementation,
@@ -41,16 +42,19 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
     """A causal language model with a linear memory beside its softmax attention.
 
     Args:
-        config: base, memory and LoRA. With ``lora_config`` the base is frozen and LoRA and memory train; without, all does.
-            The model keeps a copy.
-        base: the base, loaded for ``config`` (`tptt.hf.base_model.load_base`) and converted in place; None: it is loaded.
+        config: base, memory and LoRA. With ``lora_config`` the base is frozen and LoRA and memory train; without, all
+            does. The model keeps a copy.
+        base: the base, loaded for ``config`` (`tptt.hf.base_model.load_base`) and converted in place; None: it is
+            loaded.
         attn_implementation, dtype (or torch_dtype), quantization_config, token, revision, device_map and any other
             keyword: handed to the base's ``from_pretrained``.
 
-    A base that is loaded here is run once, without gradients, on 128 random tokens: its memory starts from what the base's
+    A base that is loaded here is run once, without gradients, on 128 random tokens: its memory starts from what the
+        base's
     attention does with them (`tptt.calibrate`). With ``base`` that is left to the caller, who has text for it.
 
-    Until it is loaded from a checkpoint its ``config.name_or_path`` is the base's, where TRL finds a tokenizer and, given
+    Until it is loaded from a checkpoint its ``config.name_or_path`` is the base's, where TRL finds a tokenizer and,
+    given
     no ``ref_model``, its reference model: ``copy.deepcopy(model)`` compares with the converted model instead.
 
     Raises:
@@ -80,7 +84,8 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
         super().__init__(config)
         self.loss_type = "ForCausalLM"
         self.base_vocabulary = base.config.get_text_config().vocab_size
-        self.base_weights = frozenset(base.state_dict())
+        self.base_weights = frozenset(held_tensors(base))
+        self.base_parts = frozenset(name for name, _ in base.named_modules())
         adapters = named_adapters(config.lora_config)
         self.backbone = with_adapters(base, adapters, config.active_adapters, weights_follow) if adapters else base
         attach_memory(self.backbone, config.memory_config())
@@ -91,7 +96,7 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
             config.name_or_path = config.name_or_path or config.base_model_name or ""
         self.generation_config = copy.deepcopy(base.generation_config)
         self.post_init()
-        self.made_of = self.own_shapes().keys()
+        self.made_of = frozenset(self.own_shapes())
         if loads and not weights_follow:
             ids = torch.randint(
                 self.base_vocabulary, (2, _TOKENS_TO_CALIBRATE // 2), generator=torch.Generator().manual_seed(0)
@@ -174,8 +179,8 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
         return self.backbone(use_cache=use_cache, **given, **cache_keyword(self.inner, cache), **kwargs)
 
     def generate(self, *args, **kwargs):
-        """As the base's ``generate``, with all that the base has of its own for it (its cache, its inputs, what it switches
-        as the text grows), by this model's ``generation_config``."""
+        """As the base's ``generate``, with all that the base has of its own for it (its cache, its inputs, what it
+        switches as the text grows), by this model's ``generation_config``."""
         self.inner.generation_config = self.generation_config
         return self.backbone.generate(*args, **kwargs)
 
@@ -212,8 +217,8 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
 
     @property
     def peft_config(self) -> SecondAdapters:
-        """Name -> configuration of the adapters in this model. peft asks for it before it puts others around the model; then
-        those that are here are folded into the base, or the second ones are refused (`SecondAdapters`)."""
+        """Name -> configuration of the adapters in this model. peft asks for it before it puts others around the model;
+        then those that are here are folded into the base, or the second ones are refused (`SecondAdapters`)."""
         if (around := self.__dict__.get("_configs_around")) is not None:
             return around
         if (peft := as_peft_model(self.backbone)) is None:
@@ -241,19 +246,22 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
             return
         if peft is None:
             raise ValueError(
-                "peft has put adapters around this converted model already, and would replace them: add_adapter(name, config) "
+                "peft has put adapters around this converted model already, and would replace them: add_adapter(name, "
+                "config) "
                 "of that peft model adds one beside them, its merge_and_unload() folds them into the base first"
             )
         idle = sorted(set(peft.peft_config) - set(active_in(peft)))
         if idle or is_quantised(self.inner):
             why = f"adapters {idle} are not at work" if idle else "folding them into quantised weights loses precision"
             raise ValueError(
-                "this converted model has adapters, which peft would replace or switch off, and they are not folded into the "
+                "this converted model has adapters, which peft would replace or switch off, and they are not folded "
+                "into the "
                 f"base first because {why}: model.backbone.add_adapter(name, config) adds one beside them, "
                 "model.merge_and_unload() folds those at work into the base all the same"
             )
         warnings.warn(
-            f"adapters {sorted(peft.peft_config)} of this converted model were folded into its base, because those that peft "
+            f"adapters {sorted(peft.peft_config)} of this converted model were folded into its base, because those "
+            f"that peft "
             "puts around it would have replaced them",
             stacklevel=4,
         )
@@ -271,12 +279,12 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
             self._unwrap(peft.unload() if has_adapters(peft) else base_of(peft))
 
     def merge_and_unload(self) -> TpttModel:
-        """Fold the adapters that are at work into the base's weights, and drop the others; from then on `save_pretrained` writes
-        a self-contained checkpoint.
+        """Fold the adapters that are at work into the base's weights, and drop the others; from then on
+        `save_pretrained` writes a self-contained checkpoint.
 
         Raises:
-            ValueError: the base is quantised in a way whose weights cannot be saved, or the adapters at work differ from
-                layer to layer.
+            ValueError: the base is quantised in a way whose weights cannot be saved, or the adapters at work differ
+                from layer to layer.
         """
         if (peft := as_peft_model(self.backbone)) is not None:
             if reason := cannot_save_quantised(self.inner):
@@ -305,7 +313,7 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
         self.backbone = base
         self.config.lora_config = self.config.active_adapters = None
         self.post_init()
-        self.made_of = self.own_shapes().keys()
+        self.made_of = frozenset(self.own_shapes())
 
 
 AutoModelForCausalLM.register(TpttConfig, TpttModel, exist_ok=True)
