@@ -115,7 +115,8 @@ def test_with_its_window_where_some_layers_have_none(pair):
         narrow = logits(model)
     with as_base(model):
         assert torch.equal(logits(model), logits(base))
-    assert torch.equal(narrow[:, :WINDOW], logits(base)[:, :WINDOW]) and not torch.allclose(narrow, logits(base))
+    torch.testing.assert_close(narrow[:, :WINDOW], logits(base)[:, :WINDOW], rtol=1e-4, atol=1e-5)  # by blocks
+    assert not torch.allclose(narrow, logits(base))
 
 
 def test_with_a_cache_of_its_own(pair):
