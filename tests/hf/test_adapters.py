@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, PeftConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from tests.families.models import assert_near, tokens
@@ -212,6 +212,17 @@ def test_several_adapters_given_with_the_configuration(make, tmp_path):
     }
 
 
+def test_an_adapter_with_a_copy_of_the_memory(make, tmp_path):
+    model = make(settings_of("LORA", modules_to_save=["liza"]))
+    trained = {n for n, p in model.named_parameters() if p.requires_grad and ".liza." in n}
+    assert trained and all(".liza.modules_to_save.default." in n for n in trained)
+    with_copy = logits(model)
+    again = comes_back(model, tmp_path)
+    with model.backbone.disable_adapter(), again.backbone.disable_adapter():
+        assert_near(logits(again), logits(model), TOLERANCE)
+        assert not torch.allclose(logits(model), with_copy, atol=1e-3)
+
+
 def add(model, name, **more):
     settings = {"r": 4, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"} | more
     model.backbone.add_adapter(name, LoraConfig(**settings))
@@ -258,6 +269,11 @@ def copies(model):
     add(model, "task", modules_to_save=["lm_head"]).backbone.set_adapter("task")
 
 
+def memory_copies(model):
+    """The second adapter trains a memory of its own."""
+    add(model, "task", modules_to_save=["liza"]).backbone.set_adapter("task")
+
+
 def dora(model):
     add(model, "task", use_dora=True).backbone.set_adapter("task")
 
@@ -282,6 +298,7 @@ CHANGES = [
     weighted("cat"),
     weighted("svd"),
     copies,
+    memory_copies,
     dora,
     all_linear,
     residual,
@@ -353,14 +370,17 @@ SECOND = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_
 @pytest.mark.parametrize("name", ["default", "second"])
 def test_adapters_around_a_model_with_lora_fold_it_in(make, name, tmp_path):
     model = make(settings_of("LORA"))
+    model.save_pretrained(tmp_path / "converted")
     want = logits(model)
     with pytest.warns(UserWarning, match=r"adapters \['default'\] of this converted model were folded into its base"):
         outer = get_peft_model(model, SECOND, adapter_name=name).eval()
     assert_near(logits(outer), want, TOLERANCE)
     assert list(outer.peft_config) == [name] and model.config.lora_config is None
-    moved(outer, 1)
+    want = logits(moved(outer, 1))
     outer.save_pretrained(tmp_path / "around")
-    want = logits(outer)
+    place = tmp_path / "around" / ("" if name == "default" else name)
+    other = PeftModel.from_pretrained(TpttModel.from_pretrained(tmp_path / "converted"), place, adapter_name=name)
+    assert_near(logits(other), want, TOLERANCE)
     comes_back(outer.merge_and_unload(), tmp_path / "merged")
     assert_near(logits(model), want, 1e-4)
 

@@ -120,6 +120,46 @@ def test_merging_a_peft_model_around_it_merges_its_lora_as_well(config, tmp_path
     assert_near(logits(TpttModel.from_pretrained(tmp_path / "out"), ids), want)
 
 
+@pytest.mark.parametrize("lora", [True, False])
+def test_how_it_generates_comes_back(config, tmp_path, lora):
+    model = TpttModel(config(lora, feature_width=16))
+    model.generation_config.max_new_tokens, model.generation_config.repetition_penalty = 7, 1.5
+    model.save_pretrained(tmp_path)
+    for load in (TpttModel, AutoModelForCausalLM):
+        found = load.from_pretrained(tmp_path).generation_config
+        assert (found.max_new_tokens, found.repetition_penalty) == (7, 1.5)
+
+
+@pytest.mark.parametrize("family", ["llama"])
+@pytest.mark.parametrize(
+    "options", [{}, {"max_shard_size": "20KB"}, {"variant": "fp16"}, {"max_shard_size": "20KB", "variant": "fp16"}]
+)
+def test_a_full_checkpoint_in_other_ways(config, tmp_path, options):
+    model, ids = randomize(TpttModel(config(False, feature_width=16))), tokens(1, 10)
+    model.save_pretrained(tmp_path / "in" / "it", **options)
+    options.pop("max_shard_size", None)
+    for load in (TpttModel, AutoModelForCausalLM):
+        again = load.from_pretrained(tmp_path / "in", subfolder="it", **options)
+        assert torch.equal(logits(again, ids), logits(model, ids))
+    (tmp_path / "in" / "it" / "config.json").rename(tmp_path / "config.json")
+    with pytest.raises(OSError, match="holds no config.json: it is no checkpoint"):
+        TpttModel.from_pretrained(tmp_path / "in" / "it", **options)
+
+
+def test_a_checkpoint_without_weights(config, tmp_path):
+    TpttModel(config(feature_width=16)).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        TpttModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["llama"])
+def test_a_converted_model_is_no_base(config, tmp_path):
+    TpttModel(config(feature_width=16)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"is a converted model already.*TpttModel\.from_pretrained"):
+        TpttConfig(base_model_name=tmp_path)
+
+
 def test_a_moved_base_is_named_and_can_be_given(config, base, tmp_path):
     model, ids = randomize(TpttModel(config())), tokens(1, 10)
     model.save_pretrained(tmp_path / "out")

@@ -249,7 +249,6 @@ class CheckpointMixin(_Model):
             own = {k: v for k, v in weights.items() if _is_own(k, config)}
             of_base = {base_weight_name(k.removeprefix(_BACKBONE)): v for k, v in weights.items() if k not in own}
             base = base_of_checkpoint(config, of_base, **options)
-            base.generation_config = _generation_config(path, hub) or base.generation_config
             with cls.without_weights():
                 model = cls(config, base=base)
             weights = own
@@ -262,6 +261,7 @@ class CheckpointMixin(_Model):
             model = cls(config, base=base)
             _resize(model, weights)
         report = _load_own(model, weights, full)
+        model.generation_config = _generation_config(path, hub) or model.generation_config
         model.eval()
         if new_mu:  # buffers, which the saved ones have just overwritten
             model.take_mag_weights()
@@ -273,6 +273,8 @@ def _configuration(path, config, hub: dict, kwargs: dict) -> tuple[TpttConfig, b
     whether its Memory-as-Gate weights are not the saved ones."""
     changes = {k: kwargs.pop(k) for k in list(kwargs) if k in _SETTINGS}
     saved = TpttConfig.get_config_dict(path, **hub)[0]
+    if not saved:
+        raise OSError(f"{str(path)!r} holds no config.json: it is no checkpoint")
     if saved.get("model_type") != TpttConfig.model_type:
         raise ValueError(
             f"{str(path)!r} is no tptt checkpoint but a model of type {saved.get('model_type')!r}: "

@@ -345,9 +345,15 @@ def _check_version(found: str) -> None:
 def _base_config(name: str, revision: str | None, token: str | bool | None, trust: bool | None) -> PreTrainedConfig:
     options = {"revision": revision, "token": token, "trust_remote_code": trust}
     try:
-        return AutoConfig.from_pretrained(name, **{k: v for k, v in options.items() if v is not None})
+        found = AutoConfig.from_pretrained(name, **{k: v for k, v in options.items() if v is not None})
     except (OSError, ValueError) as error:
         raise base_error(name, error) from error
+    if found.model_type == TpttConfig.model_type:
+        raise ValueError(
+            f"base model {name!r} is a converted model already, with a memory: TpttModel.from_pretrained({name!r}) "
+            f"loads it"
+        )
+    return found
 
 
 _IN_CODE = (

@@ -33,6 +33,7 @@ from .compat import (
 )
 from .configuration import TpttConfig, named_adapters
 from .patch import attach_memory, base_of, set_layer_mag_weights, set_mag_weight
+from .slots import let_memories_train
 
 _without_weights: contextvars.ContextVar[bool] = contextvars.ContextVar("tptt_without_weights", default=False)
 _TOKENS_TO_CALIBRATE = 128
@@ -86,9 +87,10 @@ class TpttModel(CheckpointMixin, ConvertedModelBase):
         self.base_vocabulary = base.config.get_text_config().vocab_size
         self.base_weights = frozenset(held_tensors(base))
         self.base_parts = frozenset(name for name, _ in base.named_modules())
+        attach_memory(base, config.memory_config())  # before adapters, which may train copies of it
         adapters = named_adapters(config.lora_config)
         self.backbone = with_adapters(base, adapters, config.active_adapters, weights_follow) if adapters else base
-        attach_memory(self.backbone, config.memory_config())
+        let_memories_train(self.backbone)
         if config.layer_mag_weights is not None:
             set_layer_mag_weights(self.backbone, config.layer_mag_weights)
         mirror(base, self)

@@ -234,6 +234,13 @@ def memories(model: nn.Module) -> list[LinearMemory]:
     return [m for m in model.modules() if isinstance(m, LinearMemory) and m not in idle]
 
 
+def let_memories_train(model: nn.Module) -> None:
+    """Let the memories of ``model`` train, but for those that an adapter trains a copy of."""
+    for module in patched_attention(model):
+        if isinstance(memory := getattr(module, MEMORY), LinearMemory):
+            memory.requires_grad_(True)
+
+
 def is_memory_parameter(name: str) -> bool:
     """Whether ``name`` is that of a memory's parameter or buffer in a converted model."""
     return f".{MEMORY}." in name or name.startswith(f"{MEMORY}.")
