@@ -13,7 +13,8 @@ from transformers.utils import logging
 
 from tptt.cli.dry_run import as_keys, duration
 from tptt.estimate.fit import ways_to_fit
-from tptt.estimate.resources import Survey, budget
+from tptt.estimate.resources import ResourceEstimate, estimate_resources
+from tptt.estimate.survey import Survey
 from tptt.run.options import RunOptions
 from tptt.run.run_file import load_run
 
@@ -28,25 +29,32 @@ def comments(options: RunOptions) -> str:
     survey = Survey(options)
     found = survey.parameters
     lines = [
-        f"parameters: base {found.base:,}, LoRA {found.lora:,}, memory {found.memory:,}; trained {found.trained:,}"
+        f"parameters: base {found.base:,}, LoRA {found.lora:,}, memory {found.memory:,}; trained {found.trained:,}",
+        *(_on_card(options, name, survey) for name in CARDS),
+        _cache_line(estimate_resources(options, CARDS[-1], survey)),
     ]
-    for name in CARDS:
-        changes = ways_to_fit(options, name, survey)
-        plan = budget(options.changed(**(changes or {})), name, survey)
-        used = (
-            f"{plan.peak / 2**30:.1f} of {plan.hardware.usable / 2**30:.1f} GiB{' (narrowly)' if plan.narrow else ''}"
-        )
-        if changes is None:
-            lines.append(f"{plan.hardware.title}: does not fit")
-            continue
-        seconds = "no time known" if plan.seconds is None else duration(plan.seconds)
-        lines.append(f"{plan.hardware.title}: {used}, {seconds}{f', with {as_keys(changes)}' if changes else ''}")
-    base, converted = budget(options, CARDS[-1], survey).cache[_CACHED]
-    lines.append(
-        f"cache of one sequence after {_CACHED:,} tokens: {base / 2**20:.1f} MiB for the base, "
-        f"{converted / 2**20:.1f} MiB converted"
-    )
     return "\n".join([HEAD, *(f"#   {line}" for line in lines)]) + "\n"
+
+
+def _on_card(options: RunOptions, name: str, survey: Survey) -> str:
+    """Memory and time on one card, with the keys that have to change for it."""
+    changes = ways_to_fit(options, name, survey)
+    found = estimate_resources(options.changed(**(changes or {})), name, survey)
+    if changes is None:
+        return f"{found.hardware.title}: does not fit"
+    narrowly = " (narrowly)" if found.narrow else ""
+    used = f"{found.peak / 2**30:.1f} of {found.hardware.usable / 2**30:.1f} GiB{narrowly}"
+    seconds = "no time known" if found.seconds is None else duration(found.seconds)
+    return f"{found.hardware.title}: {used}, {seconds}{f', with {as_keys(changes)}' if changes else ''}"
+
+
+def _cache_line(found: ResourceEstimate) -> str:
+    base, converted = found.cache_bytes(_CACHED)
+    smaller = "never smaller" if found.break_even is None else f"smaller from {found.break_even:,} tokens on"
+    return (
+        f"cache of one sequence after {_CACHED:,} tokens: {base / 2**20:.1f} MiB for the base, "
+        f"{converted / 2**20:.1f} MiB converted; {smaller}"
+    )
 
 
 def with_comments(path: Path) -> str:

@@ -1,6 +1,7 @@
 """What breaks first when transformers moves, in a few minutes; `make contract` runs it in the newest environment.
 
-Beside these: every family (tests/families/test_registry.py), sessions, checkpoints, and what is refused (tests/hf/test_compat.py).
+Beside these: every family (tests/families/test_registry.py), sessions, checkpoints, and what is refused
+(tests/hf/test_compat.py).
 """
 
 import json

@@ -105,8 +105,11 @@ def test_a_stage_within_another_has_lines_of_its_own(clock, log_file):
             inner.advance()
         outer.advance()
     assert [line.split(",")[0] for line in lines()] == [
-        "inner: 1 of 1 steps (100 %) after 3 s", "inner: done", "outer: 1 of 2 steps (50 %) after 3 s", "outer: done"
-    ]  # fmt: skip
+        "inner: 1 of 1 steps (100 %) after 3 s",
+        "inner: done",
+        "outer: 1 of 2 steps (50 %) after 3 s",
+        "outer: done",
+    ]
 
 
 def test_a_stage_that_nobody_advances_is_mentioned_too(log_file, monkeypatch):

@@ -8,9 +8,19 @@ from typing import Any
 from tptt.fields import described, documented
 
 OPERATORS = (
-    "delta_rule", "gated_delta_rule", "kda", "linear_attention", "gated_linear_attention", "delta_rule_v",
-    "delta_rule_kv", "delta_rule_gelu", "delta_product", "gated_delta_product", "delta_product_r", "delta_product_c",
-)  # fmt: skip
+    "delta_rule",
+    "gated_delta_rule",
+    "kda",
+    "linear_attention",
+    "gated_linear_attention",
+    "delta_rule_v",
+    "delta_rule_kv",
+    "delta_rule_gelu",
+    "delta_product",
+    "gated_delta_product",
+    "delta_product_r",
+    "delta_product_c",
+)
 FEATURE_MAPS = ("fourier", "sign_split", "silu")
 WRITE_GATES = ("learned", "constant", "k", "v", "kv")
 STATES = ("kv_head", "query_head")

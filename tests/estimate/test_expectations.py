@@ -11,24 +11,32 @@ from tptt.train import TrainingSettings
 
 def point(tokens, recall, ratio):
     return {
-        "tokens": tokens, "recall_trained": [recall, 0.02], "recall_2x": [recall - 0.1, 0.04], "recall_4x": None,
-        "recall_unseen": [recall / 2, 0.1], "perplexity_ratio": [ratio, 0.01],
-    }  # fmt: skip
+        "tokens": tokens,
+        "recall_trained": [recall, 0.02],
+        "recall_2x": [recall - 0.1, 0.04],
+        "recall_4x": None,
+        "recall_unseen": [recall / 2, 0.1],
+        "perplexity_ratio": [ratio, 0.01],
+    }
 
 
 @pytest.fixture
 def written():
-    return {
-        "base": {"name": "made up", "parameters": 1_000_000}, "length": 512, "window": 64, "machine": "m", "commit": "c",
-        "points": [point(1_048_576, 0.9, 1.1), point(262_144, 0.5, 1.3)],
-    }  # fmt: skip
+    base = {"name": "made up", "parameters": 1_000_000}
+    points = [point(1_048_576, 0.9, 1.1), point(262_144, 0.5, 1.3)]
+    return {"base": base, "length": 512, "window": 64, "machine": "m", "commit": "c", "points": points}
 
 
 @pytest.fixture
-def curves(written, tmp_path):
+def file(written, tmp_path):
     path = tmp_path / "curves.json"
     path.write_text(json.dumps(written))
-    return Curves.load(path)
+    return path
+
+
+@pytest.fixture
+def curves(file):
+    return Curves.load(file)
 
 
 def test_between_two_budgets_it_is_linear_in_log_tokens(curves):
@@ -43,8 +51,8 @@ def test_between_two_budgets_it_is_linear_in_log_tokens(curves):
 @pytest.mark.parametrize(
     ("run", "reason"),
     [
-        ((2_097_152, 1_000_000, 512, 64), "measured were 1,048,576 at most: the last point's values stand, as a bound"),
-        ((1_000, 1_000_000, 512, 64), "measured were 262,144 at least: the first point's"),
+        ((2_097_152, 1_000_000, 512, 64), "measured were 1,048,576 at most: the values of the last point are shown"),
+        ((1_000, 1_000_000, 512, 64), "measured were 262,144 at least: the values of the first point"),
         ((524_288, 2_100_000, 512, 64), "a base of 2,100,000 parameters, the measured one has 1,000,000"),
         ((524_288, 1_000_000, 2048, 256), "rows of 2048 tokens, the measured ones have 512"),
         ((524_288, 1_000_000, 512, 16), "a window of 1/32 of a row, the measured one has 1/8"),
@@ -88,14 +96,17 @@ def test_one_run_has_no_spread(written, curves, tmp_path):
     found = Curves.load(path)
     assert found.at(524_288)["recall_trained"] == (pytest.approx(0.7), None)
     assert found.at(262_144) == curves.at(262_144)
-    assert "recall beyond the window 0.90 (one run), at twice" in expectations(OPTIONS, Plan, found)[0]
+    assert "recall beyond the window 0.90 (one run), at twice" in expectations(OPTIONS, Estimate, [path])[0]
 
 
 def test_without_a_file_it_says_so(tmp_path):
-    with pytest.raises(NoCurvesError, match="no measured curves are shipped with this installation"):
+    with pytest.raises(NoCurvesError, match="there are no measured curves at .*none.json"):
         Curves.load(tmp_path / "none.json")
     with pytest.raises(NoCurvesError, match="no measured curves are shipped with this installation"):
-        Curves.nearest([], 1)
+        Curves.nearest([], 10**6)
+    assert expectations(OPTIONS, Estimate, []) == [
+        "what to expect: no measured curves are shipped with this installation"
+    ]
 
 
 def test_a_file_of_another_form_is_refused(written, tmp_path):
@@ -111,7 +122,7 @@ def test_a_file_of_another_form_is_refused(written, tmp_path):
             Curves.load(path)
 
 
-class Plan:
+class Estimate:
     tokens, length = 4_194_304, 512
     parameters = type("P", (), {"base": 1_000_000})
 
@@ -119,20 +130,20 @@ class Plan:
 OPTIONS = RunOptions().changed(max_self_attn_length=64)
 
 
-def test_the_lines_that_are_printed(curves):
-    first, second = expectations(OPTIONS, Plan, curves)
+def test_the_lines_that_are_printed(file):
+    first, second = expectations(OPTIONS, Estimate, [file])
     assert "recall beyond the window 0.90 +- 0.02" in first and "extrapolation: 4,194,304 tokens" in second
     assert "recipe" not in second
 
 
-def test_another_recipe_is_another_run(curves):
+def test_another_recipe_is_another_run(file):
     same = OPTIONS.changed(
         per_device_train_batch_size=8, out="elsewhere", seed=3, tokens=524_288, seq_len=512, data="texts"
     )
     assert changed_recipe(same) == {}
     other = same.changed(recall_share=0.0, long_context_weight=1.0, operator="kda", lora_r=4)
     assert changed_recipe(other) == {"recall_share": 0.0, "long_context_weight": 1.0, "operator": "kda", "lora_r": 4}
-    lines = expectations(other, Plan, curves)
+    lines = expectations(other, Estimate, [file])
     assert (
         "another recipe than the measured one, lora_r: 4, operator: kda, recall_share: 0.0, long_context_weight: 1.0"
         in lines[1]

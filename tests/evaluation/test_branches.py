@@ -25,9 +25,14 @@ def attached():
     def make(**options):
         torch.manual_seed(0)
         config = LlamaConfig(
-            vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=1, max_position_embeddings=64,
-        )  # fmt: skip
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=64,
+        )
         model = randomized(LlamaForCausalLM(config))
         attach_memory(model, MemoryConfig(**{"max_self_attn_length": WINDOW} | options))
         generator = torch.Generator().manual_seed(1)

@@ -11,6 +11,7 @@ from transformers.cache_utils import DynamicLayer
 from benchmarks.tiny import tiny_config, tiny_model
 from tptt import MemoryConfig, attach_memory
 from tptt.evaluation import CacheFormula, break_even, cache_growth, layer_kv, measured_size, state_in_tokens
+from tptt.hf import memory_layers
 from tptt.hf.compat import UnsupportedTransformersError
 from tptt.hf.read_with_cache import read_with_cache
 
@@ -79,7 +80,10 @@ def test_layers_that_hold_more_than_keys_and_values(family):
 )
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_memories_of_every_kind(family, options):
-    assert_formula_is_what_is_held(converted(family, **options))
+    model = converted(family, **options)
+    assert_formula_is_what_is_held(model)
+    kept = {x.layer: x.memory_bytes for x in CacheFormula.of(model).after(30).layers if x.memory_bytes}
+    assert kept == {x.layer: x.memory.cached_bytes for x in memory_layers(model)}
 
 
 def test_bfloat16():
@@ -176,9 +180,13 @@ def test_layers_by_what_they_share():
 def test_a_state_is_as_large_as_1024_tokens_of_float32():
     """2,048 features: a state of Hk x K x D numbers against the 2 x Hk x D numbers of a token."""
     config = {
-        "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": 64,
         "num_key_value_heads": 1,
-    }  # fmt: skip
+    }
     for states, tokens in (("kv_head", 1024), ("query_head", 2048)):
         base = LlamaForCausalLM(LlamaConfig(**config))
         model = attach_memory(base, MemoryConfig(max_self_attn_length=64, states=states))

@@ -102,9 +102,17 @@ def overfitted(batch, window):
     """A small model with a memory that knows some of the answers of ``batch`` by heart."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=2048, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=256, eos_token_id=None, pad_token_id=0, bos_token_id=None,
-    )  # fmt: skip
+        vocab_size=2048,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        eos_token_id=None,
+        pad_token_id=0,
+        bos_token_id=None,
+    )
     model = attach_memory(LlamaForCausalLM(config), MemoryConfig(max_self_attn_length=window))
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     for _ in range(STEPS):

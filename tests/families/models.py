@@ -19,10 +19,17 @@ __all__ = ["assert_near", "build", "randomize", "tokens"]
 
 VOCABULARY = 61
 _COMMON = {
-    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
     "attention_dropout": 0.0,
-}  # fmt: skip
+}
 CONFIGS = {
     "llama": lambda: LlamaConfig(**_COMMON, num_key_value_heads=2, tie_word_embeddings=False),
     "llama-tied": lambda: LlamaConfig(**_COMMON, num_key_value_heads=1, tie_word_embeddings=True),
@@ -31,10 +38,19 @@ CONFIGS = {
     "qwen2": lambda: Qwen2Config(**_COMMON, num_key_value_heads=2),
     "qwen3": lambda: Qwen3Config(**_COMMON, num_key_value_heads=2, head_dim=12),
     "gpt2": lambda: GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=256, resid_pdrop=0.0, embd_pdrop=0.0,
-        attn_pdrop=0.0, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=256,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
     ),
-}  # fmt: skip
+}
 FAMILIES = tuple(CONFIGS)
 TOLERANCE = 5e-5
 

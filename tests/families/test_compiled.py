@@ -11,7 +11,6 @@ from tests.families.models import assert_near, randomize, tokens
 from tptt import MemoryConfig, attach_memory, detach_memory
 from tptt.hf.patch import prepare_cache
 
-
 # what a compiler warns of while it looks at a call: not of its results
 pytestmark = [pytest.mark.filterwarnings(f"ignore:{x}") for x in ("The .grad attribute", "Dynamo detected a call to a")]
 
@@ -88,7 +87,9 @@ def loss_and_gradients(model, ids, **options):
     model.zero_grad()
     loss = model(input_ids=ids, labels=ids, use_cache=False, **options).loss
     loss.backward()
-    return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if ".liza." in n and p.grad is not None}
+    return loss.detach(), {
+        n: p.grad.clone() for n, p in model.named_parameters() if ".liza." in n and p.grad is not None
+    }
 
 
 @pytest.mark.parametrize("options", [{}, {"position_ids": POSITIONS}], ids=["rows", "packed"])
@@ -145,5 +146,8 @@ def test_a_memory_that_would_be_left_out_raises():
     model = attach_memory(tiny_model("llama"), MemoryConfig(**WINDOW))
     attention = model.model.layers[0].self_attn
     attention.forward = lambda hidden_states, **kwargs: (hidden_states, None)
-    with torch.no_grad(), pytest.raises(RuntimeError, match="the memory of layer 0 was left out: LlamaAttention did not"):
+    with (
+        torch.no_grad(),
+        pytest.raises(RuntimeError, match="the memory of layer 0 was left out: LlamaAttention did not"),
+    ):
         model(input_ids=tokens(1, 9))

@@ -1,4 +1,5 @@
-"""Drafts cost next to no memory: assisted decoding holds about what plain decoding holds, and takes tokens back exactly."""
+"""Drafts cost next to no memory: assisted decoding holds about what plain decoding holds, and takes tokens back
+exactly."""
 
 import pytest
 import torch

@@ -14,9 +14,12 @@ from tptt.inference.snapshot import new_cache
 T = 20
 SETTINGS = [{}, {"max_self_attn_length": 6, "sink_tokens": 2}, {"operator": "delta_product", "write_gate": "kv"}]
 PADDING = {
-    "none": [range(0), range(0)], "left": [range(7), range(0)], "right": [range(14, T), range(3, T)],
-    "middle": [range(5, 9), range(0)], "both sides": [[0, 1, 18, 19], range(11)],
-}  # fmt: skip
+    "none": [range(0), range(0)],
+    "left": [range(7), range(0)],
+    "right": [range(14, T), range(3, T)],
+    "middle": [range(5, 9), range(0)],
+    "both sides": [[0, 1, 18, 19], range(11)],
+}
 
 
 @pytest.fixture(params=SETTINGS, ids=str)

@@ -1,5 +1,5 @@
-"""TpttModel generates through its base: at mu = 0 and without a window what the base generates, whatever the base has of
-its own for generation."""
+"""TpttModel generates through its base: at mu = 0 and without a window what the base generates, whatever the base has
+of its own for generation."""
 
 import pytest
 import torch
@@ -11,10 +11,17 @@ from tptt import TpttConfig, TpttModel
 
 NEW = {"max_new_tokens": 24, "min_new_tokens": 24, "do_sample": False, "pad_token_id": 0}
 SMALL = {
-    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 1,
-    "eos_token_id": 2, "pad_token_id": 0,
-}  # fmt: skip
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 
 
 def phi3():
@@ -22,9 +29,12 @@ def phi3():
     from transformers import Phi3Config
 
     rope = {
-        "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0],
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0, 3.0, 4.0, 5.0],
         "original_max_position_embeddings": 32,
-    }  # fmt: skip
+    }
     return Phi3Config(**SMALL, original_max_position_embeddings=32, rope_parameters=rope)
 
 
@@ -40,10 +50,22 @@ def multimodal():
     from transformers import Gemma3Config
 
     text = SMALL | {"head_dim": 8, "sliding_window": 12, "model_type": "gemma3_text"}
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-              "image_size": 8, "patch_size": 4}  # fmt: skip
-    return Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=60,
-                        boi_token_index=59, eoi_token_index=58)  # fmt: skip
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 8,
+        "patch_size": 4,
+    }
+    return Gemma3Config(
+        text_config=text,
+        vision_config=vision,
+        mm_tokens_per_image=4,
+        image_token_index=60,
+        boi_token_index=59,
+        eoi_token_index=58,
+    )
 
 
 OWN = {"phi3 longrope": phi3, "minimax": minimax, "gemma3 with pictures": multimodal}

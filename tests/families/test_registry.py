@@ -13,15 +13,51 @@ from tptt.evaluation.verify import CHECKS, TOLERANCE, verify
 from tptt.hf import UnsupportedAttentionError, find_attention, memories
 
 NAMED = (
-    "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "olmo", "olmo2", "olmoe", "phi",
-    "phi3", "gpt2", "gpt_neox", "gptj", "falcon", "bloom", "opt", "stablelm", "granite", "cohere", "starcoder2", "smollm3",
-    "glm4", "gpt_oss",
-)  # fmt: skip
+    "llama",
+    "mistral",
+    "mixtral",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "gemma2",
+    "gemma3_text",
+    "olmo",
+    "olmo2",
+    "olmoe",
+    "phi",
+    "phi3",
+    "gpt2",
+    "gpt_neox",
+    "gptj",
+    "falcon",
+    "bloom",
+    "opt",
+    "stablelm",
+    "granite",
+    "cohere",
+    "starcoder2",
+    "smollm3",
+    "glm4",
+    "gpt_oss",
+)
 # a layout, a cache or a mask of another kind: latent attention, gated queries, hybrids, text of a multimodal model
 OTHERS = (
-    "deepseek_v2", "deepseek_v3", "qwen3_next", "gemma4_text", "falcon_h1", "jamba", "codegen", "gpt_bigcode", "bert", "mpt",
-    "gemma3", "modernbert-decoder", "dbrx", "git", "inkling_text",
-)  # fmt: skip
+    "deepseek_v2",
+    "deepseek_v3",
+    "qwen3_next",
+    "gemma4_text",
+    "falcon_h1",
+    "jamba",
+    "codegen",
+    "gpt_bigcode",
+    "bert",
+    "mpt",
+    "gemma3",
+    "modernbert-decoder",
+    "dbrx",
+    "git",
+    "inkling_text",
+)
 VARIANTS = {
     "falcon, new": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
     "falcon, per head": ("falcon", {"multi_query": False, "num_kv_heads": 4}),
@@ -126,11 +162,14 @@ def test_keys_shared_between_layers_are_refused_by_name():
 @pytest.mark.parametrize(
     ("family", "message"),
     [
-        ("zamba2", "is shared between layers"), ("hrm_text", "runs several times for each token"),
-        ("big_bird", "set attention_type='original_full'"), ("xlm", "takes no attention_mask"),
-        ("mamba", "has no attention module with a known layout"), ("jetmoe", r"its parts are experts .*kv_proj"),
+        ("zamba2", "is shared between layers"),
+        ("hrm_text", "runs several times for each token"),
+        ("big_bird", "set attention_type='original_full'"),
+        ("xlm", "takes no attention_mask"),
+        ("mamba", "has no attention module with a known layout"),
+        ("jetmoe", r"its parts are experts .*kv_proj"),
     ],
-)  # fmt: skip
+)
 def test_what_a_memory_cannot_follow_is_refused(family, message):
     model = tiny_model(family)
     with pytest.raises(UnsupportedAttentionError, match=message):
@@ -156,11 +195,15 @@ def encoder(kind: str):
     made = {
         "bert": lambda: t.BertModel(t.BertConfig(vocab_size=61, **sizes)),
         "modernbert": lambda: t.ModernBertForMaskedLM(t.ModernBertConfig(vocab_size=61, **sizes, **special)),
-        "distilbert": lambda: t.DistilBertModel(t.DistilBertConfig(vocab_size=61, dim=32, n_layers=2, n_heads=4, hidden_dim=48)),
-        "t5": lambda: t.T5EncoderModel(t.T5Config(vocab_size=61, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)),
+        "distilbert": lambda: t.DistilBertModel(
+            t.DistilBertConfig(vocab_size=61, dim=32, n_layers=2, n_heads=4, hidden_dim=48)
+        ),
+        "t5": lambda: t.T5EncoderModel(
+            t.T5Config(vocab_size=61, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
+        ),
         "vit": lambda: t.ViTForImageClassification(t.ViTConfig(**sizes, **picture)),
         "dinov2": lambda: t.Dinov2Model(t.Dinov2Config(**sizes, **picture)),
-    }  # fmt: skip
+    }
     torch.manual_seed(0)
     return randomized(made[kind]())
 

@@ -1,9 +1,10 @@
-"""Trains a converted model for a few steps, saves it and writes losses and norms; run alone or by torchrun on two ranks.
+"""Trains a converted model for a few steps, saves it and writes losses and norms; run alone or by torchrun on two
+ranks.
 
     torchrun --nproc-per-node 2 distributed_worker.py BASE OUT KIND    (KIND: trainer, conversion or fsdp2)
 
-"trainer" is the plain Trainer, which takes DDP where there are ranks, "conversion" ours with weights, a teacher and carried
-rows; "fsdp2" shards with torch's fully_shard in a
+"trainer" is the plain Trainer, which takes DDP where there are ranks, "conversion" ours with weights, a teacher and
+carried rows; "fsdp2" shards with torch's fully_shard in a
 loop of its own, because accelerate wraps in FSDP on accelerators only.
 """
 
@@ -25,8 +26,13 @@ from tptt.train import ConversionTrainer, TrainingSettings
 GLOBAL_BATCH, STEPS = 4, 3
 RANK, RANKS = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 ROWS = tokens(GLOBAL_BATCH * STEPS, 20)
-LORA = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8,
-        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}  # fmt: skip
+LORA = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "r": 4,
+    "lora_alpha": 8,
+    "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+}
 
 
 class Ordered:
@@ -46,10 +52,18 @@ class OrderedConversion(Ordered, ConversionTrainer):
 
 def with_trainer(model, out: str, conversion: bool) -> tuple[str, list[dict]]:
     arguments = TrainingArguments(
-        output_dir=f"{out}-trainer", max_steps=STEPS, logging_steps=1, save_strategy="no", report_to=[], use_cpu=True,
-        disable_tqdm=True, per_device_train_batch_size=GLOBAL_BATCH // RANKS, learning_rate=1e-2,
-        lr_scheduler_type="constant", remove_unused_columns=False,
-    )  # fmt: skip
+        output_dir=f"{out}-trainer",
+        max_steps=STEPS,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        per_device_train_batch_size=GLOBAL_BATCH // RANKS,
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        remove_unused_columns=False,
+    )
     callback = AdjustMaGWeightCallback(model, 0.1, 0.5, STEPS)
     rows = [{"input_ids": r, "labels": r} for r in ROWS]
     kind, options = OrderedTrainer, {}

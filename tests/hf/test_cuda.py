@@ -51,9 +51,16 @@ def test_bfloat16_training(ids, tmp_path):
     before = [p.detach().clone().cpu() for m in memories(model) for p in m.parameters()]
     rows = [{"input_ids": row, "labels": row} for row in ids.repeat(8, 1).cpu()]
     arguments = TrainingArguments(
-        output_dir=tmp_path, max_steps=4, per_device_train_batch_size=2, learning_rate=1e-2, bf16=True,
-        gradient_checkpointing=True, report_to="none", save_strategy="no", logging_steps=1,
-    )  # fmt: skip
+        output_dir=tmp_path,
+        max_steps=4,
+        per_device_train_batch_size=2,
+        learning_rate=1e-2,
+        bf16=True,
+        gradient_checkpointing=True,
+        report_to="none",
+        save_strategy="no",
+        logging_steps=1,
+    )
     trainer = Trainer(model=model, args=arguments, train_dataset=rows)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -1,4 +1,5 @@
-"""Where feature maps begin: at the base's own mean scores beyond the window, in families that turn in different ways."""
+"""Where feature maps begin: at the base's own mean scores beyond the window, in families that turn in different
+ways."""
 
 import sys
 
@@ -15,9 +16,24 @@ from tptt.hf.teacher import projections
 
 NEAR, FAR = 6, 40
 TURNED = [
-    "llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma3_text", "phi", "phi3", "gpt_neox", "stablelm", "cohere", "glm",
-    "granite", "olmoe", "mixtral", "ernie4_5", "helium",
-]  # fmt: skip
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "olmo2",
+    "gemma3_text",
+    "phi",
+    "phi3",
+    "gpt_neox",
+    "stablelm",
+    "cohere",
+    "glm",
+    "granite",
+    "olmoe",
+    "mixtral",
+    "ernie4_5",
+    "helium",
+]
 
 
 @pytest.fixture

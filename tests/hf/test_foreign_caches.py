@@ -45,10 +45,19 @@ def test_made_by_the_caller(model):
 def test_made_without_configuration_for_layers_of_several_kinds(kinds, layers, settings):
     torch.manual_seed(0)
     config = Gemma3TextConfig(
-        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, sliding_window=12, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=12,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
         layer_types=[f"{kind}_attention" for kind in kinds.split()],
-    )  # fmt: skip
+    )
     base = randomized(AutoModelForCausalLM.from_config(config))
     model = randomize(attach_memory(base, MemoryConfig(layers=layers, feature_width=32, **settings)))
     for cache in (DynamicCache(), DynamicCache(config=config)):

@@ -57,9 +57,13 @@ MIXED = {
 }
 _WHOLE = "full_attention"
 FAMILIES = {
-    "llama": {}, "mistral": {}, "qwen2": {"layer_types": [_WHOLE] * 4}, "qwen3": {"layer_types": [_WHOLE] * 4},
-    "gemma2": {}, "gpt2": {"n_layer": 4},
-}  # fmt: skip
+    "llama": {},
+    "mistral": {},
+    "qwen2": {"layer_types": [_WHOLE] * 4},
+    "qwen3": {"layer_types": [_WHOLE] * 4},
+    "gemma2": {},
+    "gpt2": {"n_layer": 4},
+}
 
 
 @pytest.mark.parametrize("mixture", MIXED)
@@ -101,12 +105,21 @@ def test_sliding_layers_among_full_ones(layers):
     assert_invariants(randomize(attach_memory(four_layers("gemma2"), MemoryConfig(layers=layers, **WINDOW))))
 
 
-@pytest.mark.parametrize("settings", [{"memory_only_layers": [1, 2]}, {"memory_only_layers": "all"},
-                                      {"memory_only_layers": [0], "layers": [0, 2]}, {"memory_only_layers": [0], **WINDOW},
-                                      {"mag_weight": 1.0, "mix_gate": "none"}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"memory_only_layers": [1, 2]},
+        {"memory_only_layers": "all"},
+        {"memory_only_layers": [0], "layers": [0, 2]},
+        {"memory_only_layers": [0], **WINDOW},
+        {"mag_weight": 1.0, "mix_gate": "none"},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_memory_only_layers(settings, family):
-    # few features: with the default's, four random memories in a row carry rounding to where the bound of the invariants is
+    # few features: with the default's, four random memories in a row carry rounding to where the bound of the
+    # invariants is
     config = MemoryConfig(feature_width=256, **settings)
     assert_invariants(randomize(attach_memory(four_layers(family), config)))
 

@@ -92,9 +92,15 @@ def test_features_begin_from_maps_until_they_are_trained():
 def test_a_model_with_fourier_features_keeps_the_invariants():
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+    )
     model = attach_memory(
         LlamaForCausalLM(config).eval(),
         MemoryConfig(feature_map="fourier", feature_width=64, max_self_attn_length=8, states="kv_head"),

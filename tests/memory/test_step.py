@@ -17,12 +17,20 @@ TOLERANCE = {
     True: 5e-4,
 }  # of outputs; normalised ones are small before, and their rounding grows with them
 SETTINGS = [
-    {}, {"operator": "gated_delta_rule"}, {"operator": "linear_attention"}, {"feature_map": "silu"},
-    {"write_gate": "constant", "mix_gate": "head"}, {"mix_gate": "token"}, {"mix_gate": "none", "mag_weight": 0.3}, {"states": "query_head"},
-    {"states": "kv_head", "operator": "gated_delta_rule", "feature_map": "silu"}, {"mag_weight": 1.0},
-    {"feature_map": "fourier", "feature_width": 46}, {"feature_map": "fourier", "feature_width": 64, "operator": "gated_delta_rule"},
+    {},
+    {"operator": "gated_delta_rule"},
+    {"operator": "linear_attention"},
+    {"feature_map": "silu"},
+    {"write_gate": "constant", "mix_gate": "head"},
+    {"mix_gate": "token"},
+    {"mix_gate": "none", "mag_weight": 0.3},
+    {"states": "query_head"},
+    {"states": "kv_head", "operator": "gated_delta_rule", "feature_map": "silu"},
+    {"mag_weight": 1.0},
+    {"feature_map": "fourier", "feature_width": 46},
+    {"feature_map": "fourier", "feature_width": 64, "operator": "gated_delta_rule"},
     {"feature_map": "fourier", "feature_width": 46, "operator": "linear_attention", "states": "kv_head"},
-]  # fmt: skip
+]
 
 
 def made(settings, shape, dtype=torch.float32, batch=2):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from tptt.assets import shipped_curves
 from tptt.estimate.expectations import Curves, NoCurvesError, expect
 from tptt.estimate.fit import ways_to_fit
-from tptt.estimate.hardware import HARDWARE
-from tptt.estimate.resources import Budget, Survey, budget
+from tptt.estimate.hardware import HARDWARE, dtype_name
+from tptt.estimate.resources import CACHED, ResourceEstimate, estimate_resources
+from tptt.estimate.survey import Survey
+from tptt.progress import report_progress
 from tptt.run.base import base_name
 from tptt.run.keys import keys
 from tptt.run.options import RunOptions
@@ -20,45 +24,51 @@ from tptt.train.optim import peak_rates
 
 
 def show_dry_run(options: RunOptions, console: Console) -> None:
-    """What the run takes and brings, from the base's configuration alone."""
+    """Print what the run takes and brings, from the base's configuration alone."""
     survey = Survey(options)
     options = survey.options
     names = [options.hardware] if options.hardware else list(HARDWARE)
-    plans = {name: budget(options, name, survey) for name in names}
-    first = next(iter(plans.values()))
-    console.print(
-        _run_table(
-            options,
-            first,
-            peak_rates(survey.model, options.training.learning_rate, options.training.memory_learning_rate),
-        )
-    )
+    with report_progress("counting operations and memory", len(names), "devices") as progress:
+        estimates = {}
+        for name in names:
+            estimates[name] = estimate_resources(options, name, survey)
+            progress.advance()
+    first = next(iter(estimates.values()))
+    training = options.training
+    rates = peak_rates(survey.model, training.learning_rate, training.memory_learning_rate)
+    console.print(_run_table(options, first, rates))
     if survey.choice is not None:
         whole, memory = len(survey.choice.whole), len(survey.choice.memory)
-        console.print(
+        say(
+            console,
             f"layers: auto: counted with {whole} that keep their whole context and {memory} that have a memory, "
             f"{len(survey.choice.memory_only)} of these without softmax; which ones the run measures on its text",
-            markup=False,
-            soft_wrap=True,
         )
-    console.print(_memory_table(plans))
-    for name, plan in plans.items():
-        for line in verdict(options, name, plan, survey):
-            console.print(line, markup=False, soft_wrap=True)
+    console.print(_memory_table(estimates))
+    console.print(_time_table(estimates))
+    for name, estimate in estimates.items():
+        for line in verdict(options, name, estimate, survey):
+            say(console, line)
     console.print(_cache_table(first))
+    say(console, cache_line(first))
     for line in expectations(options, first):
-        console.print(line, markup=False, soft_wrap=True)
+        say(console, line)
 
 
-def _run_table(options: RunOptions, plan: Budget, rates: tuple[float, float]) -> Table:
-    found = plan.parameters
+def say(console: Console, line: str) -> None:
+    """Print ``line`` as it is."""
+    console.print(line, markup=False, soft_wrap=True)
+
+
+def _run_table(options: RunOptions, estimate: ResourceEstimate, rates: tuple[float, float]) -> Table:
+    found = estimate.parameters
     table = Table("", "", title=f"Run: {base_name(options)}", title_justify="left", show_header=False)
-    per_step = plan.tokens // plan.steps
+    per_step = estimate.tokens // estimate.steps
     for name, value in {
         "parameters": f"{found.total:,}: base {found.base:,}, LoRA {found.lora:,}, memory {found.memory:,}",
         "trained": f"{found.trained:,} ({found.trained / found.total:.2%})",
         "multiplied per token": f"{found.active:,} of the base",
-        "tokens": f"{plan.tokens:,} in {plan.steps:,} steps of {per_step:,} (rows of {plan.length})",
+        "tokens": f"{estimate.tokens:,} in {estimate.steps:,} steps of {per_step:,} (rows of {estimate.length})",
         "learning rates": "{:.3g} for LoRA, {:.3g} for the memory".format(*rates),
         "softmax window": "none" if options.memory.window is None else f"{options.memory.window} tokens",
     }.items():
@@ -71,8 +81,8 @@ def gib(count: float) -> str:
     return f"{count / 2**30:.2f}"
 
 
-def _fit(plan: Budget) -> str:
-    return "narrowly" if plan.narrow else "yes" if plan.fits else "NO"
+def _fit(estimate: ResourceEstimate) -> str:
+    return "narrowly" if estimate.narrow else "yes" if estimate.fits else "NO"
 
 
 def duration(seconds: float) -> str:
@@ -83,35 +93,69 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _memory_table(plans: Mapping[str, Budget]) -> Table:
-    table = Table("peak memory in GiB", title="Estimated memory and time", title_justify="left")
-    for plan in plans.values():
-        table.add_column(plan.hardware.title, justify="right")
-    for part in next(iter(plans.values())).parts:
-        table.add_row(part, *(gib(plan.parts[part]) for plan in plans.values()))
-    table.add_section()
-    table.add_row("all", *(gib(plan.peak) for plan in plans.values()))
-    table.add_row("usable", *(gib(plan.hardware.usable) for plan in plans.values()))
-    table.add_row("fits", *(_fit(plan) for plan in plans.values()))
-    table.add_row("time", *("-" if plan.seconds is None else duration(plan.seconds) for plan in plans.values()))
-    rates = [plan.hardware.teraflops.get(str(plan.computed_in).removeprefix("torch.")) for plan in plans.values()]
-    told = [
-        "-" if rate is None else f"{rate:g} TFLOP/s x {plan.hardware.utilisation:g}"
-        for rate, plan in zip(rates, plans.values(), strict=True)
-    ]
-    table.add_row("assumed", *told)
+def _table(title: str, first: str, estimates: Mapping[str, ResourceEstimate]) -> Table:
+    """A table with a column for each device."""
+    table = Table(first, title=title, title_justify="left")
+    for estimate in estimates.values():
+        table.add_column(estimate.hardware.title, justify="right")
     return table
 
 
-def verdict(options: RunOptions, name: str, plan: Budget, survey: Survey) -> list[str]:
+def _memory_table(estimates: Mapping[str, ResourceEstimate]) -> Table:
+    found = list(estimates.values())
+    table = _table("Estimated memory", "peak memory in GiB", estimates)
+    for part in found[0].parts:
+        table.add_row(part, *(gib(x.parts[part]) for x in found))
+    table.add_section()
+    table.add_row("all", *(gib(x.peak) for x in found))
+    table.add_row("usable", *(gib(x.hardware.usable) for x in found))
+    table.add_row("fits", *(_fit(x) for x in found))
+    return table
+
+
+def _time_table(estimates: Mapping[str, ResourceEstimate]) -> Table:
+    """The time of the training, and what it rests on: counted operations and an assumed speed for base and memories
+    each."""
+    found = list(estimates.values())
+    table = _table("Estimated time of the training", "", estimates)
+    table.add_row("time", *("-" if x.seconds is None else duration(x.seconds) for x in found))
+    table.add_row("of it the memories", *(_memory_share(x) for x in found))
+    table.add_section()
+    operations = found[0].operations
+    table.add_row("base, GFLOP a token", *[f"{operations.base / 1e9:.3g}"] * len(found))
+    for dtype, count in operations.memory.items():
+        table.add_row(f"memories, GFLOP a token in {dtype_name(dtype)}", *[f"{count / 1e9:.3g}"] * len(found))
+    table.add_section()
+    table.add_row("base, assumed TFLOP/s", *(_speed(x, x.computed_in, x.hardware.utilisation) for x in found))
+    for dtype in operations.memory:
+        speeds = (_speed(x, dtype, x.hardware.memory_utilisation) for x in found)
+        table.add_row(f"memories, assumed TFLOP/s in {dtype_name(dtype)}", *speeds)
+    return table
+
+
+def _memory_share(estimate: ResourceEstimate) -> str:
+    if estimate.seconds is None:
+        return "-"
+    base, memory = estimate.seconds_per_token
+    return f"{memory / (base + memory):.0%}"
+
+
+def _speed(estimate: ResourceEstimate, dtype: torch.dtype, share: float) -> str:
+    """Peak and the share of it that is assumed to be reached."""
+    if not estimate.hardware.computes(dtype):
+        return "-"
+    return f"{estimate.hardware.teraflops[dtype_name(dtype)]:g} x {share:g}"
+
+
+def verdict(options: RunOptions, name: str, estimate: ResourceEstimate, survey: Survey) -> list[str]:
     """What is wrong with the run on the device, and which keys to change."""
-    lines = [f"note: {note}" for note in plan.notes]
-    if plan.fits and plan.seconds is not None:
+    lines = [f"note: {note}" for note in estimate.notes]
+    if estimate.fits and estimate.seconds is not None:
         return lines
     changes = ways_to_fit(options, name, survey)
-    needs = f"{plan.hardware.title}: "
-    if not plan.fits:
-        needs += f"the run does not fit: it takes {gib(plan.peak)} GiB of {gib(plan.hardware.usable)} usable"
+    needs = f"{estimate.hardware.title}: "
+    if not estimate.fits:
+        needs += f"the run does not fit: it takes {gib(estimate.peak)} GiB of {gib(estimate.hardware.usable)} usable"
     else:
         needs += "the run is not computed there as it is"
     if changes is None:
@@ -119,7 +163,7 @@ def verdict(options: RunOptions, name: str, plan: Budget, survey: Survey) -> lis
             *lines,
             f"{needs}; no change of keys that is known here makes it fit: take a smaller base",
         ]
-    changed = budget(options.changed(**changes), name, survey)
+    changed = estimate_resources(options.changed(**changes), name, survey)
     took = "" if changed.seconds is None else f", {duration(changed.seconds)}"
     return [*lines, f"{needs}; with {as_keys(changes)} it takes {gib(changed.peak)} GiB{took}"]
 
@@ -129,15 +173,24 @@ def as_keys(changes: Mapping[str, Any]) -> str:
     return ", ".join(f"{k}: {str(v).lower() if isinstance(v, bool) else v}" for k, v in changes.items())
 
 
-def _cache_table(plan: Budget) -> Table:
-    table = Table(
-        "tokens", "base, MiB", "converted, MiB", "times smaller", title="Cache of one sequence", title_justify="left"
-    )
-    for tokens, (base, converted) in plan.cache.items():
-        table.add_row(f"{tokens:,}", f"{base / 2**20:.1f}", f"{converted / 2**20:.1f}", f"{base / converted:.1f}")
+def _cache_table(estimate: ResourceEstimate) -> Table:
+    title = "Cache of one sequence"
+    table = Table("tokens", "base, MiB", "converted, MiB", "times smaller", title=title, title_justify="left")
+    for tokens in CACHED:
+        base, converted = estimate.cache_bytes(tokens)
+        table.add_row(f"{tokens:,}", f"{base / 2**20:.1f}", f"{converted / 2**20:.1f}", f"{base / converted:.2g}")
     for column in table.columns:
         column.justify = "right"
     return table
+
+
+def cache_line(estimate: ResourceEstimate) -> str:
+    """From where on the converted model's cache is the smaller one."""
+    tokens = f"{estimate.state_in_tokens:,.0f}"
+    states = f"the states of the memories take as much as the keys and values of {tokens} tokens of the base"
+    if estimate.break_even is None:
+        return f"{states}; the cache is never smaller than the base's"
+    return f"{states}; the cache is smaller than the base's from {estimate.break_even:,} tokens on"
 
 
 _MEASURES = {
@@ -176,20 +229,24 @@ def changed_recipe(options: RunOptions) -> dict[str, Any]:
     return {name: value for name, value in options.not_default().items() if counts(name)}
 
 
-def expectations(options: RunOptions, plan: Budget, curves: Curves | None = None) -> list[str]:
-    """What the measured curves say of the run, in lines."""
+def expectations(
+    options: RunOptions, estimate: ResourceEstimate, files: Iterable[str | Path] | None = None
+) -> list[str]:
+    """What the measured curves in ``files`` say of the run, in lines; None are those that ship with the package."""
+    base = estimate.parameters.base
     try:
-        curves = curves or Curves.nearest(shipped_curves(), plan.parameters.base)
+        curves = Curves.nearest(shipped_curves() if files is None else files, base)
     except NoCurvesError as error:
         return [f"what to expect: {error}"]
     window = options.memory.window
-    found = expect(curves, plan.tokens, plan.parameters.base, plan.length, window, changed_recipe(options))
+    found = expect(curves, estimate.tokens, base, estimate.length, window, changed_recipe(options))
     values = ", ".join(f"{_MEASURES[k]} {_with_spread(*x)}" for k, x in found.values.items())
-    lines = [f"what to expect, as measured with {curves.base} at {plan.tokens:,} tokens: {values}"]
-    if found.extrapolates:
-        lines[0] = f"measured with {curves.base}: {values}"
-        lines.append(f"this run is another, so that this is an extrapolation: {'; '.join(found.reasons)}")
-    return lines
+    if not found.extrapolates:
+        return [f"what to expect, as measured with {curves.base} at {estimate.tokens:,} tokens: {values}"]
+    return [
+        f"measured with {curves.base}: {values}",
+        f"this run is another, so that this is an extrapolation: {'; '.join(found.reasons)}",
+    ]
 
 
 def _with_spread(mean: float, spread: float | None) -> str:

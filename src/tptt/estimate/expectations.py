@@ -1,4 +1,5 @@
-""" "At N tokens expect X", from the curves that benchmarks/conversion.py measured. It interpolates and never invents."""
+"""What a training of N tokens brings, read off the curves that benchmarks/conversion measured. It interpolates and
+never invents."""
 
 from __future__ import annotations
 
@@ -11,8 +12,9 @@ from types import MappingProxyType
 from typing import Any
 
 MEASURES = ("recall_trained", "recall_2x", "recall_4x", "recall_unseen", "perplexity_ratio")
-"""What a point of the curves holds beside ``tokens``: mean and standard deviation over seeds of recall beyond the window in
-formats trained on, at once, twice and four times the training length; in a format never trained; perplexity over the base's."""
+"""What a point of the curves holds beside ``tokens``, each as mean and standard deviation over seeds: recall beyond the
+window in formats trained on, at once, twice and four times the training length; in a format never trained; perplexity
+over the base's."""
 Measure = tuple[float, float | None]
 """Mean and standard deviation; one run has none."""
 _FAR = 2.0  # times as large or small: from here on a run is another than the measured one
@@ -51,14 +53,19 @@ class Curves:
         """
         path = Path(path)
         if not path.is_file():
-            raise NoCurvesError("no measured curves are shipped with this installation")
+            raise NoCurvesError(f"there are no measured curves at {path}")
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             points = sorted((int(p["tokens"]), _measures(p)) for p in found["points"])
             curves = cls(
-                found["base"]["name"], int(found["base"]["parameters"]), int(found["length"]), int(found["window"]),
-                tuple(points), found.get("machine", ""), found.get("commit", ""),
-            )  # fmt: skip
+                found["base"]["name"],
+                int(found["base"]["parameters"]),
+                int(found["length"]),
+                int(found["window"]),
+                tuple(points),
+                found.get("machine", ""),
+                found.get("commit", ""),
+            )
         except KeyError as error:
             raise ValueError(f"{path} has no {error}: it is no file of measured curves") from error
         except (TypeError, ValueError) as error:
@@ -68,20 +75,23 @@ class Curves:
         return curves
 
     @classmethod
-    def nearest(cls, paths: Iterable[str | Path], parameters: int) -> Curves:
-        """The curves, among those in the files ``paths``, of the base whose size comes nearest to ``parameters``, by ratio.
+    def nearest(cls, files: Iterable[str | Path], parameters: int) -> Curves:
+        """Of the curves in ``files`` those of the base whose number of parameters comes nearest to ``parameters``, by
+        ratio.
 
         Raises:
-            NoCurvesError: there is no file, or one holds no point.
+            NoCurvesError: there is no file, or one that is missing or empty.
+            ValueError: as `load`.
         """
-        found = [cls.load(path) for path in paths]
+        found = [cls.load(path) for path in files]
         if not found:
             raise NoCurvesError("no measured curves are shipped with this installation")
         return min(found, key=lambda curves: abs(math.log(curves.parameters / parameters)))
 
     def at(self, tokens: int) -> dict[str, Measure]:
-        """{measure: (mean, standard deviation)} at ``tokens``: a measured budget's own; between two of them linear in log
-        tokens, in what both have; outside of all, the nearest one's."""
+        """{measure: (mean, standard deviation)} after ``tokens`` tokens. A measured number of tokens has its own
+        values. Between two of them the values are linear in the logarithm of the tokens, for the measures that both
+        have. Outside of all, they are those of the nearest."""
         counts = [n for n, _ in self.points]
         nearest = min(max(tokens, counts[0]), counts[-1])
         if nearest in counts:
@@ -107,9 +117,9 @@ class Expectation:
     """What to expect of a run.
 
     Args:
-        curves: by which.
-        values: {measure: (mean, standard deviation)} of the measured base at the run's tokens.
-        reasons: why this run is another than those measured; empty: it is like them.
+        curves: that it was read off.
+        values: {measure: (mean, standard deviation)} of the measured base after the run's tokens.
+        reasons: in what this run differs from those measured; empty: in nothing.
     """
 
     curves: Curves
@@ -118,32 +128,34 @@ class Expectation:
 
     @property
     def extrapolates(self) -> bool:
-        """Whether the values are those of something else than this run."""
+        """Whether the values were measured on something else than this run."""
         return bool(self.reasons)
 
 
 def expect(
-    curves: Curves, tokens: int, parameters: int, length: int, window: int | None,
+    curves: Curves,
+    tokens: int,
+    parameters: int,
+    length: int,
+    window: int | None,
     changed: Mapping[str, Any] = MappingProxyType({}),
-) -> Expectation:  # fmt: skip
+) -> Expectation:
     """What the measured curves say of a run.
 
     Args:
         curves: measured.
-        tokens: that the run trains on.
-        parameters: of its base.
+        tokens: number of tokens that the run trains on.
+        parameters: number of its base's parameters.
         length: tokens of its rows.
-        window: W; None is none.
-        changed: keys of the recipe that are not as by default, with their values.
+        window: W in tokens; None is no window.
+        changed: {key: value} of the recipe where it is not the default's.
     """
     least, most = curves.points[0][0], curves.points[-1][0]
     reasons = []
     if tokens > most:
-        reasons.append(f"{tokens:,} tokens, measured were {most:,} at most: the last point's values stand, as a bound")
+        reasons.append(f"{tokens:,} tokens, measured were {most:,} at most: the values of the last point are shown")
     elif tokens < least:
-        reasons.append(
-            f"{tokens:,} tokens, measured were {least:,} at least: the first point's values stand, as a bound"
-        )
+        reasons.append(f"{tokens:,} tokens, measured were {least:,} at least: the values of the first point are shown")
     if _far(parameters, curves.parameters):
         reasons.append(f"a base of {parameters:,} parameters, the measured one has {curves.parameters:,}")
     if _far(length, curves.length):

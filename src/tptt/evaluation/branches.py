@@ -19,8 +19,12 @@ from .recall import RecallScore, recall_accuracy
 
 @dataclass(frozen=True)
 class LayerUse:
-    """Of one layer: the mean of mu over heads and tokens, and the size of the memory's output over the softmax's, None
-    where there is no softmax."""
+    """What one layer makes of its branches.
+
+    Args:
+        mu: mean over heads and tokens.
+        scale: root mean square of the memory's output over that of the softmax's; None: the layer has no softmax.
+    """
 
     mu: float
     scale: float | None
@@ -28,9 +32,14 @@ class LayerUse:
 
 @dataclass(frozen=True)
 class BranchUse:
-    """Recall and perplexity by arm: both branches, the window alone (mu = 0), the memory alone (mu = 1).
+    """Recall and perplexity of a model with both branches, the window alone (mu = 0) and the memory alone (mu = 1).
 
-    A perplexity is None where no text was given. Layers whose mu is fixed at 1 stay so in every arm.
+    Args:
+        layers: in layer order, with both branches.
+        recall: by arm, a name of `ARMS`.
+        perplexity: by arm; None where no text was given.
+
+    A layer whose mu is fixed at 1 keeps it in every arm.
     """
 
     layers: tuple[LayerUse, ...]
@@ -44,7 +53,8 @@ _WEIGHTS: dict[str, float | None] = {"both": None, "window only": 0.0, "memory o
 
 @contextmanager
 def mag_weight(model: nn.Module, weight: float | None) -> Iterator[nn.Module]:
-    """``model`` with the Memory-as-Gate weight ``weight`` in every layer; None leaves it. What it was comes back."""
+    """Within, ``model`` has the Memory-as-Gate weight ``weight`` in every layer; None changes nothing. Afterwards each
+    layer has the weight that it had."""
     if weight is None:
         yield model
         return
@@ -59,13 +69,25 @@ def mag_weight(model: nn.Module, weight: float | None) -> Iterator[nn.Module]:
 
 
 def branch_use(
-    model, recall: RecallSampler, length: int, window: int, rows: int = 16, seed: int = 0, text: torch.Tensor | None =
-        None,
+    model,
+    recall: RecallSampler,
+    length: int,
+    window: int,
+    rows: int = 16,
+    seed: int = 0,
+    text: torch.Tensor | None = None,
     arms: tuple[str, ...] | None = None,
-) -> BranchUse:  # fmt: skip
-    """Ablate the branches of ``model`` on recall rows of ``length`` tokens and on ``text`` [N, T].
+) -> BranchUse:
+    """Measure ``model`` without one or the other of its branches.
 
-    ``arms`` are all by default, or "both" alone where mu is fixed at 1 in every layer.
+    Args:
+        model: with a memory.
+        recall: draws the rows that ask for facts.
+        length: tokens of such a row.
+        window: a fact stated more tokens back counts as beyond the window.
+        rows, seed: how many rows are drawn, and from where.
+        text: rows [N, T] whose perplexity is measured too.
+        arms: names of `ARMS`; None is all of them, or "both" alone where mu is fixed at 1 in every layer.
 
     Raises:
         ValueError: the model carries no memory, or an unknown arm.

@@ -14,9 +14,14 @@ from .perplexity import evaluating
 
 @dataclass(frozen=True)
 class RecallScore:
-    """Share of asked answers all of whose tokens were predicted. None where nothing was asked.
+    """How many of the asked answers were predicted, each with all of its tokens.
 
-    ``by_distance`` maps the largest distance of a bin in tokens to (right, asked); bins end at powers of two.
+    Args:
+        length: tokens of a row.
+        window: an answer stated more tokens back is beyond it.
+        inside, beyond: shares of right answers in [0, 1]; None where nothing was asked.
+        inside_count, beyond_count: how many answers were asked.
+        by_distance: {largest distance of a bin in tokens: (right, asked)}; bins end at powers of two.
     """
 
     length: int
@@ -33,8 +38,8 @@ def _share(hits: torch.Tensor) -> float | None:
 
 
 def _by_answer(drawn: RecallBatch, hits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each asked answer whether all its tokens were predicted, and its distance; hits [B, T - 1] are of tokens 1 ..
-    T - 1."""
+    """Whether all tokens of each asked answer were predicted, and its distance; ``hits`` [B, T - 1] says so of the
+    tokens 1 to T - 1."""
     asked = drawn.answers[:, 1:] != IGNORE
     row = torch.arange(len(asked))[:, None].expand_as(asked)[asked]
     answer = row * drawn.number.shape[1] + drawn.number[:, 1:][asked]
@@ -46,9 +51,15 @@ def _by_answer(drawn: RecallBatch, hits: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def recall_accuracy(
-    model, recall: RecallSampler, length: int, window: int, rows: int = 32, seed: int = 0,
-    facts: int | None = None, tokens_per_batch: int = 4096,
-) -> RecallScore:  # fmt: skip
+    model,
+    recall: RecallSampler,
+    length: int,
+    window: int,
+    rows: int = 32,
+    seed: int = 0,
+    facts: int | None = None,
+    tokens_per_batch: int = 4096,
+) -> RecallScore:
     """Ask ``rows`` recall rows of ``length`` tokens; "beyond" are answers stated more than ``window`` tokens back.
 
     The token that has to know the value stands one before it, so a value at distance ``window`` is the last it sees.
@@ -75,10 +86,18 @@ def recall_accuracy(
 
 
 def recall_by_generation(
-    model, recall: RecallSampler, length: int, window: int, rows: int = 8, seed: int = 0, facts: int | None = None,
-) -> tuple[int, int]:  # fmt: skip
-    """(right, asked): the last answer of each row that was stated more than ``window`` tokens back, generated greedily
-    from a cache, after everything that stands before it was read.
+    model,
+    recall: RecallSampler,
+    length: int,
+    window: int,
+    rows: int = 8,
+    seed: int = 0,
+    facts: int | None = None,
+) -> tuple[int, int]:
+    """How many answers the model generates right, and how many were asked.
+
+    Each row is asked for its last answer that was stated more than ``window`` tokens back. The model reads all that
+    stands before the answer and then writes greedily from its cache. The arguments are those of `recall_accuracy`.
 
     Raises:
         ValueError: as `recall_accuracy`.
@@ -100,8 +119,12 @@ def recall_by_generation(
     mask = torch.stack([F.pad(torch.ones_like(p), (longest - len(p), 0)) for p in prompts])
     with evaluating(model):
         written = model.generate(
-            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), do_sample=False, eos_token_id=None,
-            max_new_tokens=max(map(len, answers)), pad_token_id=0,
-        )[:, longest:].cpu()  # fmt: skip
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            do_sample=False,
+            eos_token_id=None,
+            max_new_tokens=max(map(len, answers)),
+            pad_token_id=0,
+        )[:, longest:].cpu()
     right = sum(bool(torch.equal(w[: len(a)], a)) for w, a in zip(written, answers, strict=True))
     return right, len(answers)

@@ -105,9 +105,13 @@ def _tokens_differ(model, **options) -> float:
 
 
 CHECKS: dict[str, Callable[..., float]] = {
-    "no future": no_future, "pieces": pieces, "left padding": left_padding, "greedy": greedy, "beams": beams,
+    "no future": no_future,
+    "pieces": pieces,
+    "left padding": left_padding,
+    "greedy": greedy,
+    "beams": beams,
     "packed": packed,
-}  # fmt: skip
+}
 
 
 def verify(model, checks: tuple[str, ...] = tuple(CHECKS)) -> dict[str, float | NotApplicable | Exception]:

@@ -1,8 +1,8 @@
 """Lets transformers' Auto classes know the model type "tptt", without importing transformers for that.
 
 `import tptt` calls `register_config`. The configuration's class registers itself where it is defined
-(`tptt.hf.configuration`), the model's class where it is defined (`tptt.hf.model`), which a configuration imports when one
-is made: before that no Auto class asks for it.
+(`tptt.hf.configuration`), the model's class where it is defined (`tptt.hf.model`), which a configuration imports when
+one is made: before that no Auto class asks for it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ _AUTO = "transformers.models.auto.configuration_auto"
 
 
 def register_config() -> None:
-    """Register `TpttConfig` with AutoConfig: now if transformers' Auto classes are imported, else as soon as they are."""
+    """Register `TpttConfig` with AutoConfig: now if transformers' Auto classes are imported, else as soon as they
+    are."""
     if _AUTO in sys.modules:
         _import_configuration()
     elif not any(isinstance(finder, _RegisterAfterImport) for finder in sys.meta_path):
@@ -31,7 +32,8 @@ def _import_configuration() -> None:
 
 
 class _RegisterAfterImport(MetaPathFinder):
-    """Finds one module as Python's own finders do, and registers the configuration when that module has been executed."""
+    """Finds one module as Python's own finders do, and registers the configuration when that module has been
+    executed."""
 
     def find_spec(self, fullname: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname != _AUTO:

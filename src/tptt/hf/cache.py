@@ -338,7 +338,8 @@ _BOUNDABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 def unknown_cache_layers(config, layers: Iterable[int]) -> list[str]:
-    """Kinds of cache layers that ``generate`` makes for the numbered ``layers`` of a model of ``config`` and that cannot
+    """Kinds of cache layers that ``generate`` makes for the numbered ``layers`` of a model of ``config`` and that
+    cannot
     carry a memory: classes of a version that is not known here."""
     made = DynamicCache(config=config).layers
     kinds = {type(made[n]) for n in layers if n < len(made)}

@@ -1,9 +1,9 @@
 """What a model's cache holds after any number of tokens, computed from the model's shapes.
 
-`CacheFormula` is the one computation of it, for plans, choices and reports. It reads the shapes off a call of two tokens, so that it knows every family
-(grouped, latent and sparse attention, sliding windows, static caches, linear attention beside it) and needs no weights:
-a model on the meta device will do. `measured_size` counts the tensors that a real cache keeps alive, and tests compare
-the two.
+`CacheFormula` is the one computation of it, for plans, choices and reports. It reads the shapes off a call of two
+tokens, so that it knows every family (grouped, latent and sparse attention, sliding windows, static caches, linear
+attention beside it) and needs no weights: a model on the meta device will do. `measured_size` counts the tensors that a
+real cache keeps alive, and tests compare the two.
 
 What a window of W tokens with s sinks holds between two calls:
     after a call of several tokens, or before the window is full: min(T, W - 1) tokens, the ones the next token will see
@@ -247,9 +247,14 @@ def _formula(number: int, layer: Any, alibi: bool) -> LayerFormula:
     if isinstance(layer, StaticLayer):
         constant |= {"entries": layer.keys.shape[2], "keys_values": bytes_of(keys)}
     return LayerFormula(
-        number, kind, sum(_of_one_token(x) for x in keys), getattr(layer, "sliding_window", None),
-        getattr(layer, "sinks", 0), not (getattr(layer, "_padded", False) or alibi), LayerSize(number, **constant),
-    )  # fmt: skip
+        number,
+        kind,
+        sum(_of_one_token(x) for x in keys),
+        getattr(layer, "sliding_window", None),
+        getattr(layer, "sinks", 0),
+        not (getattr(layer, "_padded", False) or alibi),
+        LayerSize(number, **constant),
+    )
 
 
 def _of_one_token(x: torch.Tensor) -> int:

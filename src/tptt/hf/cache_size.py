@@ -86,10 +86,19 @@ class CacheSize:
 
 
 _HELD_AS: dict[str, str] = {
-    "keys": "keys_values", "values": "keys_values", "_ring": "keys_values", "indexer_keys": "keys_values",
-    "_sink_keys": "sinks", "_sink_values": "sinks", "state": "state", "history": "history", "seen": "history",
-    "conv_states": "base_states", "recurrent_states": "base_states", "waiting": "recorded",
-}  # fmt: skip
+    "keys": "keys_values",
+    "values": "keys_values",
+    "_ring": "keys_values",
+    "indexer_keys": "keys_values",
+    "_sink_keys": "sinks",
+    "_sink_values": "sinks",
+    "state": "state",
+    "history": "history",
+    "seen": "history",
+    "conv_states": "base_states",
+    "recurrent_states": "base_states",
+    "waiting": "recorded",
+}
 """Part of a layer's size by attribute; every other tensor is bookkeeping."""
 OF_WINDOW = ("_valid", "_is_sink", "_sink_slots")
 """Bookkeeping that grows with the tokens kept (`_windowed`)."""

@@ -1,4 +1,5 @@
-"""Every private or version-dependent name of transformers and peft, in one file; supported are transformers 5.23 and 5.24.
+"""Every private or version-dependent name of transformers and peft, in one file; supported are transformers 5.23 and
+5.24.
 
 What is not known here is refused when a memory is attached, with what was found. Nothing unknown is taken for "none":
 a cache that goes by another name would be a memory that forgets at every step, without an error.
@@ -127,8 +128,8 @@ def forget_compiled() -> None:
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The base inside a converted model, a peft model or a wrapper of several devices or of torch.compile: they hand the
-    cache on."""
+    """The base inside a converted model, a peft model or a wrapper of several devices or of torch.compile: they hand
+    the cache on."""
     while True:
         model = uncompiled(model)
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
@@ -142,7 +143,8 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def unknown_arguments(module: nn.Module) -> list[str]:
-    """Parameters of an attention ``module`` without a known cache argument that may be a cache under an unknown name."""
+    """Parameters of an attention ``module`` without a known cache argument that may be a cache under an unknown
+    name."""
     found = list(inspect.signature(type(module).forward).parameters.values())[1:]
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return [p.name for p in found if p.kind in named and p.name not in _WITHOUT_CACHE]
@@ -157,7 +159,8 @@ def cache_in(arguments: Mapping[str, Any], who: str) -> Any:
     found = {k: arguments[k] for k in CACHE_ARGUMENTS if arguments.get(k) is not None}
     if strange := [k for k, v in arguments.items() if isinstance(v, Cache) and k not in CACHE_ARGUMENTS]:
         raise ValueError(
-            f"{who} got a cache as {', '.join(strange)}; known names are {', '.join(CACHE_ARGUMENTS)}: under another name "
+            f"{who} got a cache as {', '.join(strange)}; known names are {', '.join(CACHE_ARGUMENTS)}: under another "
+            f"name "
             "a memory would lose its state at every step"
         )
     if len(found) > 1:
@@ -231,7 +234,8 @@ def check_cache_layers() -> None:
         missing = [name for name in _NEEDED[kind] if not hasattr(layer, name)]
         if missing:
             raise UnsupportedTransformersError(
-                f"transformers' {kind.__name__} has no {', '.join(missing)}: this version is not known, and a memory beside "
+                f"transformers' {kind.__name__} has no {', '.join(missing)}: this version is not known, and a memory "
+                f"beside "
                 "it could be lost without an error. Install a version in the range that tptt names"
             )
 
@@ -300,8 +304,10 @@ class ConvertedModelBase(PreTrainedModel, GenerationMixin):
             ValueError: always.
         """
         raise ValueError(
-            "a converted model keeps its adapters in peft's own model: TpttConfig(lora_config=...) gives it the first, and "
-            "model.backbone has add_adapter(name, config), load_adapter, set_adapter, delete_adapter and the like for more"
+            "a converted model keeps its adapters in peft's own model: TpttConfig(lora_config=...) gives it the first, "
+            "and "
+            "model.backbone has add_adapter(name, config), load_adapter, set_adapter, delete_adapter and the like for "
+            "more"
         )
 
     add_adapter = load_adapter = set_adapter = delete_adapter = _refuse_mixin
@@ -467,8 +473,8 @@ def has_adapters(model: nn.Module) -> bool:
 
 
 def adapter_states(model: nn.Module) -> list[tuple[str, Any]]:
-    """For each module of ``model`` with adapters of peft: its name, and which adapters are active and merged, whether all
-    are disabled, and by which factors they are scaled."""
+    """For each module of ``model`` with adapters of peft: its name, and which adapters are active and merged, whether
+    all are disabled, and by which factors they are scaled."""
     found = []
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):

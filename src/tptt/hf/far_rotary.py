@@ -1,9 +1,9 @@
 """How a base's queries see keys far back: its rotary embedding, averaged over the distances that the window leaves out.
 
-The memory reads queries and keys before positions are put in, and a base's heads look up what they look up with positions
-in: what they have learned to ignore far back is all there without them. The score of a key at distance d is q^T R(d) k
-(RoFormer, arXiv 2104.09864); its mean over d is q^T C k, which needs no positions. C keeps the slow pairs of channels,
-turned by their mean angle, and takes the fast ones out.
+The memory reads queries and keys before positions are put in, and a base's heads look up what they look up with
+positions in: what they have learned to ignore far back is all there without them. The score of a key at distance d is
+q^T R(d) k (RoFormer, arXiv 2104.09864); its mean over d is q^T C k, which needs no positions. C keeps the slow pairs of
+channels, turned by their mean angle, and takes the fast ones out.
 
 Legend: B batch, T tokens, H query heads, Hk key/value heads, D head width, R channels that turn.
 """
@@ -39,7 +39,8 @@ class Turn:
     axis: int  # of the heads
 
     def mean(self, near: int, far: int) -> torch.Tensor:
-        """C [R, R], the mean over distances from ``near`` to before ``far``; R(d) x is what the base makes of x at d."""
+        """C [R, R], the mean over distances from ``near`` to before ``far``; R(d) x is what the base makes of x at
+        d."""
         cos, sin = self.cos[0, :2].double(), self.sin[0, :2].double()
         angle = torch.atan2(sin[1] * cos[0] - cos[1] * sin[0], cos[1] * cos[0] + sin[1] * sin[0])  # of one token
         angles = torch.arange(near, far, device=angle.device).double()[:, None] * angle
@@ -91,12 +92,12 @@ def _turns_both(function: Callable[..., Any]) -> bool:
 def far_maps(
     turn: Turn | None, q: torch.Tensor, k: torch.Tensor, near: int, far: int, states: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Maps [H, D, D] and [``states``, D, D] of a layer's projections q [B, T, H, D] and k [B, T, Hk, D] to queries and keys
-    whose product is the base's mean score at distances from ``near`` to before ``far``.
+    """Maps [H, D, D] and [``states``, D, D] of a layer's projections q [B, T, H, D] and k [B, T, Hk, D] to queries and
+    keys whose product is the base's mean score at distances from ``near`` to before ``far``.
 
-    Between projection and rotary embedding a norm may scale channels (Qwen3, OLMo-2): its scale is in the maps. Where no
-    rotary embedding was seen, or it turns other channels, the product is that of q and k. Queries and keys are balanced:
-    their channels vary independently and equally much in both, those that vary most come first.
+    Between projection and rotary embedding a norm may scale channels (Qwen3, OLMo-2): its scale is in the maps. Where
+    no rotary embedding was seen, or it turns other channels, the product is that of q and k. Queries and keys are
+    balanced: their channels vary independently and equally much in both, those that vary most come first.
     """
     size, (heads, kv_heads) = q.shape[-1], (q.shape[2], k.shape[2])
     to_q, to_k = (torch.eye(size, dtype=torch.float64).repeat(n, 1, 1) for n in (heads, kv_heads))
@@ -132,8 +133,8 @@ def _balanced(q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 
 
 def _scale(raw: torch.Tensor, turned: torch.Tensor) -> torch.Tensor | None:
-    """[heads, D] by which each channel of ``raw`` [B, T, heads, D] was scaled before it was turned, those that are not turned
-    as much as the others on average; None: what was turned is something else."""
+    """[heads, D] by which each channel of ``raw`` [B, T, heads, D] was scaled before it was turned, those that are not
+    turned as much as the others on average; None: what was turned is something else."""
     width = turned.shape[-1]
     if turned.shape[:-1] != raw.shape[:-1] or width > raw.shape[-1]:
         return None

@@ -101,7 +101,8 @@ def before_layer(slot: MemorySlot, layer: nn.Module, args, kwargs):
     slot.passed_down = slot.running.passed_down = passed
     if slot.running.packed and passed.get("memory_sequences") is None:
         raise ValueError(
-            f"the model passes no keywords on to {type(layer).__name__}: its memories cannot be told where packed rows begin"
+            f"the model passes no keywords on to {type(layer).__name__}: its memories cannot be told where packed rows "
+            f"begin"
         )
     return args, kwargs
 
@@ -183,7 +184,8 @@ def after_attention(module: nn.Module, args, output):
 
 
 def cache_layer(module: nn.Module, cache: Any) -> MemoryState | None:
-    """The layer of ``cache`` that holds the state of ``module``'s memory; None: there is no cache, or none of this layer.
+    """The layer of ``cache`` that holds the state of ``module``'s memory; None: there is no cache, or none of this
+    layer.
 
     Raises:
         ValueError: see `adopt_layer`.

@@ -8,8 +8,8 @@ from .compat import CacheLayerMixin
 
 
 def mask_sizes(stock, seen: int, query_length: int) -> tuple[int, int]:
-    """Length and offset of the mask for ``query_length`` tokens after ``seen`` ones in a ``stock`` dynamic layer, which holds
-    nothing itself."""
+    """Length and offset of the mask for ``query_length`` tokens after ``seen`` ones in a ``stock`` dynamic layer, which
+    holds nothing itself."""
     if stock.is_sliding:
         stock.cumulative_length = seen
         return stock.get_mask_sizes(query_length)

@@ -23,8 +23,8 @@ from .window_attention import Band
 from .window_cache import WindowLayer
 
 PASSED_DOWN = ("memory_mask", "memory_sequences")
-"""Keywords that travel down from the body to the attention beside the base's own: which tokens are real, and which packed
-sequence they belong to, [B, T] each."""
+"""Keywords that travel down from the body to the attention beside the base's own: which tokens are real, and which
+packed sequence they belong to, [B, T] each."""
 
 
 def named_arguments(names: tuple[str, ...], args: tuple, kwargs: dict) -> dict:
@@ -107,7 +107,8 @@ def _said_by_mask(
     found = token_mask(visible, before, getattr(body.config, "sliding_window", None), config.bidirectional)
     if found.looks_ahead and config.window is not None and not config.bidirectional:
         raise ValueError(
-            "the attention mask shows later tokens to earlier ones, which the window (max_self_attn_length) would hide: "
+            "the attention mask shows later tokens to earlier ones, which the window (max_self_attn_length) would "
+            "hide: "
             "use a causal mask, or a model without a window"
         )
     return found.real, found.sequences
@@ -117,7 +118,8 @@ def _said_by_padding_mask(mask: torch.Tensor, batch: int, tokens: int, past: Any
     width = mask.shape[1]
     if mask.shape[0] not in (1, batch) or (not isinstance(past, torch.Tensor) and width != past + tokens):
         raise ValueError(
-            f"attention_mask is {list(mask.shape)}: it must cover the {past} tokens in the cache and the {tokens} new ones "
+            f"attention_mask is {list(mask.shape)}: it must cover the {past} tokens in the cache and the {tokens} new "
+            f"ones "
             f"of each of {batch} rows"
         )
     if isinstance(past, torch.Tensor):  # of a static cache, whose length lies on the device
@@ -127,8 +129,8 @@ def _said_by_padding_mask(mask: torch.Tensor, batch: int, tokens: int, past: Any
 
 
 def _all(real: torch.Tensor) -> bool:
-    """Whether every token is real, where asking costs nothing: on a GPU the answer would have to be waited for, and a mask
-    that pads nothing is right as well."""
+    """Whether every token is real, where asking costs nothing: on a GPU the answer would have to be waited for, and a
+    mask that pads nothing is right as well."""
     return real.is_cpu and not torch.compiler.is_compiling() and bool(real.all())
 
 
@@ -168,7 +170,8 @@ def _packed_sequences(kwargs: dict, ids: torch.Tensor, mask, body: nn.Module) ->
 
 
 def real_tokens(mask: torch.Tensor, tokens: int, layer, says_hidden: bool) -> torch.Tensor | None:
-    """Which of the new tokens are real, [B, T] bool, where only a prepared mask arrives: the diagonal of a 4-D (3-D) one.
+    """Which of the new tokens are real, [B, T] bool, where only a prepared mask arrives: the diagonal of a 4-D (3-D)
+    one.
 
     A bool mask says who is seen, or, with ``says_hidden``, who is not.
     """
@@ -180,7 +183,8 @@ def real_tokens(mask: torch.Tensor, tokens: int, layer, says_hidden: bool) -> to
 
 
 def _diagonal(mask: torch.Tensor, tokens: int, past: Any, says_hidden: bool = False) -> torch.Tensor:
-    """[B, T] bool: whether each of the last ``tokens`` sees itself, by a 4-D (3-D) mask of keys with ``past`` before."""
+    """[B, T] bool: whether each of the last ``tokens`` sees itself, by a 4-D (3-D) mask of keys with ``past``
+    before."""
     if mask.ndim == 3:
         mask = mask[:, None]
     rows = torch.arange(tokens, device=mask.device)
@@ -193,8 +197,8 @@ def _diagonal(mask: torch.Tensor, tokens: int, past: Any, says_hidden: bool = Fa
 
 
 def apply_window(slot: MemorySlot, hidden: torch.Tensor, kwargs: dict, mask, sequences, layer) -> None:
-    """Put the window into ``kwargs``, the arguments of the attention module: the mask in the form its implementation takes,
-    and ALiBi biases of the keys that are left.
+    """Put the window into ``kwargs``, the arguments of the attention module: the mask in the form its implementation
+    takes, and ALiBi biases of the keys that are left.
 
     Args:
         slot: of the module; its softmax has a window now.

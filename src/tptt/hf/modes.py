@@ -10,7 +10,8 @@ from torch import nn
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Within, ``model`` is in eval mode. Afterwards every submodule is in the mode that it was in, which need not be that of
+    """Within, ``model`` is in eval mode. Afterwards every submodule is in the mode that it was in, which need not be
+    that of
     the whole model: a frozen part may stay in eval mode while the rest trains."""
     before = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -61,8 +61,8 @@ def attach_memory(model: nn.Module, config: MemoryConfig | None = None) -> nn.Mo
     Raises:
         UnsupportedAttentionError: a chosen attention module has none of the known layouts, or cannot do what ``config``
             asks; the model is left untouched.
-        ValueError: the model already carries a memory; ``config`` names a layer that is not there, has another number of
-            feature widths than layers, or has ``layers="auto"``, which needs data.
+        ValueError: the model already carries a memory; ``config`` names a layer that is not there, has another number
+            of feature widths than layers, or has ``layers="auto"``, which needs data.
     """
     return _attach(model, config or MemoryConfig(), _new_memory)
 
@@ -70,8 +70,8 @@ def attach_memory(model: nn.Module, config: MemoryConfig | None = None) -> nn.Mo
 def attach_window(model: nn.Module, config: MemoryConfig) -> nn.Module:
     """Give the attention layers of ``model`` the softmax window of ``config`` and no memory, in place.
 
-    For measuring what a memory would be needed for, before there is one; `detach_memory` takes it off again. In the place
-    of each memory stands a `NoMemory`, which knows how large the memory would be.
+    For measuring what a memory would be needed for, before there is one; `detach_memory` takes it off again. In the
+    place of each memory stands a `NoMemory`, which knows how large the memory would be.
 
     Raises:
         As `attach_memory`.
@@ -144,7 +144,8 @@ def _widths(config: MemoryConfig, layers: int) -> tuple[int, ...]:
 
 
 def prepare_generation(model: nn.Module, generation_config, model_kwargs: dict) -> None:
-    """Give the cache in ``model_kwargs`` of ``generate`` states, and let an assistant's record what it may take back."""
+    """Give the cache in ``model_kwargs`` of ``generate`` states, and let an assistant's record what it may take
+    back."""
     if (cache := cache_in(model_kwargs, f"{type(model).__name__}.generate")) is not None:
         prepare_cache(model, cache)
         if generation_config.is_assistant:
@@ -181,19 +182,22 @@ def _check(x: Found, body: nn.Module, config: MemoryConfig, alone: bool) -> None
         raise UnsupportedAttentionError(f"max_self_attn_length cannot bound {who}: {reason}")
     if alone and not can_leave_softmax_out(x.module, body):
         raise UnsupportedAttentionError(
-            f"{who} does not take its softmax from transformers' attention interface, so that it cannot be left out: mu "
+            f"{who} does not take its softmax from transformers' attention interface, so that it cannot be left out: "
+            f"mu "
             "cannot be fixed at 1 (memory_only_layers)"
         )
 
 
 def _check_cache_argument(x: Found, body: nn.Module) -> None:
-    """Refuse an attention module that takes its cache under a name that is not known, or none although its model has one."""
+    """Refuse an attention module that takes its cache under a name that is not known, or none although its model has
+    one."""
     if cache_argument(x.module) is not None:
         return
     who, known = f"{x.name} ({type(x.module).__name__})", ", ".join(CACHE_ARGUMENTS)
     if strange := unknown_arguments(x.module):
         raise UnsupportedAttentionError(
-            f"{who} takes its cache under no known name ({known}); it takes {', '.join(strange)}. If one of these is a cache, "
+            f"{who} takes its cache under no known name ({known}); it takes {', '.join(strange)}. If one of these is a "
+            f"cache, "
             "a memory would lose its state at every step"
         )
     if cache_argument(body) is not None:
@@ -210,7 +214,8 @@ def _check_own_cache(model: nn.Module, layers: list[int]) -> None:
         return
     if strange := unknown_cache_layers(config.get_text_config(decoder=True), layers):
         raise UnsupportedAttentionError(
-            f"generate makes cache layers of type {', '.join(strange)} for {type(base_of(model)).__name__}, which cannot carry a "
+            f"generate makes cache layers of type {', '.join(strange)} for {type(base_of(model)).__name__}, which "
+            f"cannot carry a "
             "memory in this version of tptt"
         )
 
@@ -227,7 +232,8 @@ def _is_causal(x: Found) -> bool | None:
 
 
 def can_leave_softmax_out(module: nn.Module, body: nn.Module) -> bool:
-    """Whether the attention ``module`` of ``body`` can do without its softmax (see ``MemoryConfig.memory_only_layers``)."""
+    """Whether the attention ``module`` of ``body`` can do without its softmax (see
+    ``MemoryConfig.memory_only_layers``)."""
     return hasattr(module, "config") and can_replace_attention(body)
 
 

@@ -53,14 +53,16 @@ def visible_keys(mask: torch.Tensor | BlockMask, tokens: int, keys: int) -> torc
         mask = mask[:, None]
     if mask.shape[1] > 1 and not bool((mask == mask[:, :1]).all()):
         raise ValueError(
-            "the attention mask differs from head to head, which a memory cannot follow: its heads share what is written"
+            "the attention mask differs from head to head, which a memory cannot follow: its heads share what is "
+            "written"
         )
     mask = mask[:, 0]
     if not mask.is_floating_point():
         return mask.bool()
     if bool(((mask != 0) & (mask > _HIDDEN)).any()):
         raise ValueError(
-            "the attention mask holds biases, which a memory cannot follow: an additive mask is 0 where a key is seen and "
+            "the attention mask holds biases, which a memory cannot follow: an additive mask is 0 where a key is seen "
+            "and "
             f"{_HIDDEN:.0f} or less where it is hidden"
         )
     return mask == 0
@@ -119,6 +121,7 @@ def _check_past(past: torch.Tensor, real: torch.Tensor, window: int | None) -> N
 
 def _refusal(does: str, can: str) -> str:
     return (
-        f"this attention mask {does}, which a memory would show all the same; it can follow {can}. Pass a 2-D mask [B, T], "
+        f"this attention mask {does}, which a memory would show all the same; it can follow {can}. Pass a 2-D mask [B, "
+        f"T], "
         "and position_ids or cu_seqlens for packed rows"
     )

@@ -1,4 +1,5 @@
-"""What an attention module that carries a memory knows of itself, and the one accessor through which other rooms ask."""
+"""What an attention module that carries a memory knows of itself, and the one accessor through which other rooms
+ask."""
 
 from __future__ import annotations
 
@@ -185,7 +186,8 @@ class MemoryLayer:
 
 
 def memory_layers(model: nn.Module) -> list[MemoryLayer]:
-    """The layers of ``model`` that carry a memory (or, after `tptt.convert.window_only`, its window), in layer order."""
+    """The layers of ``model`` that carry a memory (or, after `tptt.convert.window_only`, its window), in layer
+    order."""
     return [_described(m, slot_of(m)) for m in patched_attention(model)]
 
 
@@ -216,8 +218,9 @@ def take_slot(module: nn.Module) -> MemorySlot | None:
 
 
 def memory_of(module: nn.Module) -> LinearMemory:
-    """The memory at work in a patched attention ``module``: of the copies that peft trains (``modules_to_save=["liza"]``)
-    the active adapter's, or the one they were copied from. After `tptt.convert.window_only`: what stands in its place."""
+    """The memory at work in a patched attention ``module``: of the copies that peft trains
+    (``modules_to_save=["liza"]``) the active adapter's, or the one they were copied from. After
+    `tptt.convert.window_only`: what stands in its place."""
     found = getattr(module, MEMORY)
     if is_offloaded(found) or any(map(is_offloaded, found.children())):  # it is used outside of its forward as well
         keep_on_device(found)

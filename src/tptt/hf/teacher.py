@@ -31,8 +31,8 @@ def _computing(modules: Iterable[nn.Module], branches: Branches) -> Iterator[Non
 @contextmanager
 def as_base(model: nn.Module, window: bool = False) -> Iterator[nn.Module]:
     """Within, ``model`` computes what its base computes: no memory, no window, no LoRA. A cache that goes in
-    is the base's own: none that the memory has read or will read. With ``window`` it computes what the base does that sees
-    no further than the window, for calls without a cache.
+    is the base's own: none that the memory has read or will read. With ``window`` it computes what the base does that
+    sees no further than the window, for calls without a cache.
 
     Raises:
         ValueError: the base's own weights train, so that it is no longer there.
@@ -48,8 +48,8 @@ def as_base(model: nn.Module, window: bool = False) -> Iterator[nn.Module]:
 
 @contextmanager
 def softmax_as(model: nn.Module, whole: Collection[int] = (), none: Collection[int] = ()) -> Iterator[nn.Module]:
-    """Within, the layers numbered in ``whole`` have the base's own attention (no window, no memory; LoRA stays) and those in
-    ``none`` a softmax that gives zeros. For calls without a cache; layers without a memory are passed over."""
+    """Within, the layers numbered in ``whole`` have the base's own attention (no window, no memory; LoRA stays) and
+    those in ``none`` a softmax that gives zeros. For calls without a cache; layers without a memory are passed over."""
     modules = patched_attention(model)
     restored = [m for m in modules if slot_of(m).layer in whole and slot_of(m).branches not in _WITHOUT_MEMORY]
     silent = [m for m in modules if slot_of(m).layer in none]
@@ -78,9 +78,9 @@ def _collected(model: nn.Module, name: str) -> Iterator[list[Any]]:
 
 @contextmanager
 def window_changes(model: nn.Module) -> Iterator[dict[int, float]]:
-    """Within, `as_base`; and each call of ``model`` also computes every layer that carries a window a second time, from the
-    same hidden states, with its window. Yields {layer number: sum over tokens of |change|^2 / |output|^2} of the layers'
-    outputs [B, T, hidden], to which each call adds.
+    """Within, `as_base`; and each call of ``model`` also computes every layer that carries a window a second time, from
+    the same hidden states, with its window. Yields {layer number: sum over tokens of |change|^2 / |output|^2} of the
+    layers' outputs [B, T, hidden], to which each call adds.
 
     For calls without a cache. Costs a second forward pass of the layers, however many they are.
     """
@@ -122,7 +122,8 @@ def attention_outputs(model: nn.Module) -> AbstractContextManager[list[torch.Ten
 
 
 def softmax_squares(model: nn.Module) -> AbstractContextManager[list[torch.Tensor]]:
-    """Collects the mean squares [H * V] of the softmax branch of each layer with a memory over one call, in layer order.
+    """Collects the mean squares [H * V] of the softmax branch of each layer with a memory over one call, in layer
+    order.
 
     The list is filled when the block is left.
     """
@@ -135,7 +136,8 @@ def memory_squares(model: nn.Module) -> AbstractContextManager[list[torch.Tensor
 
 
 def projections(model: nn.Module) -> AbstractContextManager[list[tuple[torch.Tensor, torch.Tensor]]]:
-    """Collects q [B, T, H, D] and k [B, T, Hk, D] of each layer with a memory as they leave their projections, in layer order.
+    """Collects q [B, T, H, D] and k [B, T, Hk, D] of each layer with a memory as they leave their projections, in layer
+    order.
 
     The list is filled when the block is left.
     """

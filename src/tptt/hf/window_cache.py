@@ -59,7 +59,8 @@ class WindowLayer(DynamicLayer):
     `prepare` has to be called once before each `update`, with which tokens are real; it returns the mask for `update`'s
     result, whose keys come from ``slots`` [B, s + r + n] of the sequence (-1: none).
 
-    Once the window is full, a token alone takes the place of the one that falls out of it: keys and values lie in a ring
+    Once the window is full, a token alone takes the place of the one that falls out of it: keys and values lie in a
+        ring
     of W behind the sinks, every one of them is seen, and a step copies nothing.
 
     Args:
@@ -182,7 +183,8 @@ class WindowLayer(DynamicLayer):
         prepared, self._prepared = self._prepared, None
         if prepared is None:
             raise RuntimeError(
-                f"this cache layer keeps the last {self.sliding_window} tokens, and the attention that updates it has no "
+                f"this cache layer keeps the last {self.sliding_window} tokens, and the attention that updates it has "
+                f"no "
                 "such window: the cache was made by another model, or the memory is switched off. Start from an empty "
                 "cache"
             )

@@ -30,8 +30,8 @@ class LearnedMap(nn.Module):
 
     @torch.no_grad()
     def begin_from(self, maps: torch.Tensor) -> bool:
-        """Start the features from those of the first rows of A x, A = ``maps`` [H, D, D]. False: they have been trained, and
-        stay as they are."""
+        """Start the features from those of the first rows of A x, A = ``maps`` [H, D, D]. False: they have been
+        trained, and stay as they are."""
         if not torch.allclose(self.start.to(self.weight), self.weight, rtol=1e-4, atol=1e-6):
             return False
         self.start.copy_(maps[:, : self.weight.shape[1]])
@@ -51,7 +51,8 @@ class LearnedMap(nn.Module):
 
 
 class SignSplit(LearnedMap):
-    """SiLU([Px, -Px]) / ||.||, P [H, D, D] learned from the identity; K = 2 D (LoLCATs, arXiv 2410.10254, section 3)."""
+    """SiLU([Px, -Px]) / ||.||, P [H, D, D] learned from the identity; K = 2 D (LoLCATs, arXiv 2410.10254, section
+    3)."""
 
     def __init__(self, heads: int, head_dim: int) -> None:
         super().__init__(heads, torch.eye(head_dim, dtype=torch.float32, device="cpu"), 2 * head_dim)
@@ -74,11 +75,13 @@ class Silu(nn.Module):
 
 
 class Fourier(LearnedMap):
-    """[cos(W z), sin(W z)] / sqrt(K / 2) of z = Px / ||Px||, P [H, R, D] learned, R = min(D, 32), W [K / 2, R] drawn once.
+    """[cos(W z), sin(W z)] / sqrt(K / 2) of z = Px / ||Px||, P [H, R, D] learned, R = min(D, 32), W [K / 2, R] drawn
+    once.
 
-    Random Fourier features (Rahimi and Recht, 2007) of a Gaussian kernel on the unit sphere, in orthogonal blocks (Yu et
-    al., arXiv 1610.09072): the product of two of them is exp(-SHARPNESS (1 - cos)), give or take 1 / sqrt(K). The kernel
-    sets the key that matches apart from those that nearly do, as a softmax does; K says how many keys are kept apart.
+    Random Fourier features (Rahimi and Recht, 2007) of a Gaussian kernel on the unit sphere, in orthogonal blocks (Yu
+    et al., arXiv 1610.09072): the product of two of them is exp(-SHARPNESS (1 - cos)), give or take 1 / sqrt(K). The
+    kernel sets the key that matches apart from those that nearly do, as a softmax does; K says how many keys are kept
+    apart.
     """
 
     def __init__(self, heads: int, head_dim: int, width: int) -> None:
@@ -101,8 +104,8 @@ def _plain(mapped: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
 
 
 class _Waves(torch.autograd.Function):
-    """`_plain`, which keeps its result alone: the halves are each other's derivatives. Two thirds of the memory and half of the
-    time, on a CPU with kernels a ninth, of what autograd makes of the formula."""
+    """`_plain`, which keeps its result alone: the halves are each other's derivatives. Two thirds of the memory and
+    half of the time, on a CPU with kernels a ninth, of what autograd makes of the formula."""
 
     @staticmethod
     def forward(ctx, mapped: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
@@ -119,7 +122,7 @@ class _Waves(torch.autograd.Function):
             return fourier_backward(out, grad, frequencies), None
         (cosines, sines), (d_cosines, d_sines) = out.chunk(2, -1), grad.chunk(2, -1)
         d_angles = torch.mul(d_sines, cosines).addcmul_(d_cosines, sines, value=-1)
-        with torch.autocast(grad.device.type, enabled=False):
+        with without_autocast(grad.device.type):
             return d_angles @ frequencies, None
 
 

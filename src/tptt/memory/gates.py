@@ -25,8 +25,8 @@ class TokenGate(nn.Module):
 
 
 class ChannelGate(nn.Module):
-    """One number per head and feature, [B, T, H, K]: a linear map of the layer's input of ``rank``, which is the width of a
-    head (Kimi Linear, arXiv 2510.26692); starts at ``start`` everywhere."""
+    """One number per head and feature, [B, T, H, K]: a linear map of the layer's input of ``rank``, which is the width
+    of a head (Kimi Linear, arXiv 2510.26692); starts at ``start`` everywhere."""
 
     def __init__(self, hidden: int, heads: int, width: int, rank: int, start: float) -> None:
         super().__init__()
@@ -41,8 +41,8 @@ class ChannelGate(nn.Module):
 
 
 class MLPGate(nn.Module):
-    """Two linear maps of the layer's input [B, T, hidden], of `RANK` numbers, with SiLU between; one number per head, 0 at the
-    start. What it asks the input is drawn once, the same in every process, and learned from there."""
+    """Two linear maps of the layer's input [B, T, hidden], of `RANK` numbers, with SiLU between; one number per head, 0
+    at the start. What it asks the input is drawn once, the same in every process, and learned from there."""
 
     def __init__(self, hidden: int, heads: int) -> None:
         super().__init__()

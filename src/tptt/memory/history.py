@@ -33,7 +33,8 @@ class ShortHistory:
 
     @property
     def history(self) -> torch.Tensor:
-        """[B, M, Hk, D + V]: the last M real tokens, for the next call; a copy, or a cache would hold the whole call."""
+        """[B, M, Hk, D + V]: the last M real tokens, for the next call; a copy, or a cache would hold the whole
+        call."""
         return self.sequence[:, -self.count :].clone()
 
     def each(self, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:

@@ -30,13 +30,18 @@ class LinearAttention(nn.Module):
         bidirectional: the mean of a reading from the left and one from the right, for encoders.
 
     Raises:
-        ValueError: ``hidden_size`` is no multiple of ``num_heads``, or ``num_heads`` none of ``num_key_value_heads``, or one is below 1.
+        ValueError: ``hidden_size`` is no multiple of ``num_heads``, or ``num_heads`` none of ``num_key_value_heads``,
+            or one is below 1.
     """
 
     def __init__(
-        self, hidden_size: int, num_heads: int, num_key_value_heads: int | None = None, config: MemoryConfig | None = None,
+        self,
+        hidden_size: int,
+        num_heads: int,
+        num_key_value_heads: int | None = None,
+        config: MemoryConfig | None = None,
         bidirectional: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         num_key_value_heads = num_heads if num_key_value_heads is None else num_key_value_heads
         if (

@@ -52,10 +52,12 @@ RECURRENCES = {
 class LinearMemory(nn.Module):
     """Linear attention beside softmax attention (LiZA), mixed with it by Memory as Gate.
 
-    Reads the layer's projections before RoPE. Every query head has a state of its own, its keys and values shared within
-    a group under GQA; or every key/value head has one (``config.states``). What the delta rule reads is of the values' size
-    where a key matches and small where none does, and is scaled by ``output_scale`` [H, V]. What linear attention has summed
-    grows with the text: it is RMS-normalised per head first, and calibration sets ``output_scale`` to the root mean square
+    Reads the layer's projections before RoPE. Every query head has a state of its own, its keys and values shared
+    within a group under GQA; or every key/value head has one (``config.states``). What the delta rule reads is of the
+    values' size where a key matches and small where none does, and is scaled by ``output_scale`` [H, V]. What linear
+    attention has summed
+    grows with the text: it is RMS-normalised per head first, and calibration sets ``output_scale`` to the root mean
+        square
     of the softmax branch.
 
     Args:
@@ -65,8 +67,8 @@ class LinearMemory(nn.Module):
         value_dim: V; None is ``head_dim``.
 
     Raises:
-        ValueError: the write gate is the product of keys and values, and their widths differ; ``config`` has feature widths of
-            several layers.
+        ValueError: the write gate is the product of keys and values, and their widths differ; ``config`` has feature
+            widths of several layers.
     """
 
     def __init__(
@@ -110,8 +112,8 @@ class LinearMemory(nn.Module):
 
     @property
     def cached_bytes(self) -> int:
-        """What a cache keeps of this memory for one sequence, whatever its length: the state, and where the operator asks for
-        them the raw keys and values of the last tokens and their number."""
+        """What a cache keeps of this memory for one sequence, whatever its length: the state, and where the operator
+        asks for them the raw keys and values of the last tokens and their number."""
         state = 4 * math.prod(self.state_shape)
         history = 4 * self.history_length * self.num_key_value_heads * (self.head_dim + self.value_dim)
         return state + history + (8 if self.recurrence.activation else 0)
@@ -121,8 +123,8 @@ class LinearMemory(nn.Module):
         return torch.sigmoid(torch.logit(self.mag_weight.float()) + self.mix_gate(hidden_states))
 
     def begin_from(self, queries: torch.Tensor, keys: torch.Tensor) -> bool:
-        """Start the features from linear maps of q and k, ``queries`` [H, D, D] and ``keys`` [Hs, D, D]. Features without
-        parameters have no start. False: some have been trained, and stay as they are."""
+        """Start the features from linear maps of q and k, ``queries`` [H, D, D] and ``keys`` [Hs, D, D]. Features
+        without parameters have no start. False: some have been trained, and stay as they are."""
         both = ((self.query_features, queries), (self.key_features, keys))
         return all([features.begin_from(maps) for features, maps in both if isinstance(features, LearnedMap)])
 
@@ -174,7 +176,8 @@ class LinearMemory(nn.Module):
         return beta.repeat_interleave(self.num_states // self.num_key_value_heads, -1)
 
     def read(self, q: torch.Tensor, update: MemoryUpdate, state: torch.Tensor | None, output_final_state: bool = True):
-        """Memory output [B, T, H, V] for q [B, T, H, D], and the state after the last token (perhaps None where nobody asks)."""
+        """Memory output [B, T, H, V] for q [B, T, H, D], and the state after the last token (perhaps None where nobody
+        asks)."""
         o, state = update.run(self.query_features(q), state, output_final_state)
         if self.normalised:
             o = o * torch.rsqrt(o.pow(2).mean(-1, keepdim=True) + 1e-6)
@@ -262,7 +265,8 @@ class LinearMemory(nn.Module):
         return (soft * (1 - self.mu(hidden_states)[..., None])).flatten(-2).to(softmax.dtype)
 
     def mix(self, softmax: torch.Tensor, memory: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(1 - mu) softmax + mu memory; softmax [B, T, H * V] in any precision, memory [B, T, H, V]. mu = 0 is exact."""
+        """(1 - mu) softmax + mu memory; softmax [B, T, H * V] in any precision, memory [B, T, H, V]. mu = 0 is
+        exact."""
         soft = softmax.float().unflatten(-1, (self.num_heads, -1))
         return torch.lerp(soft, memory, self.mu(hidden_states)[..., None]).flatten(-2).to(softmax.dtype)
 
