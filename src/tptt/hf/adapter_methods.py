@@ -66,8 +66,8 @@ class AdapterMixin(_Model):
                 "them, model.merge_and_unload() folds those at work into the base all the same"
             )
         warnings.warn(
-            f"adapters {sorted(peft.peft_config)} of this converted model were folded into its base, because those that "
-            "peft puts around it would have replaced them",
+            f"adapters {sorted(peft.peft_config)} of this converted model were folded into its base, because those "
+            "that peft puts around it would have replaced them",
             stacklevel=4,
         )
         self.merge_and_unload()

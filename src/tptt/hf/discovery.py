@@ -16,8 +16,8 @@ class UnsupportedAttentionError(ValueError):
 
 
 class Found(NamedTuple):
-    """One self-attention module: its name in the model, the module, the number of its layer, and its sizes, or the error
-    that says why it cannot have a memory."""
+    """One self-attention module: its name in the model, the module, the number of its layer, and its sizes, or the
+    error that says why it cannot have a memory."""
 
     name: str
     module: nn.Module
@@ -96,7 +96,7 @@ def _wraps(module: nn.Module, layouts: Sequence[Layout]) -> bool:
 
 
 def _passed_over(name: str, module: nn.Module) -> bool:
-    """Whether ``module`` gets no memory: cross-attention reads another sequence, linear attention is a memory already."""
+    """Whether ``module`` is cross-attention, which reads another sequence, or linear attention, which is a memory."""
     kind, last = type(module).__name__.lower(), name.rpartition(".")[2].lower()
     if getattr(module, "is_cross_attention", False) or "cross" in kind or "cross" in last or last == "encoder_attn":
         return True

@@ -95,10 +95,13 @@ class TpttModel(CheckpointMixin, AdapterMixin, ConvertedModelBase):
         self.post_init()
         self.made_of = frozenset(self.own_shapes())
         if loads and not weights_follow:
-            ids = torch.randint(
-                self.base_vocabulary, (2, _TOKENS_TO_CALIBRATE // 2), generator=torch.Generator().manual_seed(0)
-            )
-            calibrate(self.backbone, ids.to(execution_device(base)))
+            self._calibrate_on_random_tokens()
+
+    def _calibrate_on_random_tokens(self) -> None:
+        """Start the memories from what the base does with tokens that are drawn alike in every process."""
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(self.base_vocabulary, (2, _TOKENS_TO_CALIBRATE // 2), generator=generator)
+        calibrate(self.backbone, ids.to(execution_device(self.inner)))
 
     def init_weights(self) -> None:
         """Tie what is tied; base, adapters and memory have made their own weights."""
