@@ -568,6 +568,20 @@ def cannot_save_quantised(base: nn.Module) -> str | None:
     return None
 
 
+_REPACKS = "support_avx512bf16_for_cpu"
+
+
+def keep_quantised_form(base: nn.Module) -> None:
+    """Let the 4-bit layers of ``base`` keep their weights in the form in which they were loaded.
+
+    On CPUs with AVX-512 and bfloat16, bitsandbytes 0.50 puts them into another form at the first call in eval mode. LoRA
+    would be folded into that form wrongly, and ``state_dict()`` would change the weights.
+    """
+    for module in base.modules():
+        if getattr(module, _REPACKS, False):
+            setattr(module, _REPACKS, False)
+
+
 def mirror(base: nn.Module, model: nn.Module) -> None:
     """Let ``model`` say of its devices and quantisation what ``base`` says, for trainers."""
     for name in ("quantization_method", "hf_device_map"):  # not is_quantized: Trainer would refuse the wrapper

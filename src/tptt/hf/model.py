@@ -24,6 +24,7 @@ from .compat import (
     cache_keyword,
     execution_device,
     held_tensors,
+    keep_quantised_form,
     mirror,
     note_attention_implementation,
     register_causal_lm,
@@ -72,6 +73,7 @@ class TpttModel(CheckpointMixin, AdapterMixin, ConvertedModelBase):
         weights_follow, loads = _without_weights.get(), base is None
         if base is None:
             base = base_without_weights(config) if weights_follow else load_base(config, **options)
+        keep_quantised_form(base)
         use_cache = config.use_cache
         config.text_config = base.config  # one object, so that later changes of the implementation reach the base
         config.use_cache = use_cache and (loads or config.use_cache)  # a base that was given may say no as well
