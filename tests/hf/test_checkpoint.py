@@ -146,6 +146,21 @@ def test_a_full_checkpoint_in_other_ways(config, tmp_path, options):
         TpttModel.from_pretrained(tmp_path / "in" / "it", **options)
 
 
+@pytest.mark.parametrize("family", ["llama"])
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+def test_compiled_layers_are_saved_as_the_layers_that_they_are(config, tmp_path, lora):
+    model, ids = randomize(TpttModel(config(lora, feature_width=16))), tokens(1, 10)
+    want = logits(model, ids)
+    layers = model.get_decoder().layers
+    layers[1] = torch.compile(layers[1])
+    layers[0].self_attn.q_proj = torch.compile(layers[0].self_attn.q_proj)
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert "_orig_mod" not in " ".join(file.keys())
+    assert torch.equal(logits(TpttModel.from_pretrained(tmp_path), ids), want)
+
+
 def test_a_checkpoint_without_weights(config, tmp_path):
     TpttModel(config(feature_width=16)).save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()

@@ -22,6 +22,7 @@ from .compat import (
     held_tensors,
     offloaded_value,
     rescaled_adapters,
+    uncompiled_name,
     was_merged,
     with_variant,
 )
@@ -64,7 +65,8 @@ class CheckpointMixin(_Model):
     def own_shapes(self) -> dict[str, torch.Size]:
         """Name -> shape of every weight that neither the base nor another name of a tied weight stands for."""
         aliases = self.aliases()
-        return {k: v.shape for k, v in held_tensors(self).items() if k not in aliases and not self.is_of_base(k)}
+        found = ((k, v) for k, v in held_tensors(self).items() if k not in aliases and not self.is_of_base(k))
+        return {uncompiled_name(k): v.shape for k, v in found}
 
     def aliases(self) -> set[str]:
         """Second names of tied weights (transformers does not know those that peft gives them) and of buffers that
@@ -137,7 +139,7 @@ class CheckpointMixin(_Model):
             kwargs["max_shard_size"] = 1 << 60
         kwargs["save_original_format"] = False  # its patterns for the base's names would catch the memory's
         aliases = self.aliases()
-        state_dict = {k: self._value(k, v) for k, v in state_dict.items() if k not in aliases}
+        state_dict = {uncompiled_name(k): self._value(k, v) for k, v in state_dict.items() if k not in aliases}
         folder = Path(save_directory)
         if is_main_process:
             write_shim(folder)

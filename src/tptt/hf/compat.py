@@ -501,7 +501,7 @@ _AROUND_BASE = frozenset(("base_layer", "original_module", "token_adapter"))
 
 def base_weight_name(name: str) -> str:
     """What the weight ``name`` of a base inside a peft model is called in the base alone."""
-    parts = name.removeprefix("base_model.model.").split(".")
+    parts = uncompiled_name(name).removeprefix("base_model.model.").split(".")
     return ".".join(p for p in parts if p not in _AROUND_BASE)
 
 
@@ -574,8 +574,8 @@ _REPACKS = "support_avx512bf16_for_cpu"
 def keep_quantised_form(base: nn.Module) -> None:
     """Let the 4-bit layers of ``base`` keep their weights in the form in which they were loaded.
 
-    On CPUs with AVX-512 and bfloat16, bitsandbytes 0.50 puts them into another form at the first call in eval mode. LoRA
-    would be folded into that form wrongly, and ``state_dict()`` would change the weights.
+    On CPUs with AVX-512 and bfloat16, bitsandbytes 0.50 puts them into another form at the first call in eval mode.
+    LoRA would be folded into that form wrongly, and ``state_dict()`` would change the weights.
     """
     for module in base.modules():
         if getattr(module, _REPACKS, False):
