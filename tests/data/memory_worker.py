@@ -11,9 +11,10 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from tests.data.files import jsonl, texts, write
-from tptt.assets import BASE
-from tptt.data import load_text, tokenize_once
+sys.path.insert(0, str(Path(__file__).parents[2]))  # it runs as a script
+from tests.data.files import jsonl, texts, write  # noqa: E402
+from tptt.assets import BASE  # noqa: E402
+from tptt.data import load_text, tokenize_once  # noqa: E402
 
 
 def read(tokenizer, path, limit):
