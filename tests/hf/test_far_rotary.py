@@ -13,6 +13,7 @@ from tptt.hf import memories
 from tptt.hf.far_rotary import rotary_turns
 from tptt.hf.slots import patched_attention, slot_of
 from tptt.hf.teacher import projections
+from tptt.hf.window_attention import WINDOWED
 
 NEAR, FAR = 6, 40
 TURNED = [
@@ -38,7 +39,7 @@ TURNED = [
 
 @pytest.fixture
 def scores(monkeypatch):
-    """What the base's attention function is given, call by call."""
+    """What the base's attention function is given, call by call: within a window that is ours, by blocks."""
     seen = []
 
     def attention(module, query, key, value, attention_mask, **kwargs):
@@ -46,7 +47,8 @@ def scores(monkeypatch):
         value = value.repeat_interleave(query.shape[1] // value.shape[1], 1)
         return value.transpose(1, 2).contiguous(), None  # all values are the same
 
-    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", attention)
+    for name in ("sdpa", WINDOWED):
+        monkeypatch.setitem(AttentionInterface._global_mapping, name, attention)
     return seen
 
 
