@@ -21,7 +21,6 @@ def no_question_of_transformers(monkeypatch):
     monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
 
 
-
 def model_of(family="llama", **memory):
     base = tiny_config(family)
     base.pad_token_id = None  # or else transformers looks for padding
