@@ -12,7 +12,6 @@ from .material import Material
 from .rows import SPLITS, Row
 from .ruler import Task
 from .ruler.questions import Documents
-from .ruler.words import CommonWords
 
 DEV_SEEDS = 100_000
 """The first seed of development rows; test rows have smaller ones."""
@@ -64,20 +63,15 @@ def filled_rows(cell: Cell, task: Task, material: Material, tokenizer: Any) -> I
             return row_of(cell, seed, draft, task.judge, material.templates[task.family].tokens_to_generate, tokenizer)
 
         try:
-            row, guess = fill(make, tokenizer, task.maker.smallest, largest(task, material), guess or cell.length // 8)
+            row, guess = fill(
+                make, tokenizer, task.maker.smallest, task.maker.largest(material), guess or cell.length // 8
+            )
         except TooLong:
             if questions is None:
                 raise
             continue
         made += 1
         yield row
-
-
-def largest(task: Task, material: Material) -> int:
-    """The largest haystack of a task: what its words suffice for, or more than any length holds."""
-    if isinstance(task.maker, CommonWords):
-        return len({*material.nouns, *material.adjectives, *material.verbs}) - 40
-    return 1 << 20
 
 
 def row_of(cell: Cell, seed: int, draft: Draft, judge: str, max_new_tokens: int, tokenizer: Any) -> Row:

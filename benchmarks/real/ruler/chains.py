@@ -29,6 +29,10 @@ class Chains:
         """The least number of noises: more than there are statements."""
         return self.hops + 2
 
+    def largest(self, material: Material) -> int:
+        """More than any length holds."""
+        return 1 << 20
+
     def draft(self, material: Material, draws: Draws, size: int, length: int) -> Draft:
         """The row's texts with ``size`` noises. The answers are all variables of the chain.
 

@@ -41,6 +41,10 @@ class Needles:
         """The least haystack, in its sentences, needles or noises: one place for each needle."""
         return self.keys * self.values
 
+    def largest(self, material: Material) -> int:
+        """More than any length holds."""
+        return 1 << 20
+
     def draft(self, material: Material, draws: Draws, size: int, length: int) -> Draft:
         """The row's texts with a haystack of ``size`` sentences, noises or needles. No key and no value comes twice.
 

@@ -25,17 +25,23 @@ class Documents:
     Args:
         data: "squad" or "hotpotqa".
         near: Whether the documents near to the answering ones are taken.
+        alone: Whether no other documents are added at all.
         said: Whether only questions are asked whose answer stands in a document that answers them: not "yes" or "no".
     """
 
     data: str
     near: bool = True
+    alone: bool = False
     said: bool = False
 
     @property
     def smallest(self) -> int:
         """The least room for documents beside the answering ones, in tokens."""
         return 0
+
+    def largest(self, material: Material) -> int:
+        """None for an answering document alone, else more than any length holds."""
+        return 0 if self.alone else 1 << 20
 
     def questions(self, material: Material) -> list[Question]:
         """The questions that may be asked."""
@@ -63,9 +69,5 @@ class Documents:
                 taken.append(document)
                 room -= len(document)
         documents = [f"Document {i}:\n{document}" for i, document in enumerate(draws.shuffled(taken), 1)]
-        return Draft(
-            head + "\n\n".join(documents),
-            tail.format(query=asked.question),
-            template.answer_prefix,
-            list(asked.answers),
-        )
+        context, question = head + "\n\n".join(documents), tail.format(query=asked.question)
+        return Draft(context, question, template.answer_prefix, list(asked.answers))

@@ -10,6 +10,13 @@ from ..draws import Draws
 from ..fill import Draft
 from ..material import Material
 
+_EXAMPLE = (20, 40)
+"""Different words of the worked example, in short rows and in others."""
+
+
+def _words(material: Material) -> list[str]:
+    return sorted({*material.nouns, *material.adjectives, *material.verbs})
+
 
 @dataclass(frozen=True)
 class CommonWords:
@@ -22,6 +29,10 @@ class CommonWords:
         """The least number of different words: one that is not common."""
         return self.common + 1
 
+    def largest(self, material: Material) -> int:
+        """All words but those of the longer example."""
+        return len(_words(material)) - _EXAMPLE[1]
+
     def draft(self, material: Material, draws: Draws, size: int, length: int) -> Draft:
         """The row's texts with ``size`` different words. The answers are the common ones.
 
@@ -33,19 +44,16 @@ class CommonWords:
                 and once; else 30 times and 3 times, in the example 10 times and 3 times.
         """
         short = length < 4096
-        shown, often, seldom = (20, 6, 1) if short else (40, 30, 3)
+        shown, often, seldom = (_EXAMPLE[0], 6, 1) if short else (_EXAMPLE[1], 30, 3)
         template = material.templates["common_words_extraction"]
         head, tail = template.text.split("{context}")
-        words = draws.shuffled(sorted({*material.nouns, *material.adjectives, *material.verbs}))
+        words = draws.shuffled(_words(material))
         example, words = words[:shown], words[shown : shown + size]
         example_list = self._list(draws, example, 3 if short else 10, 1 if short else 3)
         answer = " ".join(f"{i}. {word}" for i, word in enumerate(example[: self.common], 1))
-        return Draft(
-            f"{head}{example_list}{tail}{template.answer_prefix}{answer}\n{head}{self._list(draws, words, often, seldom)}",
-            tail,
-            template.answer_prefix,
-            words[: self.common],
-        )
+        worked = f"{head}{example_list}{tail}{template.answer_prefix}{answer}\n"
+        context = f"{worked}{head}{self._list(draws, words, often, seldom)}"
+        return Draft(context, tail, template.answer_prefix, words[: self.common])
 
     def _list(self, draws: Draws, words: list[str], often: int, seldom: int) -> str:
         items = draws.shuffled(words[: self.common] * often + words[self.common :] * seldom)
@@ -62,6 +70,10 @@ class FrequentWords:
     def smallest(self) -> int:
         """The least number of words: the answers then differ in their counts."""
         return 100
+
+    def largest(self, material: Material) -> int:
+        """More than any length holds."""
+        return 1 << 20
 
     def draft(self, material: Material, draws: Draws, size: int, length: int) -> Draft:
         """The row's texts with about ``size`` words: the one of rank k comes size / (zeta(2) k^2) times, cut to a whole
