@@ -70,6 +70,13 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "benchmarks/ops/tables.py",
     ),
     "families": (*_MEASURED, "benchmarks/families.py", "benchmarks/tiny.py"),
+    "real_convert": (
+        *_TRAINED,
+        "src/tptt/run",
+        "benchmarks/real/conversions.py",
+        "benchmarks/real/looks.py",
+        "benchmarks/real/convert.py",
+    ),
     "real_rows": (
         "benchmarks/real/build.py",
         "benchmarks/real/draws.py",
