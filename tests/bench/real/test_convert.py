@@ -16,13 +16,14 @@ from benchmarks.real.wheels import Member
 from tptt.assets import BASE as EMBEDDED
 from tptt.hf import memories
 
-TOKENS = 4 * 1024
+ROW = 128
+TOKENS = 8 * ROW  # two rows a step
 
 
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
     """A prepared folder: base and text."""
-    base = Base("tiny", Member((), "model", ""), 512, "none")
+    base = Base("tiny", Member((), "model", ""), ROW, "none")
     monkeypatch.setitem(BASES, "tiny", base)
     shutil.copytree(EMBEDDED, base.folder(tmp_path) / "model")
     text = text_files(tmp_path)[0]
@@ -50,12 +51,12 @@ def test_every_recipe(prepared, recipe, capsys):
     events = [line["event"] for line in lines]
     assert events[0] == "training begins" and events[-1] == "saved"
     looks = [line for line in lines if line["event"] == "look"]
-    assert [line["step"] for line in looks] == [1, 2, 3, 4] and all(line["name"] == f"{recipe}-4k" for line in looks)
+    assert [line["step"] for line in looks] == [1, 2, 3, 4] and all(line["name"] == f"{recipe}-1k" for line in looks)
     assert all(0 <= line["found"]["recall_beyond/both"] <= 1 for line in looks)
     assert all({"commit", "machine", "transformers"} <= set(line["where"]) for line in lines)
     folder = Conversion(BASES["tiny"], recipe, TOKENS).folder(prepared)
     model = AutoModelForCausalLM.from_pretrained(folder)
-    assert memories(model) and model.config.max_self_attn_length == 128
+    assert memories(model) and model.config.max_self_attn_length == ROW // 4
     if recipe == "window":
         assert all(float(layer.mag_weight) == 0.0 for layer in memories(model))
     assert command(prepared, "--recipe", recipe) == lines  # it is there
