@@ -1,7 +1,6 @@
 """Where a number comes from: commit, code, machine, versions and time of the run that measured it.
 
-python -m benchmarks.record     # says for each section of RESULTS.md whether the code that it measured has changed
-since
+python -m benchmarks.record     # says of each section of RESULTS.md whether the code that it measured has changed
 
 Every benchmark asks `provenance` once and keeps the answer beside what it measures. Nothing fills in a provenance
 later: what a run did not record stays unknown.

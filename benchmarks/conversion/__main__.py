@@ -1,8 +1,8 @@
 """Which conversion learns most per trained token.
 
-python -m benchmarks.conversion                      # all arms, budgets and seeds, both bases; goes on where it was
-stopped python -m benchmarks.conversion --arms default --budgets 0.5 --seeds 0 python -m benchmarks.conversion
---report --write     # only what is there: RESULTS.md, docs/conversion-*.png, curves*.json
+python -m benchmarks.conversion                      # all arms, budgets and seeds, both bases; goes on after a stop
+python -m benchmarks.conversion --arms default --budgets 0.5 --seeds 0
+python -m benchmarks.conversion --report --write     # what is there: RESULTS.md, docs/conversion-*.png, curves*.json
 
 Results are lines in ``results.jsonl`` beside this file, found again by base, memory, settings and code: what was
 trained with another recipe is not shown, and what was measured with older code is trained again, or shown as older
