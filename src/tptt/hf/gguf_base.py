@@ -12,6 +12,8 @@ from .gguf_place import GgufPlace
 
 _OF_HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "proxies", "subfolder")
 _PROJECTORS = ("clip", "mmproj")
+_SCALED = ("gpt-oss",)
+"""Architectures whose scaled positions transformers reads."""
 _ROTARY = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
@@ -81,6 +83,12 @@ def _check_contents(header: GgufHeader) -> None:
         )
     if not header.tensors:
         raise ValueError("it holds no tensors: it is a vocabulary alone")
+    scaling = said.get(f"{header.architecture}.rope.scaling.type", "none")
+    if scaling != "none" and header.architecture not in _SCALED:
+        raise ValueError(
+            f"it scales its rotary embedding ({scaling}), which transformers does not read from a GGUF file of "
+            f"{header.architecture!r}: the model would be another one. Give the base as safetensors"
+        )
     if found := [t.name for t in header.tensors if t.name in _ROTARY]:
         raise ValueError(
             f"it scales its rotary embedding by a table ({', '.join(found)}), which transformers does not read from a "

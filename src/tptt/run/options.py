@@ -31,7 +31,8 @@ class RunOptions:
 
     base_model: str | None = described(
         None,
-        "Path or hub id of a causal language model, or path of a .gguf file. Null is the small base that comes with the package.",
+        "Path or hub id of a causal language model, or path of a .gguf file. Null is the small base that comes with "
+        "the package.",
     )
     base_model_revision: str | None = described(None, "Branch, tag or commit of the base on the hub.")
     base_gguf_file: str | None = described(
