@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig,
 
 from .compat import causal_lm_class, chosen_attention_implementation, forget_gguf
 from .configuration import TpttConfig, base_error
-from .gguf_base import checked_gguf, sha256_of
+from .gguf_base import checked_gguf, gguf_config, sha256_of
 from .gguf_place import GgufPlace
 
 _PREFIX = "backbone."
@@ -56,16 +56,18 @@ def _load_gguf(config: TpttConfig, place: GgufPlace, options: dict[str, Any]) ->
     """The base in a GGUF file, as a plain model; ``config`` notes the file's SHA-256."""
     if options.pop("quantization_config", None) is not None:
         raise ValueError(f"the base {place} is a GGUF file, read as floats: it cannot be quantised once more")
-    found = sha256_of(checked_gguf(place, **options))
+    path = checked_gguf(place, **options)
+    found = sha256_of(path)
     if config.base_sha256 not in (None, found):
         raise ValueError(
             f"{place} is another file than the base this was made from: its SHA-256 is {found}, the base's was "
             f"{config.base_sha256}. Give base_model_name=PATH_OF_THE_FILE"
         )
     config.base_sha256 = found
+    options.pop("subfolder", None)  # the file is found already
     try:
         base, report = AutoModelForCausalLM.from_pretrained(
-            place.folder, **options, **place.options(), output_loading_info=True
+            str(path.parent), config=gguf_config(path), gguf_file=path.name, output_loading_info=True, **options
         )
     except (OSError, ValueError, NotImplementedError) as error:
         raise base_error(str(place), error if isinstance(error, OSError) else ValueError(error)) from error

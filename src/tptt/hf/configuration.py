@@ -381,12 +381,11 @@ def read_base_config(
     """
     options = {k: v for k, v in options.items() if v is not None}
     if (place := gguf_place(name, gguf_file)) is not None:
-        from .gguf_base import checked_gguf
+        from .gguf_base import checked_gguf, gguf_config
 
-        checked_gguf(place, **options)
-        name, options = place.folder, options | place.options()
+        path = checked_gguf(place, **options)
     try:
-        found = AutoConfig.from_pretrained(name, **options)
+        found = AutoConfig.from_pretrained(name, **options) if place is None else gguf_config(path)
     except (OSError, ValueError) as error:
         raise base_error(str(place or name), error, what_to_do or _IN_CODE) from error
     if found.model_type == TpttConfig.model_type:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
 
 from .compat import cached_file, gguf_available, gguf_block_sizes, gguf_can_dequantise
 from .gguf_header import GgufHeader, read_header
@@ -42,6 +46,23 @@ def checked_gguf(place: GgufPlace, **options: Any) -> Path:
     except (ValueError, MemoryError, OverflowError) as error:
         raise ValueError(f"the GGUF file {place} cannot be used: {error}") from error
     return path
+
+
+def gguf_config(path: Path) -> PreTrainedConfig:
+    """The configuration of the model in the file at ``path``, a copy of its own.
+
+    It is read once in a process: transformers parses the whole vocabulary for it, which takes tens of seconds.
+
+    Raises:
+        ValueError: transformers does not know the architecture.
+    """
+    state = path.stat()
+    return copy.deepcopy(_read_config(path.absolute(), state.st_size, state.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=4)
+def _read_config(path: Path, size: int, changed: int) -> PreTrainedConfig:
+    return AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
 
 
 def sha256_of(path: Path) -> str:
