@@ -36,7 +36,7 @@ $(NEWEST)/.installed: pyproject.toml setup.py $(wildcard src/tptt/ops/native/ker
 $(OLDEST)/.installed: pyproject.toml setup.py tools/lower_bounds.py $(wildcard src/tptt/ops/native/kernels/*)
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
-	$(PYTHON) -m tools.lower_bounds dev plot > $(OLDEST)/bounds.txt
+	$(PYTHON) -m tools.lower_bounds dev plot gguf > $(OLDEST)/bounds.txt
 	$(OLDEST)/bin/pip install --quiet -c $(OLDEST)/bounds.txt -e ".[dev]"
 	touch $@
 

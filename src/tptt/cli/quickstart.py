@@ -13,7 +13,8 @@ from .console import Debug, errors_told, quiet
 def quickstart(
     context: typer.Context,
     base_model: Annotated[
-        str | None, typer.Option(help="Path or hub id of a causal LM; default: the embedded one.")
+        str | None,
+        typer.Option(help="Path or hub id of a causal LM, or path of a .gguf file; default: the embedded one."),
     ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let code that comes with the base run.")

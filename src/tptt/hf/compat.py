@@ -49,6 +49,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
+from transformers.utils.import_utils import is_gguf_available
 
 __all__ = [
     "CONFIG_NAME",
@@ -563,6 +564,50 @@ def cannot_save_quantised(base: nn.Module) -> str | None:
     if quantiser is not None and not quantiser.is_serializable():
         return f"weights quantised by {method} in this way cannot be saved"
     return None
+
+
+# ---- GGUF files ---------------------------------------------------------------------------------------------------
+
+
+def gguf_available() -> bool:
+    """Whether the package ``gguf`` is there in a version that transformers can use."""
+    return bool(is_gguf_available())
+
+
+def gguf_block_sizes() -> dict[int, tuple[int, int]]:
+    """Number of a ggml type -> the values of one of its blocks, and their bytes."""
+    from gguf import GGML_QUANT_SIZES
+
+    return {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}
+
+
+@functools.cache
+def gguf_can_dequantise(kind: int) -> bool:
+    """Whether the package ``gguf`` can turn values of the ggml type of this number into floats."""
+    import numpy
+    from gguf import GGMLQuantizationType, dequantize
+
+    if kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
+        return True
+    try:
+        dequantize(numpy.zeros((1, gguf_block_sizes()[kind][1]), dtype=numpy.uint8), GGMLQuantizationType(kind))
+    except (NotImplementedError, KeyError, ValueError):
+        return False
+    return True
+
+
+def forget_gguf(base: PreTrainedModel) -> None:
+    """Make a ``base`` that was read from a GGUF file the plain model that it is: its weights are floats, and
+    transformers goes on calling it quantised, so that it would not be saved.
+
+    Raises:
+        ValueError: its weights are packed still.
+    """
+    if (quantiser := getattr(base, "hf_quantizer", None)) is None:
+        return
+    if quantisation(base) != "gguf" or any(not p.is_floating_point() for p in base.parameters()):
+        raise ValueError(f"the base's weights are quantised by {quantisation(base)}: a GGUF base is read as floats")
+    quantiser.remove_quantization_config(base)
 
 
 _REPACKS = "support_avx512bf16_for_cpu"

@@ -14,6 +14,7 @@ from tptt.config import MemoryConfig, check_mag_weight, one_of
 from tptt.version import __version__
 
 from .config_compat import SubConfigSpec
+from .gguf_place import GgufPlace, gguf_place
 
 
 def jsonable(value: Any) -> Any:
@@ -71,8 +72,11 @@ class TpttConfig(PreTrainedConfig):
     """A base model, its memory and its LoRA.
 
     Args:
-        base_model_name: path or hub id of the base causal LM.
+        base_model_name: path or hub id of the base causal LM, or path of a ``.gguf`` file.
         base_model_revision: branch, tag or commit of it.
+        base_gguf_file: name of a GGUF file in the folder or hub repository ``base_model_name``. The path of a ``.gguf``
+            file may also be the ``base_model_name`` itself.
+        base_sha256: SHA-256 of the base's GGUF file, noted when it is loaded; another file is refused then.
         lora_config: ``LoraConfig(...)`` or its ``to_dict()``, a configuration of another method of
             `tptt.hf.adapter_settings.PEFT_TYPES`, several of them by the names of their adapters, or None.
         active_adapters: names of those adapters that are at work; None: the first.
@@ -97,6 +101,8 @@ class TpttConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     base_model_name: str | None = None
     base_model_revision: str | None = None
+    base_gguf_file: str | None = None
+    base_sha256: str | None = None
     lora_config: Any = None
     active_adapters: list | tuple | None = None
     weights_format: str = "adapter"
@@ -131,7 +137,7 @@ class TpttConfig(PreTrainedConfig):
         token = kwargs.pop("token", None)
         trust = kwargs.pop("trust_remote_code", None)
         if self.text_config is None and self.base_model_name is not None:
-            self.text_config = _base_config(self.base_model_name, self.base_model_revision, token, trust)
+            self.text_config = self._read_base_config(token, trust)
         elif isinstance(self.text_config, dict) and self.text_config.get("model_type", "llama") not in CONFIG_MAPPING:
             self.text_config = UnknownBaseConfig(saved=self.text_config)
         use_cache = kwargs.pop("use_cache", None)  # transformers takes it for a setting of generation, and drops it
@@ -152,10 +158,24 @@ class TpttConfig(PreTrainedConfig):
         one_of("weights_format", self.weights_format, ("adapter", "full"))
         if self.base_model_name is not None:
             self.base_model_name = str(self.base_model_name)
+        self.gguf_place()
         self._check_adapters()
         self.memory_config()
         for weight in self.layer_mag_weights or ():
             check_mag_weight(weight, "layer_mag_weights")
+
+    def gguf_place(self) -> GgufPlace | None:
+        """Where the base's GGUF file is; None: the base is none."""
+        return gguf_place(self.base_model_name, self.base_gguf_file)
+
+    def _read_base_config(self, token: str | bool | None, trust: bool | None) -> PreTrainedConfig:
+        return read_base_config(
+            str(self.base_model_name),
+            self.base_gguf_file,
+            revision=self.base_model_revision,
+            token=token,
+            trust_remote_code=trust,
+        )
 
     def _check_adapters(self) -> None:
         # not at the top: it imports peft, which may be in the middle of importing this module
@@ -244,6 +264,8 @@ class TpttConfig(PreTrainedConfig):
             ValueError: a value is not valid.
         """
         found = copy.deepcopy(self)
+        if "base_model_name" in changes and gguf_place(str(changes["base_model_name"])) is not None:
+            found.base_gguf_file = None  # the new name is that of the file itself
         for name, value in changes.items():
             setattr(found, name, value)
         found.check()
@@ -269,7 +291,7 @@ class TpttConfig(PreTrainedConfig):
                 f"the base is of type {saved.get('model_type')!r}, which transformers does not know: "
                 f"trust_remote_code=True lets the code of {self.base_model_name!r} run"
             )
-        base = type(_base_config(str(self.base_model_name), self.base_model_revision, token, trust)).from_dict(saved)
+        base = type(self._read_base_config(token, trust)).from_dict(saved)
         base.name_or_path = self.base_model_name
         self.text_config = base
         return True
@@ -297,6 +319,8 @@ _OWN = frozenset(
         "text_config",
         "base_model_name",
         "base_model_revision",
+        "base_gguf_file",
+        "base_sha256",
         "lora_config",
         "active_adapters",
         "weights_format",
@@ -339,12 +363,31 @@ def _check_version(found: str) -> None:
         )
 
 
-def _base_config(name: str, revision: str | None, token: str | bool | None, trust: bool | None) -> PreTrainedConfig:
-    options = {"revision": revision, "token": token, "trust_remote_code": trust}
+def read_base_config(
+    name: str, gguf_file: str | None = None, what_to_do: str | None = None, **options: Any
+) -> PreTrainedConfig:
+    """The configuration of the base ``name``, without its weights.
+
+    Args:
+        name: folder, hub id or path of a ``.gguf`` file.
+        gguf_file: name of a ``.gguf`` file in the folder or hub repository ``name``.
+        what_to_do: said where there is no such base.
+        options: of ``AutoConfig.from_pretrained``; None is left out.
+
+    Raises:
+        ImportError: the base is a GGUF file, and the package ``gguf`` is missing.
+        OSError: the base was not found.
+        ValueError: it is no causal language model, a converted model, or a GGUF file that cannot be used.
+    """
+    options = {k: v for k, v in options.items() if v is not None}
+    if (place := gguf_place(name, gguf_file)) is not None:
+        from .gguf_base import checked_gguf, gguf_config
+
+        path = checked_gguf(place, **options)
     try:
-        found = AutoConfig.from_pretrained(name, **{k: v for k, v in options.items() if v is not None})
+        found = AutoConfig.from_pretrained(name, **options) if place is None else gguf_config(path)
     except (OSError, ValueError) as error:
-        raise base_error(name, error) from error
+        raise base_error(str(place or name), error, what_to_do or _IN_CODE) from error
     if found.model_type == TpttConfig.model_type:
         raise ValueError(
             f"base model {name!r} is a converted model already, with a memory: "

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from tptt.assets import BASE
 from tptt.config import MemoryConfig
@@ -18,7 +17,8 @@ from tptt.convert.window_only import window_alone
 from tptt.evaluation import cache_growth
 from tptt.evaluation.perplexity import evaluating
 from tptt.hf import attach_memory, detach_memory
-from tptt.hf.configuration import TpttConfig, base_error
+from tptt.hf.base_model import load_base
+from tptt.hf.configuration import TpttConfig
 from tptt.hf.model import TpttModel
 from tptt.inference.session import position_limit
 from tptt.processes import gpu
@@ -98,12 +98,10 @@ def _begin(options: QuickstartOptions) -> tuple[Any, _Job]:
     """The base, and the job with its text."""
     name, begun = str(options.base_model or BASE), time.perf_counter()
     trust = {"trust_remote_code": True} if options.trust_remote_code else {}
-    try:
-        base = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **trust).eval()
-    except (OSError, ValueError) as error:
-        raise base_error(name, error) from error
+    config = TpttConfig(base_model_name=name, **trust)
+    base = load_base(config, dtype=torch.float32, **trust).eval()
     seq_len, window = options.sizes(base.config)
-    config = TpttConfig(base_model_name=name, lora_config=lora_config(base), max_self_attn_length=window, **trust)
+    config = config.with_settings({"lora_config": lora_config(base), "max_self_attn_length": window})
     check_reach(base, seq_len)
     base.to(gpu() or "cpu")
     settings = options.settings(seq_len)

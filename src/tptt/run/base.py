@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from tptt.assets import BASE
 from tptt.convert.lora import lora_config
-from tptt.hf.configuration import TpttConfig, base_error
+from tptt.hf.configuration import TpttConfig, read_base_config
 from tptt.train.base import row_length
 from tptt.train.window import decided_window
 
@@ -35,14 +35,14 @@ def base_config(options: RunOptions) -> PreTrainedConfig:
     if options.base_config is not None:
         return config_from_file(options.base_config)
     name = base_name(options)
-    try:
-        return AutoConfig.from_pretrained(
-            name, revision=options.base_model_revision, trust_remote_code=options.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        here = f"a relative path counts from {Path.cwd()}, and a base that has moved is named by base_model"
-        token = "for a gated or private model set HF_TOKEN"
-        raise base_error(name, error, f"{here}; {token}") from error
+    here = f"a relative path counts from {Path.cwd()}, and a base that has moved is named by base_model"
+    return read_base_config(
+        name,
+        options.base_gguf_file,
+        f"{here}; for a gated or private model set HF_TOKEN",
+        revision=options.base_model_revision,
+        trust_remote_code=options.trust_remote_code,
+    )
 
 
 def config_from_file(path: str | Path) -> PreTrainedConfig:
@@ -87,6 +87,7 @@ def conversion_config(options: RunOptions, base: PreTrainedConfig, name: str | N
         text_config=base,
         base_model_name=name,
         base_model_revision=options.base_model_revision,
+        base_gguf_file=None if name is None else options.base_gguf_file,
         lora_config=lora,
         **vars(options.memory),
     )

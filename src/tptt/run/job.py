@@ -14,6 +14,7 @@ from transformers import BitsAndBytesConfig, TrainerCallback
 
 from tptt.data import TextSplit, load_text
 from tptt.hf.configuration import TpttConfig
+from tptt.hf.gguf_place import gguf_place
 from tptt.hf.meta_model import skeleton
 from tptt.processes import is_first
 from tptt.train.allocator import keep_freed_memory
@@ -35,7 +36,7 @@ def model_options(options: RunOptions) -> dict[str, Any]:
     """What the base is loaded with.
 
     Raises:
-        ValueError: 4 bits are asked for and bitsandbytes is not installed.
+        ValueError: 4 bits are asked for, and bitsandbytes is not installed or the base is a GGUF file.
     """
     found: dict[str, Any] = {"dtype": options.dtype if options.dtype == "auto" else getattr(torch, options.dtype)}
     if options.trust_remote_code:
@@ -43,6 +44,8 @@ def model_options(options: RunOptions) -> dict[str, Any]:
     if options.attn_implementation is not None:
         found["attn_implementation"] = options.attn_implementation
     if options.quantization == "4bit":
+        if gguf_place(options.base_model, options.base_gguf_file) is not None:
+            raise ValueError("quantization: 4bit: a GGUF base is read as floats, and is not quantised once more")
         if importlib.util.find_spec("bitsandbytes") is None:
             raise ValueError("quantization: 4bit needs bitsandbytes, which is not installed: pip install bitsandbytes")
         half = torch.float16 if options.dtype == "float16" else torch.bfloat16

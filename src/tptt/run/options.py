@@ -30,9 +30,14 @@ class RunOptions:
     """
 
     base_model: str | None = described(
-        None, "Path or hub id of a causal language model. Null is the small base that comes with the package."
+        None,
+        "Path or hub id of a causal language model, or path of a .gguf file. Null is the small base that comes with "
+        "the package.",
     )
     base_model_revision: str | None = described(None, "Branch, tag or commit of the base on the hub.")
+    base_gguf_file: str | None = described(
+        None, "Name of a GGUF file in the folder or hub repository base_model, where that holds the base."
+    )
     trust_remote_code: bool = described(False, "Let code that comes with the base run.")
     base_config: str | None = described(
         None,

@@ -24,8 +24,11 @@ def load_tokenizer(config: TpttConfig, **options):
     Raises:
         OSError: there is none.
     """
+    name, place = config.base_model_name, config.gguf_place()
+    if place is not None:
+        name, options = place.folder, options | place.options()
     try:
-        return AutoTokenizer.from_pretrained(config.base_model_name, revision=config.base_model_revision, **options)
+        return AutoTokenizer.from_pretrained(name, revision=config.base_model_revision, **options)
     except (OSError, ValueError) as error:
         raise base_error(str(config.base_model_name), error) from error
 
