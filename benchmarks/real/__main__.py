@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "prepare": "fetch wheels, write training text and rows",
+    "evaluate": "answer the prepared rows with one arm",
+    "report": "write tables and plots into docs/",
 }
 """Modules of this package with ``add_arguments(parser)`` and ``run(args)``, and what each does."""
 
