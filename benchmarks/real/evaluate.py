@@ -19,17 +19,16 @@ from typing import Any
 from .answers import RESULTS, answered, answers_file, open_rows
 from .arms import Arm, Reader, load
 from .bases import BASES, base_of
-from .greedy import answer
+from .greedy import answer, warm_up
 from .job import Job
 from .judge import score
-from .perplexity import measure_perplexity
 from .plain import plain_folder
 from .plan import EQUAL_BYTES_LENGTHS, EQUAL_BYTES_ROWS, EQUAL_BYTES_TASKS, RULER_ROWS
 from .prepare import FOLDER, say
 from .presses import environment, press_answers
 from .prompts import Prompt
 from .rows import SPLITS, Row, cell_file, cells, read_rows
-from .skills import measure_divergence
+from .text_tables import measure_divergence, measure_perplexity
 
 TABLES = ("ruler", "equal-bytes", "squad", "hotpot", "skills", "perplexity")
 
@@ -164,8 +163,12 @@ def answer_rows(job: Job, rows: list[Row], answers: Iterator[tuple[Row, dict[str
 
 
 def _read(reader: Reader, rows: list[Row], tokenizer: Any) -> Iterator[tuple[Row, dict[str, Any]]]:
+    warm = None
     for row in rows:
         model = reader.model_for(row.length)
+        if model is not warm:
+            warm_up(model)
+            warm = model
 
         def done(text: str, row: Row = row) -> bool:
             return score(text, row.answers, row.judge) == 1

@@ -79,6 +79,12 @@ def pieces(ids: torch.Tensor, chunk: int | None) -> list[torch.Tensor]:
     return list(ids.split(chunk, dim=1))
 
 
+def warm_up(model: Any) -> None:
+    """Read a few tokens, which brings the weights into memory: that is no part of a row's peak."""
+    with in_eval_mode(model), torch.inference_mode():
+        model(input_ids=torch.arange(8, device=model.device)[None], use_cache=False)
+
+
 def end_tokens(model: Any) -> set[int]:
     """Ids that end an answer, by the model's generation settings, or else by its configuration."""
     found = getattr(model.generation_config, "eos_token_id", None)

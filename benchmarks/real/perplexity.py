@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from tptt.evaluation.perplexity import evaluating
 from tptt.hf.read_with_cache import read_with_cache
 
-from .answers import answered
-from .arms import Reader
 from .greedy import CHUNK
-from .job import Job
-from .prepare import say
 
 TABLE, TASK = "perplexity", "essays"
 BOUNDS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -53,12 +47,17 @@ def text_losses(model: Any, ids: list[int], chunk: int | None) -> Iterator[torch
         ids: T of them.
         chunk: Tokens of one call, with the model's cache; None: one call without a cache, whose logits are computed
             piece by piece. Both are exact.
+
+    Raises:
+        ValueError: The model caps its logits, which one call does not compute.
     """
+    if getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None):
+        raise ValueError(f"{type(model).__name__} caps its logits: its perplexity by position is not set up")
     tokens = torch.tensor([ids], device=model.device)
     if chunk is None:
         states = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
         head = model.get_output_embeddings()
-        parts = ((head(part), part.shape[1]) for part in states.split(CHUNK, dim=1))
+        parts: Iterator[tuple[torch.Tensor, int]] = ((head(part), part.shape[1]) for part in states.split(CHUNK, dim=1))
     else:
         parts = _with_cache(model, tokens, chunk)
     done = 0
@@ -91,41 +90,3 @@ def span_losses(losses: Iterator[torch.Tensor], bounds: tuple[int, ...]) -> Iter
             found, place = found[count:], ends.pop(0)
     if len(ends) == len(bounds) and len(found):
         yield bounds[0], found.mean().item(), len(found)
-
-
-def measure_perplexity(job: Job, reader: Reader, tokenizer: Any, texts: int | None = None) -> None:
-    """Write the spans of each text that are not there yet, until the time is over.
-
-    Beyond the base's context `base-yarn` reads the whole text with the factor of its length.
-
-    Raises:
-        FileNotFoundError: The essays are not prepared.
-        ValueError: The base caps its logits, which this does not compute.
-    """
-    file = job.prepared / "text" / f"essays-{job.split}.txt"
-    done = answered(job.file)
-    for number, ids in enumerate(essay_texts(file, tokenizer, BOUNDS[-1], min(texts or TEXTS, TEXTS))):
-        if job.late or all((TABLE, TASK, end, number, job.split) in done for end in BOUNDS if end <= len(ids)):
-            continue
-        model, start = reader.model_for(len(ids)), time.perf_counter()
-        if getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None):
-            raise ValueError(f"{type(model).__name__} caps its logits: its perplexity by position is not set up")
-        with evaluating(model):
-            for end, nats, count in span_losses(text_losses(model, ids, reader.chunk), BOUNDS):
-                if (TABLE, TASK, end, number, job.split) in done:
-                    continue
-                seconds, start = time.perf_counter() - start, time.perf_counter()
-                job.write(
-                    {
-                        "table": TABLE,
-                        "task": TASK,
-                        "length": end,
-                        "seed": number,
-                        "split": job.split,
-                        "nats": nats,
-                        "tokens": count,
-                        "prefill_seconds": seconds,
-                        "decode_seconds": 0.0,
-                    }
-                )
-                say(f"{job.arm.name} essays {number}, to position {end:,}: {nats:.3f} nats ({seconds:.0f} s)")

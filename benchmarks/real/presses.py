@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,15 +86,17 @@ def press_answers(
     job = {"base": str(base), "press": PRESSES[press][0], "share": share, "threads": torch.get_num_threads()}
     # the outer environment's backends belong to another transformers
     surroundings = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "PYTHONPATH": ""}
-    with subprocess.Popen(
-        [str(python), "-P", str(WORKER), json.dumps(job)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        env=surroundings,
-    ) as worker:
-        assert worker.stdin is not None and worker.stdout is not None and worker.stderr is not None
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as messages,  # a pipe that nobody reads would fill and stop it
+        subprocess.Popen(
+            [str(python), "-P", str(WORKER), json.dumps(job)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=messages,
+            encoding="utf-8",
+            env=surroundings,
+        ) as worker,
+    ):
         try:
             for row, prompt in rows:
                 asked = {
@@ -105,8 +108,9 @@ def press_answers(
                 }
                 line = _ask(worker, json.dumps(asked))
                 if not line:
-                    worker.kill()
-                    said = worker.stderr.read().strip().splitlines()[-12:]
+                    worker.wait()
+                    messages.seek(0)
+                    said = messages.read().strip().splitlines()[-12:]
                     raise RuntimeError("the worker with kvpress ended early:\n" + "\n".join(said))
                 yield row, json.loads(line)
         finally:

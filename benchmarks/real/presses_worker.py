@@ -18,6 +18,7 @@ from pathlib import Path
 import kvpress
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.utils.logging import disable_progress_bar
 
 HERE = Path(__file__).parent
 
@@ -25,6 +26,7 @@ HERE = Path(__file__).parent
 def file_module(path: Path):
     """A Python file as a module, without the package around it."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # dataclasses look for it there
     spec.loader.exec_module(module)
@@ -91,12 +93,14 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever libraries print goes where messages go
+    disable_progress_bar()
     torch.set_num_threads(job["threads"])
     model = AutoModelForCausalLM.from_pretrained(job["base"], dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(job["base"])
     press = getattr(kvpress, job["press"])(compression_ratio=1 - job["share"])
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "kvpress")}
     with torch.inference_mode():
+        model(input_ids=torch.arange(8)[None])  # brings the weights into memory, which is no part of a row's peak
         for line in sys.stdin:
             found = answer(model, tokenizer, press, json.loads(line)) | {"versions": versions}
             answers.write(json.dumps(found) + "\n")
