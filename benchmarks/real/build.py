@@ -45,7 +45,7 @@ def filled_rows(cell: Cell, task: Task, material: Material, tokenizer: Any) -> I
     """The rows of a cell, each as long as its length allows; more rows begin with the fewer.
 
     Raises:
-        ValueError: No row of the task fits the length, or there are not so many questions.
+        ValueError: No row fits the length, the data does not fill it, or there are not so many questions.
     """
     questions = (
         cell.draws("questions").shuffled(task.maker.questions(material)) if isinstance(task.maker, Documents) else None
@@ -62,14 +62,15 @@ def filled_rows(cell: Cell, task: Task, material: Material, tokenizer: Any) -> I
             draft = task.maker.draft(material, cell.draws(seed), size, cell.length, **asked)
             return row_of(cell, seed, draft, task.judge, material.templates[task.family].tokens_to_generate, tokenizer)
 
+        smallest, largest = task.maker.smallest, task.maker.largest(material)
         try:
-            row, guess = fill(
-                make, tokenizer, task.maker.smallest, task.maker.largest(material), guess or cell.length // 8
-            )
+            row, guess = fill(make, tokenizer, smallest, largest, guess or cell.length // 8)
         except TooLong:
             if questions is None:
                 raise
             continue
+        if guess == largest > smallest:
+            raise ValueError(f"the data of {cell.task} does not fill {cell.length:,} tokens")
         made += 1
         yield row
 

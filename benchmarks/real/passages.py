@@ -1,8 +1,8 @@
 """Rows of real passages: SQuAD and HotpotQA, with and without distance, and texts that go on from a cut.
 
-``squad/cut``: a SQuAD 2.0 passage ends right before an answer that stands in it at least `FAR` tokens earlier as well
-and nowhere nearer; the model goes on, and the answer has to come at once. So it is found in the passage and not known
-from elsewhere, behind a window of `FAR`.
+``squad/cut``: a SQuAD 2.0 passage, with the one before it in its article, ends right before an answer that stands in
+the text at least `FAR` tokens earlier as well and nowhere nearer; the model goes on, and the answer has to come at
+once. So it is found in the text, behind a window of `FAR`.
 ``hotpot/distractors``: a HotpotQA question, its two supporting paragraphs and paragraphs of other questions, in a drawn
 order, up to the nominal length. Questions whose answer is "yes" or "no", or stands in no supporting paragraph, are
 out.
@@ -77,10 +77,13 @@ def cut(text: str, start: int, answer: str) -> Cut | None:
 
 
 def squad_cuts(material: Material) -> list[list[Cut]]:
-    """The cuts of each SQuAD passage that has any."""
-    found = []
+    """The cuts of each SQuAD passage that has any; its text begins with the passage before it in its article."""
+    found, before = [], {}
     for passage in material.passages:
-        cuts = [cut(passage.text, start, answer) for answer, start in passage.answers if len(answer) > 2]
+        head = before.get(passage.article, "")
+        before[passage.article] = f"{passage.text}\n"
+        told = [(answer, start) for answer, start in passage.answers if len(answer) > 2]
+        cuts = [cut(head + passage.text, len(head) + start, answer) for answer, start in told]
         found.append([one for one in cuts if one is not None])
     return [cuts for cuts in found if cuts]
 

