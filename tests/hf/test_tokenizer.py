@@ -1,8 +1,8 @@
 """AutoTokenizer reads the tokenizer in the folder of a converted model.
 
-It asks AutoConfig first. In a process that has imported tptt, AutoConfig knows the type and nothing is asked. Elsewhere
-transformers takes the configuration for custom code and asks whether to run it, unless it is told: with or without an
-answer the tokenizer is the same.
+It asks AutoConfig first, which knows the type as soon as torch is imported: torch calls `tptt.autoload`. Where that is
+switched off and nothing imports tptt, transformers takes the configuration for custom code and asks whether to run it,
+unless it is told: with or without an answer the tokenizer is the same.
 """
 
 import json
@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, BertTokenizer, ByT5Tokenizer, GPT2Tokenizer, LlamaTokenizer
 
 from tptt import TpttModel
+from tptt.autoload import register
 
 TEXT = "w5 w6 hello w7"
 QUESTION = "Do you wish to run the custom code"
@@ -140,9 +141,29 @@ def test_however_tptt_is_imported(folder, imports):
     assert found == want and QUESTION not in said
 
 
+IMPORT = "from transformers import AutoTokenizer"
+
+
 def test_in_a_process_that_has_not_imported_it(folder):
     place, want = folder(gpt2)
-    load = "from transformers import AutoTokenizer; assert 'tptt' not in sys.modules"
-    assert in_a_process(place, load)[0] == want
+    found, said = in_a_process(place, IMPORT, terminal=True)
+    assert found == want and QUESTION not in said
+
+
+def test_where_torch_calls_nobody(folder, monkeypatch):
+    monkeypatch.setenv("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+    place, want = folder(gpt2)
+    load = f"{IMPORT}; assert 'tptt' not in sys.modules"
+    found, said = in_a_process(place, load)
+    assert found == want and QUESTION in said
     found, said = in_a_process(place, load, ", trust_remote_code=True", terminal=True)
     assert found == want and QUESTION not in said
+
+
+def test_torch_is_imported_whatever_happens(monkeypatch):
+    def broken():
+        raise RuntimeError("no such name")
+
+    monkeypatch.setattr("tptt.hf.auto.register_config", broken)
+    with pytest.warns(UserWarning, match="does not know the model type 'tptt'.*no such name"):
+        register()

@@ -160,8 +160,7 @@ def cache_in(arguments: Mapping[str, Any], who: str) -> Any:
     if strange := [k for k, v in arguments.items() if isinstance(v, Cache) and k not in CACHE_ARGUMENTS]:
         raise ValueError(
             f"{who} got a cache as {', '.join(strange)}; known names are {', '.join(CACHE_ARGUMENTS)}: under another "
-            f"name "
-            "a memory would lose its state at every step"
+            "name a memory would lose its state at every step"
         )
     if len(found) > 1:
         raise ValueError(f"{who} got a cache under two names: {', '.join(found)}")
@@ -235,8 +234,7 @@ def check_cache_layers() -> None:
         if missing:
             raise UnsupportedTransformersError(
                 f"transformers' {kind.__name__} has no {', '.join(missing)}: this version is not known, and a memory "
-                f"beside "
-                "it could be lost without an error. Install a version in the range that tptt names"
+                "beside it could be lost without an error. Install a version in the range that tptt names"
             )
 
 
@@ -304,10 +302,9 @@ class ConvertedModelBase(PreTrainedModel, GenerationMixin):
             ValueError: always.
         """
         raise ValueError(
-            "a converted model keeps its adapters in peft's own model: TpttConfig(lora_config=...) gives it the first, "
-            "and "
-            "model.backbone has add_adapter(name, config), load_adapter, set_adapter, delete_adapter and the like for "
-            "more"
+            "a converted model keeps its adapters in peft's own model: TpttConfig(lora_config=...) gives it the "
+            "first, and model.backbone has add_adapter(name, config), load_adapter, set_adapter, delete_adapter and "
+            "the like for more"
         )
 
     add_adapter = load_adapter = set_adapter = delete_adapter = _refuse_mixin

@@ -108,8 +108,7 @@ def _said_by_mask(
     if found.looks_ahead and config.window is not None and not config.bidirectional:
         raise ValueError(
             "the attention mask shows later tokens to earlier ones, which the window (max_self_attn_length) would "
-            "hide: "
-            "use a causal mask, or a model without a window"
+            "hide: use a causal mask, or a model without a window"
         )
     return found.real, found.sequences
 
@@ -118,9 +117,8 @@ def _said_by_padding_mask(mask: torch.Tensor, batch: int, tokens: int, past: Any
     width = mask.shape[1]
     if mask.shape[0] not in (1, batch) or (not isinstance(past, torch.Tensor) and width != past + tokens):
         raise ValueError(
-            f"attention_mask is {list(mask.shape)}: it must cover the {past} tokens in the cache and the {tokens} new "
-            f"ones "
-            f"of each of {batch} rows"
+            f"attention_mask is {list(mask.shape)}: it must cover the {past} tokens in the cache and the {tokens} "
+            f"new ones of each of {batch} rows"
         )
     if isinstance(past, torch.Tensor):  # of a static cache, whose length lies on the device
         at = (past + torch.arange(tokens, device=mask.device)).clamp_max(width - 1)

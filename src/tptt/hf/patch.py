@@ -183,8 +183,7 @@ def _check(x: Found, body: nn.Module, config: MemoryConfig, alone: bool) -> None
     if alone and not can_leave_softmax_out(x.module, body):
         raise UnsupportedAttentionError(
             f"{who} does not take its softmax from transformers' attention interface, so that it cannot be left out: "
-            f"mu "
-            "cannot be fixed at 1 (memory_only_layers)"
+            "mu cannot be fixed at 1 (memory_only_layers)"
         )
 
 
@@ -196,9 +195,8 @@ def _check_cache_argument(x: Found, body: nn.Module) -> None:
     who, known = f"{x.name} ({type(x.module).__name__})", ", ".join(CACHE_ARGUMENTS)
     if strange := unknown_arguments(x.module):
         raise UnsupportedAttentionError(
-            f"{who} takes its cache under no known name ({known}); it takes {', '.join(strange)}. If one of these is a "
-            f"cache, "
-            "a memory would lose its state at every step"
+            f"{who} takes its cache under no known name ({known}); it takes {', '.join(strange)}. If one of these is "
+            "a cache, a memory would lose its state at every step"
         )
     if cache_argument(body) is not None:
         raise UnsupportedAttentionError(
@@ -215,8 +213,7 @@ def _check_own_cache(model: nn.Module, layers: list[int]) -> None:
     if strange := unknown_cache_layers(config.get_text_config(decoder=True), layers):
         raise UnsupportedAttentionError(
             f"generate makes cache layers of type {', '.join(strange)} for {type(base_of(model)).__name__}, which "
-            f"cannot carry a "
-            "memory in this version of tptt"
+            "cannot carry a memory in this version of tptt"
         )
 
 

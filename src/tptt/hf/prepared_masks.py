@@ -61,9 +61,8 @@ def visible_keys(mask: torch.Tensor | BlockMask, tokens: int, keys: int) -> torc
         return mask.bool()
     if bool(((mask != 0) & (mask > _HIDDEN)).any()):
         raise ValueError(
-            "the attention mask holds biases, which a memory cannot follow: an additive mask is 0 where a key is seen "
-            "and "
-            f"{_HIDDEN:.0f} or less where it is hidden"
+            "the attention mask holds biases, which a memory cannot follow: an additive mask is 0 where a key is "
+            f"seen and {_HIDDEN:.0f} or less where it is hidden"
         )
     return mask == 0
 
@@ -121,7 +120,6 @@ def _check_past(past: torch.Tensor, real: torch.Tensor, window: int | None) -> N
 
 def _refusal(does: str, can: str) -> str:
     return (
-        f"this attention mask {does}, which a memory would show all the same; it can follow {can}. Pass a 2-D mask [B, "
-        f"T], "
-        "and position_ids or cu_seqlens for packed rows"
+        f"this attention mask {does}, which a memory would show all the same; it can follow {can}. Pass a 2-D mask "
+        "[B, T], and position_ids or cu_seqlens for packed rows"
     )

@@ -183,10 +183,9 @@ class WindowLayer(DynamicLayer):
         prepared, self._prepared = self._prepared, None
         if prepared is None:
             raise RuntimeError(
-                f"this cache layer keeps the last {self.sliding_window} tokens, and the attention that updates it has "
-                f"no "
-                "such window: the cache was made by another model, or the memory is switched off. Start from an empty "
-                "cache"
+                f"this cache layer keeps the last {self.sliding_window} tokens, and the attention that updates it "
+                "has no such window: the cache was made by another model, or the memory is switched off. Start from "
+                "an empty cache"
             )
         if prepared.tokens != tokens:
             raise RuntimeError(f"the cache layer was prepared for {prepared.tokens} tokens and gets {tokens}")

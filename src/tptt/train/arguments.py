@@ -37,7 +37,7 @@ def training_arguments(
         "max_grad_norm": MAX_GRAD_NORM,
         "seed": settings.seed,
         "bf16": on_gpu and torch.cuda.is_bf16_supported() if settings.bf16 is None else settings.bf16,
-        "gradient_checkpointing": settings.gradient_checkpointing,
+        "activation_checkpointing": settings.gradient_checkpointing,  # gradient_checkpointing until transformers 5.22
         "logging_steps": max(1, steps // 100),
         "save_strategy": "no",
         "report_to": "none",
@@ -46,4 +46,7 @@ def training_arguments(
         "use_cpu": not on_gpu,
         "disable_tqdm": True,
     }
-    return TrainingArguments(**found | dict(overrides or {}))
+    given = dict(overrides or {})
+    if "gradient_checkpointing" in given:  # its old name, which counts only where the new one is not given
+        given.setdefault("activation_checkpointing", given.pop("gradient_checkpointing"))
+    return TrainingArguments(**found | given)
