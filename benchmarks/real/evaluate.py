@@ -86,6 +86,7 @@ def evaluate(args: argparse.Namespace) -> None:
     rows = open_rows(wanted_rows(job, tables, args.lengths, args.tasks, args.rows), answered(job.file))
     say(f"{arm.name}: {len(rows)} rows to answer, {len(answered(job.file))} answers in {job.file.name}")
     if arm.kind == "press":
+        rows = [row for row in rows if row.context]  # without a context there is nothing to press
         if rows:
             python = args.presses_python or environment(args.folder / "presses-environment")
             answer_rows(job, rows, _pressed(job, python, rows, tokenizer))
@@ -178,7 +179,7 @@ def _read(reader: Reader, rows: list[Row], tokenizer: Any) -> Iterator[tuple[Row
 
 
 def _pressed(job: Job, python: Path, rows: list[Row], tokenizer: Any) -> Iterator[tuple[Row, dict[str, Any]]]:
-    prompts = [(row, Prompt.of(row, tokenizer)) for row in rows if row.context]
+    prompts = [(row, Prompt.of(row, tokenizer)) for row in rows]
     return press_answers(python, job.base_folder, job.arm.press, job.arm.share, prompts)
 
 

@@ -1,4 +1,5 @@
-"""The plots of the bench. Colours are those of Okabe and Ito, and every arm has a marker of its own as well."""
+"""The plots of the bench. Colours are those of Okabe and Ito without the yellow, which white swallows; every arm has a
+marker of its own as well."""
 
 from __future__ import annotations
 
@@ -14,12 +15,12 @@ from .perplexity import BOUNDS, TABLE, TASK
 from .plan import EQUAL_BYTES_LENGTHS, RULER_ROWS
 from .tables import AtBytes, Figure, Lines, cell, nats_of, ruler_figure
 
-_COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
+_COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 _MARKERS = "osD^vPX*<>ph"
 
 
 def style(number: int) -> dict[str, Any]:
-    """Colour and marker of the arm of that number; no two of the first 24 share both."""
+    """Colour and marker of the arm of that number; no two of the first 84 share both."""
     return {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
 
 
@@ -80,19 +81,32 @@ def plot_equal_bytes(arms: Mapping[str, Lines], file: Path) -> Path | None:
     figure, panels = new_figure(len(lengths))
     styles = by_name(arms)
     for axes, length in zip(panels, lengths, strict=True):
-        for name, place in places[length].items():
-            if place.score and place.held:
-                axes.errorbar(
-                    [place.held.mean], [place.score.mean], [place.score.error or 0.0], label=name, ls="", **styles[name]
-                )
+        for kind, points in _by_kind(places[length]).items():
+            held, scores, errors = zip(*points, strict=True)
+            axes.errorbar(held, scores, errors, label=kind, lw=1, **styles[_first(styles, kind)])
         axes.set(
             xlabel="MB of cache when the question is asked", ylabel="mean score of four tasks", xscale="log",
             title=f"{length:,} tokens", ylim=(-0.03, 1.03),
         )  # fmt: skip
         axes.xaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=6)
+    known = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(known.values(), known.keys(), loc="outside right upper", fontsize=8)
     return save(figure, file)
+
+
+def _by_kind(places: Mapping[str, AtBytes]) -> dict[str, list[tuple[float, float, float]]]:
+    """(MB, score, error) of each arm that has them, small caches first; the shares of a press are one series."""
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for name, place in places.items():
+        if place.score and place.held:
+            point = (place.held.mean, place.score.mean, place.score.error or 0.0)
+            found.setdefault(name.partition("@")[0], []).append(point)
+    return {kind: sorted(points) for kind, points in found.items()}
+
+
+def _first(names: Mapping[str, Any], kind: str) -> str:
+    return next(name for name in names if name.partition("@")[0] == kind)
 
 
 def plot_bytes(base: CacheFormula, converted: CacheFormula, arms: Mapping[str, Lines], file: Path) -> Path:

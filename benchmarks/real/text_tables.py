@@ -14,7 +14,8 @@ from .job import Job
 from .prepare import say
 
 _AS_BASE = ("base", "base-yarn", "quantized")
-"""Arms that are the base where a short text is read without a cache."""
+"""Arms that are the base where a short text is read without a cache. `quantized` is it at every length, so its
+perplexity is not measured."""
 
 
 def measure_perplexity(job: Job, reader: Reader, tokenizer: Any, texts: int | None = None) -> None:
@@ -26,6 +27,8 @@ def measure_perplexity(job: Job, reader: Reader, tokenizer: Any, texts: int | No
         FileNotFoundError: The essays are not prepared.
         ValueError: The base caps its logits, which `perplexity.text_losses` does not compute.
     """
+    if job.arm.kind == "quantized":
+        return
     file = job.prepared / "text" / f"essays-{job.split}.txt"
     done, bounds = answered(job.file), perplexity.BOUNDS
     most = min(texts or perplexity.TEXTS, perplexity.TEXTS)
