@@ -40,7 +40,9 @@ cache_size = file_module(HERE.parents[1] / "src" / "tptt" / "hf" / "cache_size.p
 
 def held(model, cache) -> int:
     """Bytes that the pressed cache holds. A press that only hides pairs (KVzip) is counted as if it had dropped
-    them."""
+    them; what it read after the context, and cut off as a view, goes first."""
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
     total = cache_size.measured_size(cache).bytes
     for layer in model.model.layers:
         hidden = getattr(layer.self_attn, "masked_key_indices", None)

@@ -15,6 +15,7 @@ from .models import row, write_base
 
 KVPRESS = '''
 from contextlib import contextmanager
+import torch
 
 class SnapKVPress:
     """Keeps the last tokens, or hides the first ones of the first head."""
@@ -38,6 +39,7 @@ class KVzipPress(SnapKVPress):
     def hook(self, module, args, kwargs, output):
         layer = kwargs["past_key_values"].layers[module.layer_idx]
         first = layer.keys.shape[2] - int(self.kept * layer.keys.shape[2])
+        layer.keys, layer.values = (torch.cat([x, x], 2)[:, :, : x.shape[2]] for x in (layer.keys, layer.values))
         module.masked_key_indices = ([0] * first, [0] * first, list(range(first)))
 
 class TOVAPress:
