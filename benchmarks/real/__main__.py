@@ -16,6 +16,8 @@ from collections.abc import Sequence
 COMMANDS = {
     "prepare": "fetch wheels, write training text and rows",
     "convert": "give a base a memory and train it, resumable",
+    "evaluate": "answer the prepared rows with one arm",
+    "report": "write tables and plots into docs/",
 }
 """Modules of this package with ``add_arguments(parser)`` and ``run(args)``, and what each does."""
 
