@@ -2,6 +2,8 @@
 
 python -m benchmarks.real prepare     # wheels, base, training text, development and test rows, into runs/real
 python -m benchmarks.real convert     # a converted model, into the same folder
+python -m benchmarks.real evaluate    # answers of one arm to the rows, into benchmarks/real/results
+python -m benchmarks.real report      # tables and plots into docs/
 
 Each command has its own arguments: ``python -m benchmarks.real COMMAND --help``.
 """
