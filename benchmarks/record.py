@@ -70,6 +70,17 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "benchmarks/ops/tables.py",
     ),
     "families": (*_MEASURED, "benchmarks/families.py", "benchmarks/tiny.py"),
+    "real_rows": (
+        "benchmarks/real/build.py",
+        "benchmarks/real/draws.py",
+        "benchmarks/real/fill.py",
+        "benchmarks/real/material.py",
+        "benchmarks/real/passages.py",
+        "benchmarks/real/rows.py",
+        "benchmarks/real/ruler",
+        "benchmarks/real/sources.py",
+        "benchmarks/real/texts.py",
+    ),
 }
 """For each benchmark, the files and folders that its results depend on."""
 _SUFFIXES = {".py", ".cpp", ".h"}

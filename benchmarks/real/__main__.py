@@ -1,0 +1,36 @@
+"""A real pretrained model, measured as the field measures.
+
+python -m benchmarks.real prepare     # wheels, base, training text, development and test rows, into runs/real
+
+Each command has its own arguments: ``python -m benchmarks.real COMMAND --help``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "prepare": "fetch wheels, write training text and rows",
+}
+"""Modules of this package with ``add_arguments(parser)`` and ``run(args)``, and what each does."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.real", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        if given[:1] == [name]:  # only the command that is given is imported
+            importlib.import_module(f"benchmarks.real.{name}").add_arguments(command)
+    args = parser.parse_args(given)
+    importlib.import_module(f"benchmarks.real.{args.command}").run(args)
+
+
+if __name__ == "__main__":
+    main()
