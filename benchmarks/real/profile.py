@@ -46,7 +46,8 @@ KINDS = {
 }
 """Beginnings of the names of torch's operators; all others are elementwise."""
 ELEMENTWISE, UNSEEN = "elementwise and copies", "outside of torch's operators"
-TRAINED, PROMPT, CONTEXT = (512, 2048), 4096, 32768
+TRAINED, PROMPT, CONTEXT, STEPS = (512, 2048), 4096, 32768, 4
+PARTS = ("training", "prefill", "decode")
 
 
 class Contender(NamedTuple):
@@ -130,13 +131,13 @@ def prompt(model, tokens: int) -> Contender:
     return Contender(run)
 
 
-def decoding(model, held: int, is_base: bool, steps: int = 4) -> Contender:
-    """``steps`` tokens behind ``held`` ones; the base's are random keys and values in a static cache. A converted model
+def decoding(model, held: int, is_base: bool) -> Contender:
+    """`STEPS` tokens behind ``held`` ones; the base's are random keys and values in a static cache. A converted model
     reads twice its window, which its speed goes by, and no more."""
     token = torch.tensor([[5]])
     with torch.no_grad():
         if is_base:
-            cache = filled(model, STATIC, held, steps + 1)
+            cache = filled(model, STATIC, held, STEPS)
             assert isinstance(cache, StaticCache)
         else:
             ids = torch.randint(3, model.config.vocab_size, (1, 2 * WINDOW))
@@ -145,7 +146,7 @@ def decoding(model, held: int, is_base: bool, steps: int = 4) -> Contender:
 
     @torch.no_grad()
     def run() -> None:
-        for _ in range(steps):
+        for _ in range(STEPS):
             one()
 
     return Contender(run)
@@ -175,12 +176,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.add_argument("--base", help="folder of the base; without one its shape with random weights")
     parser.add_argument("--width", type=int, default=2048, help="feature width of each memory")
+    parser.add_argument("--rows", nargs="+", type=int, default=list(TRAINED), help="tokens of a row of a training step")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-
-
-PARTS = ("training", "prefill", "decode")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -189,12 +188,15 @@ def run(args: argparse.Namespace) -> None:
     base, trained, converted = build(args.base, args.width)
     cases: dict[str, Callable[[], tuple[Contender, Contender]]] = {}
     if "training" in args.parts:
-        for tokens in TRAINED:
+        for tokens in args.rows:
             cases[f"training step, T = {tokens}"] = lambda n=tokens: (training(trained, n), training(converted, n))
     if "prefill" in args.parts:
         cases[f"prefill, T = {PROMPT}"] = lambda: (prompt(base, PROMPT), prompt(converted, PROMPT))
     if "decode" in args.parts:
-        cases[f"decode, T = {CONTEXT}"] = lambda: (decoding(base, CONTEXT, True), decoding(converted, CONTEXT, False))
+        cases[f"decode of {STEPS} tokens, T = {CONTEXT}"] = lambda: (
+            decoding(base, CONTEXT, True),
+            decoding(converted, CONTEXT, False),
+        )
     ratios, kinds = [], []
     for name, make in cases.items():
         pair = make()
@@ -204,7 +206,6 @@ def run(args: argparse.Namespace) -> None:
         ratios.append([name, *(f"{x:.3f}" for x in (*medians, *of_turns))])
         parts = [seconds_by_kind(contender) for contender in pair]
         kinds += [[name, kind, *(f"{x[kind]:.3f}" for x in parts)] for kind in parts[0] if any(x[kind] for x in parts)]
-        print(ratios[-1], flush=True)
     heads = ["", "base, s", "converted, s", "ratio, processor", "ratio, clock"]
     print(markdown_table(heads, ratios))
     print(markdown_table(["", "kind", "base, s", "converted, s"], kinds))

@@ -48,6 +48,6 @@ def test_the_command_prints_both_tables(monkeypatch, tmp_path, capsys):
     profile.run(parser.parse_args(["--base", str(tmp_path), "--turns", "1", "--width", "64"]))
     assert torch.get_num_threads() == threads
     printed = capsys.readouterr().out
-    for name in ("training step, T = 160", "prefill, T = 160", "decode, T = 160"):
+    for name in ("training step, T = 160", "prefill, T = 160", "decode of 4 tokens, T = 160"):
         assert f"| {name} |" in printed
     assert "kernels of the memory" in printed and "ratio, processor" in printed
