@@ -4,6 +4,7 @@ python -m benchmarks.real prepare     # wheels, base, training text, development
 python -m benchmarks.real convert     # a converted model, into the same folder
 python -m benchmarks.real evaluate    # answers of one arm to the rows, into benchmarks/real/results
 python -m benchmarks.real report      # tables and plots into docs/
+python -m benchmarks.real profile     # seconds of a training step, a prompt and a decoding step, by kind of work
 
 Each command has its own arguments: ``python -m benchmarks.real COMMAND --help``.
 """
@@ -20,6 +21,7 @@ COMMANDS = {
     "convert": "give a base a memory and train it, resumable",
     "evaluate": "answer the prepared rows with one arm",
     "report": "write tables and plots into docs/",
+    "profile": "time a training step, a prompt and a decoding step, converted over base, by kind of work",
 }
 """Modules of this package with ``add_arguments(parser)`` and ``run(args)``, and what each does."""
 

@@ -4,7 +4,7 @@ import pytest
 
 from tptt.assets import shipped_curves
 from tptt.cli.dry_run import changed_recipe, expectations
-from tptt.estimate.expectations import MEASURES, Curves, NoCurvesError, expect
+from tptt.estimate.expectations import FAILED, MEASURES, Curves, NoCurvesError, expect
 from tptt.run.options import RunOptions
 from tptt.train import TrainingSettings
 
@@ -89,6 +89,29 @@ def test_a_run_is_held_against_the_measured_base_that_comes_nearest():
     assert Curves.nearest(shipped_curves(), large.parameters // 2) == large
 
 
+@pytest.fixture
+def real(written, tmp_path):
+    path = tmp_path / "curves-real.json"
+    base = {"name": "a real base", "parameters": 135_000_000, "real": True}
+    path.write_text(json.dumps(written | {"base": base}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("parameters", "name"),
+    [(1_000_000, "made up"), (2_000_000, "made up"), (2_100_000, "a real base"), (10**10, "a real base")],
+)
+def test_a_real_base_goes_before_a_small_one_of_another_size(file, real, parameters, name):
+    assert Curves.nearest([file, real], parameters).base == name
+
+
+def test_what_small_bases_say_of_others_has_failed(file, real):
+    larger = type("Larger", (Estimate,), {"parameters": type("P", (), {"base": 135_000_000})})
+    assert expectations(OPTIONS, larger, [file])[-1] == FAILED
+    assert FAILED not in expectations(OPTIONS, Estimate, [file])
+    assert not any(FAILED in line for line in expectations(OPTIONS, larger, [file, real]))
+
+
 def test_one_run_has_no_spread(written, curves, tmp_path):
     written["points"][0]["recall_trained"][1] = None
     path = tmp_path / "one.json"
@@ -115,6 +138,7 @@ def test_a_file_of_another_form_is_refused(written, tmp_path):
         (written | {"points": []}, "holds no measured point"),
         ({"points": []}, "has no 'base'"),
         ([], "no file of"),
+        (written | {"base": written["base"] | {"real": "yes"}}, "base.real must be true or false, got 'yes'"),
         (written | {"points": [written["points"][0] | {"recall_2x": [1, 2, 3]}]}, "no file of"),
     ):
         path.write_text(json.dumps(bad))

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tptt.ops import available_backends, delta_rule, delta_rule_step
+from tptt.ops.call import Inputs
 from tptt.ops.native import Parameters, fourier, fourier_backward, library, memory_step, operators, sizes
 
 from .cases import KINDS, assert_close, make_case, reference, results
@@ -70,6 +71,19 @@ def test_the_state_of_bfloat16_inputs_is_float(kind):
 def test_what_the_forward_keeps_changes_nothing(kind, dtype, monkeypatch):
     """A long call computes its chunks again, a short one keeps what it has."""
     case = make_case(130, groups=3, batch=2, key_width=40, value_width=20, **SCALAR[kind]).to(dtype)
+    kept = results(case, lambda c: c.run("native"))
+    monkeypatch.setattr(sizes, "KEPT_BYTES", 0)
+    for name, x in results(case, lambda c: c.run("native")).items():
+        assert torch.equal(x, kept[name]), name
+
+
+@pytest.mark.parametrize("key_width", (504, 512, 520, 2048))
+def test_what_the_forward_keeps_of_wide_keys_is_right(key_width, monkeypatch):
+    """Their rows are padded in another way, which the room for what is kept goes by."""
+    case = make_case(70, groups=3, heads=1, key_width=key_width, value_width=24, decay=0).to(torch.float32)
+    shape = sizes.saved_shape(Inputs(case.q, case.k, case.v, case.beta, case.g))
+    assert len(shape) == 4  # what every chunk needs; states of chunk groups would have five axes
+    check(case)
     kept = results(case, lambda c: c.run("native"))
     monkeypatch.setattr(sizes, "KEPT_BYTES", 0)
     for name, x in results(case, lambda c: c.run("native")).items():

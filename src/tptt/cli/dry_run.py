@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tptt.assets import shipped_curves
-from tptt.estimate.expectations import Curves, NoCurvesError, expect
+from tptt.estimate.expectations import FAILED, Curves, NoCurvesError, expect
 from tptt.estimate.fit import ways_to_fit
 from tptt.estimate.hardware import HARDWARE, dtype_name
 from tptt.estimate.resources import CACHED, ResourceEstimate, estimate_resources
@@ -243,10 +243,11 @@ def expectations(
     values = ", ".join(f"{_MEASURES[k]} {_with_spread(*x)}" for k, x in found.values.items())
     if not found.extrapolates:
         return [f"what to expect, as measured with {curves.base} at {estimate.tokens:,} tokens: {values}"]
-    return [
+    lines = [
         f"measured with {curves.base}: {values}",
         f"this run is another, so that this is an extrapolation: {'; '.join(found.reasons)}",
     ]
+    return [*lines, FAILED] if found.failed_before else lines
 
 
 def _with_spread(mean: float, spread: float | None) -> str:

@@ -86,10 +86,14 @@ def banded_attention(
     keys, values = (_with_sinks(_with_previous(x, width), x, band) for x in (key, value))
     queries = query.unflatten(2, (blocks, width)).transpose(1, 2).flatten(0, 1)  # [B * N, H, C, D]
     keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (keys, values))  # [B * N, Hk, 2 C + s, D]
-    if heads != keys.shape[1]:
+    grouped = heads != keys.shape[1]
+    if grouped and not query.is_cpu:  # elsewhere groups would cost the kernel that takes a mask
         keys, values = (x.repeat_interleave(heads // keys.shape[1], 1) for x in (keys, values))
+        grouped = False
     mask = mask.expand(batch, -1, -1, -1).flatten(0, 1)[:, None]  # [B * N, 1, C, 2 C + s]
-    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    out = F.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=grouped
+    )
     return out.unflatten(0, (batch, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :tokens]
 
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 
 from ..call import Inputs
-from ..chunk import KEPT_BYTES
 from .library import library
 
 POSITIONS = 32
@@ -17,8 +16,11 @@ POSITIONS_ALONE = 16
 there than walking over the state more often costs. Where there are tiles, chunks must fill them instead."""
 CHUNK_GROUP = 8
 """Chunks between two saved states, at least."""
-WIDE_KEYS = 512
-"""From this width on rows of keys are padded in another way, and states are too large to be kept for every chunk."""
+KEPT_BYTES = 32 << 20
+"""Of one call that a forward keeps for its backward at most: 512 tokens, 3 heads and 2048 features take 26 MB. Computed
+again instead, they would make that backward a quarter longer; longer calls save a state per chunk group."""
+_WIDE_KEYS = 512
+"""From this width on rows of keys are padded in another way."""
 
 
 class ChunkSizes(NamedTuple):
@@ -50,18 +52,27 @@ def saved_shape(inputs: Inputs) -> tuple[int, ...]:
     (batch, tokens), (heads, key_width), value_width = k.shape[:2], k.shape[-2:], v.shape[-1]
     chunk, group = chunk_sizes(k, v, True)
     chunks = -(-tokens // chunk)
-    if key_width < WIDE_KEYS:
-        queries, padding = chunk * (q.shape[2] // heads), _padding(q.dtype)
-        floats = _floats_of_a_chunk(key_width, value_width, chunk * writes_of(k), queries, padding)
-        if 4 * batch * heads * chunks * floats <= KEPT_BYTES:
-            return batch, heads, chunks, floats
+    queries, padding = chunk * (q.shape[2] // heads), _padding(q.dtype)
+    floats = _floats_of_a_chunk(key_width, value_width, chunk * writes_of(k), queries, padding)
+    if 4 * batch * heads * chunks * floats <= KEPT_BYTES:
+        return batch, heads, chunks, floats
     return batch, heads, -(-chunks // group), key_width, value_width
 
 
 def _floats_of_a_chunk(keys, values, positions, queries, padding):
     """Kept::floats in kernels/forward.h."""
-    keys, values, positions, queries = (-(-width // padding) * padding for width in (keys, values, positions, queries))
+    values, positions, queries = (-(-width // padding) * padding for width in (values, positions, queries))
+    keys = _spread_rows(keys, padding)
     return keys * values + (positions + queries) * positions + positions * values
+
+
+def _spread_rows(width, padding):
+    """spread_rows in kernels/chunk.h."""
+    if width < _WIDE_KEYS:
+        return -(-width // padding) * padding
+    step = max(16, padding)
+    steps = -(-width // step)
+    return step * (steps + (steps % 2 == 0))
 
 
 def _padding(dtype):
