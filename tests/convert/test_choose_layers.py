@@ -283,9 +283,9 @@ def test_a_base_that_trains_is_no_teacher():
 
 
 def test_softmax_that_cannot_be_left_out():
-    """CodeGen computes its softmax itself."""
-    model = attach_memory(tiny_model("codegen").requires_grad_(False), CONFIG)
-    with pytest.raises(ValueError, match=r"17.5% of the base's are left at 40 tokens, over the kv_budget of 5.0%"):
+    """XGLM computes its softmax itself, in every version of transformers that tptt takes."""
+    model = attach_memory(tiny_model("xglm").requires_grad_(False), CONFIG)
+    with pytest.raises(ValueError, match=r"20.0% of the base's are left at 40 tokens, over the kv_budget of 5.0%"):
         choose_layers(model, batches(), 0.05)
 
 
