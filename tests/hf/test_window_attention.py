@@ -62,6 +62,28 @@ def test_blocks_equal_the_mask_of_all_pairs(name, length):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("past", [1, W - 1, W])
+@pytest.mark.parametrize("side", [None, "left", "right"])
+def test_blocks_behind_a_cache(side, past, length):
+    """The keys of the cache come first: what they were without it, the first queries left out."""
+    q, k, v = qkv(2, past + length)
+    band = Band(W, 0, None if side is None else padded(past + length, side), None, past)
+    assert band.fits_blocks(length) or length <= 2 * W
+    got = banded_attention(q[:, :, past:], k, v, band, 0.3)
+    want = dense(q, k, v, Band(W, 0, band.valid, None), 0.3)[:, :, past:]
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+    assert torch.equal(
+        band.dense(2, length, q.device), Band(W, 0, band.valid, None).dense(2, past + length, q.device)[:, :, past:]
+    )
+
+
+def test_a_cache_that_holds_more_than_a_window_is_left_to_the_mask_of_all_pairs():
+    assert not Band(W, 0, None, None, W + 1).fits_blocks(40)
+    with pytest.raises(ValueError, match="neither sinks nor packed"):
+        Band(W, 2, None, None, 1)
+
+
 def test_sinks_of_packed_rows_are_left_to_the_mask_of_all_pairs():
     sequences = torch.zeros(1, 40, dtype=torch.long)
     assert not Band(W, 2, None, sequences).fits_blocks(40)
@@ -116,3 +138,33 @@ def test_a_model_computes_the_same_by_blocks(family, sinks, monkeypatch):
         for x, y in zip(grads_a, grads_b, strict=True):
             torch.testing.assert_close(x, y, rtol=1e-4, atol=2e-5 * float(y.abs().max()) + 1e-8)
     assert any(used) is (family != "gpt_oss")  # whose learned sinks are computed by eager attention alone
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "qwen3"])
+@pytest.mark.parametrize("padding", [False, True])
+def test_a_prompt_in_pieces_is_read_by_blocks(family, padding, monkeypatch):
+    model = randomize(attach_memory(tiny_model(family), MemoryConfig(max_self_attn_length=W, feature_width=16))).eval()
+    ids, mask = tokens(2, 40), torch.ones(2, 40, dtype=torch.long)
+    if padding:
+        mask[0, :6] = 0
+    used, real = [], masks.Band.fits_blocks
+    monkeypatch.setattr(
+        masks.Band, "fits_blocks", lambda self, n: used.append((self.past, real(self, n))) or used[-1][1]
+    )
+    with torch.no_grad():
+        want = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        cache, found = None, []
+        for begin, end in ((0, 17), (17, 20), (20, 39), (39, 40)):
+            given = {"attention_mask": mask[:, :end]} if padding else {}
+            if padding:
+                given["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)[:, begin:end]
+            out = model(input_ids=ids[:, begin:end], past_key_values=cache, use_cache=True, **given)
+            cache = out.past_key_values
+            found.append(out.logits)
+    got, keep = torch.cat(found, 1), mask.bool()
+    if padding:
+        with torch.no_grad():
+            positions = (mask.cumsum(1) - 1).clamp_min(0)
+            want = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    torch.testing.assert_close(got[keep], want[keep], rtol=1e-4, atol=1e-5 * float(want.abs().max()))
+    assert (0, True) in used and (W - 1, True) in used

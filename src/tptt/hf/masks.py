@@ -216,24 +216,37 @@ def apply_window(slot: MemorySlot, hidden: torch.Tensor, kwargs: dict, mask, seq
         mask = mask.expand(batch, -1)
     window = slot.window_now
     assert window is not None
-    if isinstance(layer, WindowLayer):
+    of_layer = isinstance(layer, WindowLayer)
+    if not of_layer and tokens <= window and sequences is None:
+        return
+    can = slot.knows_windows and kind == "sdpa" and kwargs.get("alibi") is None and not torch.compiler.is_compiling()
+    shape = (batch, tokens, hidden.device)
+    wanted = _band(window, slot.sinks, mask, sequences, layer if of_layer else None, *shape) if can else None
+    if wanted is not None and wanted.fits_blocks(tokens):
+        if of_layer:
+            layer.prepare(mask, batch, tokens, hidden.device, by_blocks=True)
+        kwargs["attention_mask"] = wanted
+        return
+    if of_layer:
         has_alibi = kwargs.get("alibi") is not None
         band = layer.prepare(mask, batch, tokens, hidden.device, ordered=has_alibi)
         if has_alibi:
             kwargs["alibi"] = _biases_of_keys(kwargs["alibi"], layer.slots)
-    elif tokens <= window and sequences is None:
-        return
     else:
-        wanted = Band(window, slot.sinks, mask, sequences)
-        by_blocks = slot.knows_windows and kind == "sdpa" and wanted.fits_blocks(tokens)
-        if by_blocks and not torch.compiler.is_compiling():
-            kwargs["attention_mask"] = wanted
-            return
-        band = wanted.dense(batch, tokens, hidden.device)
+        band = Band(window, slot.sinks, mask, sequences).dense(batch, tokens, hidden.device)
     if band is not None and kind == "eager":
         zeros = torch.zeros(band.shape, dtype=hidden.dtype, device=band.device)
         band = zeros.masked_fill(~band, torch.finfo(hidden.dtype).min)
     kwargs["attention_mask"] = band
+
+
+def _band(window: int, sinks: int, mask, sequences, layer: WindowLayer | None, batch, tokens, device) -> Band | None:
+    """Who sees whom, for blocks; None: the keys of ``layer`` begin with sinks, which blocks do not expect there."""
+    if layer is None:
+        return Band(window, sinks, mask, sequences)
+    if layer.sinks:
+        return None
+    return Band(window, 0, layer.valid_with(mask, batch, tokens, device), None, layer.kept)
 
 
 def _biases_of_keys(alibi: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Softmax attention within a window in time and memory linear in the length, for calls without a cache.
+"""Softmax attention within a window in time and memory linear in the length, without a cache or behind one.
 
 A mask of all pairs takes T x T numbers although a token sees W of them. Here W-wide blocks of queries meet the keys of
 their own block and of the one before it, which are all that any of them can see.
@@ -32,23 +32,33 @@ class Band:
     Args:
         window: tokens that a query sees, itself included.
         sinks: first real tokens of a row that stay visible beyond it.
-        valid: [B, T] bool, False at padding; None: all are real.
+        valid: [B, past + T] bool, False at padding; None: all are real.
         sequences: [B, T] number of the packed sequence of each token; None: rows are not packed.
+        past: keys of a cache that stand before those of the T queries; then there are neither sinks nor sequences.
     """
 
     window: int
     sinks: int
     valid: torch.Tensor | None
     sequences: torch.Tensor | None
+    past: int = 0
+
+    def __post_init__(self) -> None:
+        if self.past and (self.sinks or self.sequences is not None):
+            raise ValueError("behind a cache a band has neither sinks nor packed sequences")
 
     def dense(self, batch: int, tokens: int, device: torch.device) -> torch.Tensor:
-        """The mask of all pairs, [B, 1, T, T] bool."""
-        valid = torch.ones(batch, tokens, dtype=torch.bool, device=device) if self.valid is None else self.valid
-        return window_mask(valid, self.window, self.sinks, self.sequences)
+        """The mask of all pairs, [B, 1, T, past + T] bool."""
+        keys, valid = self.past + tokens, self.valid
+        valid = torch.ones(batch, keys, dtype=torch.bool, device=device) if valid is None else valid
+        return window_mask(valid, self.window, self.sinks, self.sequences)[:, :, self.past :]
 
     def fits_blocks(self, tokens: int) -> bool:
-        """Whether blocks take less than the mask of all pairs. Sinks of packed rows are left to that mask."""
-        return tokens > _LEAST_BLOCKS * self.window and not (self.sinks and self.sequences is not None)
+        """Whether blocks take less than the mask of all pairs. Sinks of packed rows are left to that mask, and a cache
+        that holds more than a window, because tokens may be taken back."""
+        if self.past > self.window or (self.sinks and self.sequences is not None):
+            return False
+        return tokens > _LEAST_BLOCKS * self.window
 
 
 def windowed_attention(module: nn.Module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
@@ -74,16 +84,18 @@ def banded_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """Softmax attention within ``band`` for query [B, H, T, D], key and value [B, Hk, T, D]: [B, H, T, D].
+    """Softmax attention within ``band`` for query [B, H, T, D], key and value [B, Hk, past + T, D]: [B, H, T, D].
 
     ``scaling`` multiplies the scores, by default D ** -0.5; ``dropout`` is the part of the weights that is dropped.
     """
     batch, heads, tokens, _ = query.shape
     width = band.window
     blocks = -(-tokens // width)
-    query, key, value = (F.pad(x, (0, 0, 0, blocks * width - tokens)) for x in (query, key, value))
+    more = blocks * width - tokens
+    query = F.pad(query, (0, 0, 0, more))
+    key, value = (F.pad(x, (0, 0, width - band.past, more)) for x in (key, value))  # one block stands before the first
     mask = _block_mask(band, batch, tokens, blocks, query.device)
-    keys, values = (_with_sinks(_with_previous(x, width), x, band) for x in (key, value))
+    keys, values = (_with_sinks(_with_previous(x, width), x[:, :, width:], band) for x in (key, value))
     queries = query.unflatten(2, (blocks, width)).transpose(1, 2).flatten(0, 1)  # [B * N, H, C, D]
     keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (keys, values))  # [B * N, Hk, 2 C + s, D]
     grouped = heads != keys.shape[1]
@@ -98,9 +110,9 @@ def banded_attention(
 
 
 def _with_previous(x: torch.Tensor, width: int) -> torch.Tensor:
-    """Blocks of [B, Hk, N C, D] behind the block before each: [B, Hk, N, 2 C, D]."""
-    before = F.pad(x, (0, 0, width, 0))[:, :, : x.shape[2]]
-    return torch.cat([part.unflatten(2, (-1, width)) for part in (before, x)], 3)
+    """Blocks of [B, Hk, (1 + N) C, D] but the first, each behind the block before it: [B, Hk, N, 2 C, D]."""
+    before, own = x[:, :, :-width], x[:, :, width:]
+    return torch.cat([part.unflatten(2, (-1, width)) for part in (before, own)], 3)
 
 
 def _with_sinks(blocks: torch.Tensor, x: torch.Tensor, band: Band) -> torch.Tensor:
@@ -128,9 +140,9 @@ def _block_mask(band: Band, batch: int, tokens: int, blocks: int, device: torch.
     key = query.view(1, blocks, 1, width)
     key = torch.cat([key - width, key], 3)
     distance = query - key
-    seen = (distance >= 0) & (distance < width) & (key >= 0) & (key < tokens)
+    seen = (distance >= 0) & (distance < width) & (key >= -band.past) & (key < tokens)
     if band.valid is not None:
-        seen = seen & _of_keys(band.valid, key, False)
+        seen = seen & _of_keys(band.valid, key + band.past, False)
     if band.sequences is not None:
         seen = seen & (_of_keys(band.sequences, key, -1) == _of_keys(band.sequences, query, -2))
     seen = seen | (distance == 0)  # a padded query sees itself: a row without any key would be NaN

@@ -60,8 +60,7 @@ class WindowLayer(DynamicLayer):
     result, whose keys come from ``slots`` [B, s + r + n] of the sequence (-1: none).
 
     Once the window is full, a token alone takes the place of the one that falls out of it: keys and values lie in a
-        ring
-    of W behind the sinks, every one of them is seen, and a step copies nothing.
+    ring of W behind the sinks, every one of them is seen, and a step copies nothing.
 
     Args:
         window: W.
@@ -91,8 +90,29 @@ class WindowLayer(DynamicLayer):
         self._free = 0  # place in the ring of the token that has fallen out of the window
         self._padded = False
 
+    @property
+    def kept(self) -> int:
+        """r, the entries between calls that are no sinks."""
+        return 0 if self._valid is None else self._valid.shape[1]
+
+    def valid_with(self, valid: torch.Tensor | None, batch: int, n: int, device: torch.device) -> torch.Tensor | None:
+        """Which of the entries that are kept and of n new tokens are real, [B, r + n] bool; None: all are.
+
+        Args: as `prepare`'s.
+        """
+        if valid is None and not self._padded:
+            return None
+        new = torch.ones(batch, n, dtype=torch.bool, device=device) if valid is None else valid
+        return new if self._valid is None else torch.cat([self._valid, new], 1)
+
     def prepare(
-        self, valid: torch.Tensor | None, batch: int, n: int, device: torch.device, ordered: bool = False
+        self,
+        valid: torch.Tensor | None,
+        batch: int,
+        n: int,
+        device: torch.device,
+        ordered: bool = False,
+        by_blocks: bool = False,
     ) -> torch.Tensor | None:
         """Mask [B, 1, n, s + r + n] for the next n tokens of a batch; None: all is seen.
 
@@ -100,6 +120,7 @@ class WindowLayer(DynamicLayer):
             valid: [B, n] bool, False at padding; None: all are real.
             batch, n, device: shape of the call, and where it runs.
             ordered: the keys have to come in the order of ``slots``.
+            by_blocks: no mask is asked for.
         """
         self._padded |= valid is not None
         if not ordered and self._is_steady(n):
@@ -115,7 +136,9 @@ class WindowLayer(DynamicLayer):
         filled = (self._sink_slots >= 0).sum(1, keepdim=True)
         sink = valid & (filled + valid.cumsum(1) - 1 < self.sinks)
         self._prepared = Prepared(n, valid, sink)
-        kept = self._valid.shape[1]
+        if by_blocks:
+            return None
+        kept = self.kept
         slots = torch.arange(past - kept, past + n, device=valid.device)[None].expand(batch, -1)
         gone = (self._sink_slots >= 0) & (self._sink_slots < past - kept)  # the others are still among the recent
         self.slots = keys = torch.cat([self._sink_slots, slots], 1)
@@ -226,8 +249,7 @@ class WindowLayer(DynamicLayer):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         if self.stock is not None:
             return mask_sizes(self.stock, self.cumulative_length, query_length)
-        kept = 0 if self._valid is None else self._valid.shape[1]
-        return kept + query_length, self.cumulative_length - kept
+        return self.kept + query_length, self.cumulative_length - self.kept
 
     def get_seq_length(self) -> int:
         return self.cumulative_length
