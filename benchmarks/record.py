@@ -86,6 +86,10 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "real_convert": (
         *_TRAINED,
         "src/tptt/run",
+        "src/tptt/cli/console.py",
+        "benchmarks/real/bases.py",
+        "benchmarks/real/prepare.py",
+        "benchmarks/real/texts.py",
         "benchmarks/real/conversions.py",
         "benchmarks/real/looks.py",
         "benchmarks/real/convert.py",

@@ -44,7 +44,8 @@ def test_gradients_and_optimizer_states_are_those_of_a_step(tiny, built):
 
 @pytest.mark.parametrize("changes", [{}, {"max_self_attn_length": None}, {"attn_implementation": "eager"}], ids=str)
 def test_activations_are_those_that_autograd_keeps(tiny, built, changes, monkeypatch):
-    """To the byte but for fused attention: the CPU's keeps another layout of its mask and a number for each query."""
+    """To the byte but for fused attention: the CPU's keeps another layout of its mask and a number for each query, and
+    its blocks of a window share the keys of a group, which a GPU's copy."""
     monkeypatch.setattr("tptt.ops.native.unavailable", lambda: "off: a GPU has no C++ kernels")
     options = tiny.changed(**changes)
     model, kept = built(options), {}
@@ -59,7 +60,7 @@ def test_activations_are_those_that_autograd_keeps(tiny, built, changes, monkeyp
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         model(input_ids=torch.randint(61, (3, 64)), use_cache=False)
     real = sum(size for place, size in kept.items() if place not in own)
-    assert parts(options)["activations"] == pytest.approx(real, rel=1e-5 if "attn_implementation" in changes else 0.005)
+    assert parts(options)["activations"] == pytest.approx(real, rel=1e-5 if "attn_implementation" in changes else 0.01)
 
 
 def test_recomputed_activations_take_less(tiny):
