@@ -86,15 +86,14 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "real_convert": (
         *_TRAINED,
         "src/tptt/run",
-        "src/tptt/cli/console.py",
         "benchmarks/real/bases.py",
-        "benchmarks/real/prepare.py",
-        "benchmarks/real/texts.py",
         "benchmarks/real/conversions.py",
         "benchmarks/real/looks.py",
-        "benchmarks/real/convert.py",
+        "benchmarks/real/place.py",
+        "benchmarks/real/wheels.py",
     ),
     "real_rows": (
+        "benchmarks/real/place.py",
         "benchmarks/real/build.py",
         "benchmarks/real/draws.py",
         "benchmarks/real/fill.py",

@@ -10,7 +10,6 @@ from typing import Any
 
 from .rows import Row
 
-RESULTS = Path(__file__).parent / "results"
 KEY = ("table", "task", "length", "seed", "split")
 Key = tuple[str, str, int, int, str]
 

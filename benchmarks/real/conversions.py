@@ -9,7 +9,7 @@ from typing import Any
 from tptt.run.options import RunOptions
 
 from .bases import Base
-from .texts import text_files
+from .place import TRAIN
 
 SAVE_STEPS = 16
 """Optimizer steps between two checkpoints: what a run that is killed loses at most."""
@@ -65,7 +65,7 @@ class Conversion:
         options = RunOptions.from_flat(
             {
                 "base_model": str(self.base.folder(prepared) / self.base.gguf.file),
-                "data": str(text_files(prepared)[0]),
+                "data": str(prepared / TRAIN),
                 "output_dir": str(self.folder(prepared)),
                 "dtype": "float32",
                 "tokens": self.tokens,

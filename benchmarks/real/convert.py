@@ -20,8 +20,8 @@ from tptt.run.job import run as train
 
 from .bases import BASES, base_of
 from .conversions import RECIPES, Conversion
-from .looks import RESULTS, KeepLooks, looks_file
-from .prepare import FOLDER, say
+from .looks import KeepLooks, looks_file
+from .place import FOLDER, RESULTS, say
 
 _DONE = "config.json"
 """What a folder holds once the model in it is saved."""

@@ -16,15 +16,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .answers import RESULTS, answered, answers_file, open_rows
+from .answers import answered, answers_file, open_rows
 from .arms import Arm, Reader, load
 from .bases import BASES, base_of
 from .greedy import answer, warm_up
 from .job import Job
 from .judge import score
+from .place import FOLDER, RESULTS, say
 from .plain import plain_folder
 from .plan import EQUAL_BYTES_LENGTHS, EQUAL_BYTES_ROWS, EQUAL_BYTES_TASKS, RULER_ROWS
-from .prepare import FOLDER, say
 from .presses import environment, press_answers
 from .prompts import Prompt
 from .rows import SPLITS, Row, cell_file, cells, read_rows

@@ -9,13 +9,13 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from benchmarks.record import ROOT, provenance
+from benchmarks.record import provenance
 
 from .conversions import Conversion
+from .place import RESULTS
 
 KIND = "real_convert"
 """Of `benchmarks.record.SOURCES`: the code that a conversion depends on."""
-RESULTS = ROOT / "benchmarks" / "real" / "results"
 _A_LOOK = "recall_beyond/both"
 _DIGITS = 6
 

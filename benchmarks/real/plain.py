@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from .bases import Base
-from .prepare import read_tokenizer, say
+from .place import say
+from .prepare import read_tokenizer
 
 FOLDER = "plain"
 

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import ROOT, code_version
+from benchmarks.record import code_version
 
 from .bases import BASES, Base, base_of
 from .build import Cell, filled_rows
 from .material import QUESTIONS as QUESTION_COUNTS
 from .material import Sources, read_sources
 from .passages import FAR, QUESTIONS, cut_rows, last_words, squad_cuts
+from .place import FOLDER, say
 from .plan import plan
 from .rows import cell_file, write_rows
 from .ruler import TASKS
@@ -28,7 +29,6 @@ from .wheels import DATA, missing, unpack
 
 KIND = "real_rows"
 """Of `benchmarks.record.SOURCES`: the code that texts and rows depend on."""
-FOLDER = ROOT / "runs" / "real"
 _STAMP = "made.json"
 
 
@@ -155,7 +155,3 @@ def stamp(folder: Path) -> None:
     """Say in ``folder`` which code makes what is in it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _STAMP).write_text(json.dumps({"code": code_version(KIND)}) + "\n", encoding="utf-8")
-
-
-def say(text: str) -> None:
-    print(text, flush=True)

@@ -15,12 +15,12 @@ from benchmarks.record import ROOT, described
 from tptt.evaluation import markdown_table
 
 from . import cache_bytes, perplexity, plots, skills, tables
-from .answers import RESULTS, read_answers
+from .answers import read_answers
 from .bases import BASES, base_of
 from .job import KIND
+from .place import FOLDER, RESULTS, say
 from .plain import plain_folder
 from .plan import EQUAL_BYTES_LENGTHS, RULER_ROWS
-from .prepare import FOLDER, say
 from .rows import SPLITS
 from .tables import Lines
 

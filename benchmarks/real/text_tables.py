@@ -11,7 +11,7 @@ from . import perplexity, skills
 from .answers import answered
 from .arms import Reader, load_base
 from .job import Job
-from .prepare import say
+from .place import say
 
 _AS_BASE = ("base", "base-yarn", "quantized")
 """Arms that are the base where a short text is read without a cache. `quantized` is it at every length, so its

@@ -6,23 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .material import Sources
+from .place import TRAIN
 from .rows import SPLITS
-
-TRAIN = "train.txt"
-"""HotpotQA paragraphs and essays that no row of either split is made of and no `material.RUN` words are shared with."""
 
 
 def text_files(folder: Path) -> list[Path]:
     """The files that `write_texts` writes into the prepared ``folder``."""
-    names = [TRAIN, *(f"{kind}-{split}.txt" for kind in ("essays", "paragraphs") for split in SPLITS)]
-    return [folder / "text" / name for name in names]
+    names = [f"{kind}-{split}.txt" for kind in ("essays", "paragraphs") for split in SPLITS]
+    return [folder / TRAIN, *(folder / TRAIN.parent / name for name in names)]
 
 
 def write_texts(sources: Sources, folder: Path) -> None:
     """Write the texts, pieces divided by an empty line.
 
-    ``text/train.txt``: paragraphs with their titles, question after question, so that neighbours are about related
-    things, with the training essays spread evenly among them. ``text/essays-SPLIT.txt``: the essays that the rows of a
+    ``text/train.txt``: paragraphs and essays of which no row of either split is made and with which no row shares
+    `material.RUN` words. The paragraphs stand with their titles, question after question, so that neighbours are about
+    related things, with the essays spread evenly among them. ``text/essays-SPLIT.txt``: the essays that the rows of a
     split are made of, one after another, for perplexity by position. ``text/paragraphs-SPLIT.txt``: its paragraphs.
     """
     (folder / "text").mkdir(parents=True, exist_ok=True)
