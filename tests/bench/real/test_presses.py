@@ -23,7 +23,7 @@ class SnapKVPress:
         self.kept = 1 - compression_ratio
 
     def hook(self, module, args, kwargs, output):
-        layer = kwargs["past_key_values"].layers[module.layer_idx]
+        layer = (kwargs.get("cache") or kwargs["past_key_values"]).layers[module.layer_idx]  # by version
         first = layer.keys.shape[2] - int(self.kept * layer.keys.shape[2])
         layer.keys, layer.values = (x[:, :, first:].contiguous() for x in (layer.keys, layer.values))
 
@@ -37,7 +37,7 @@ class SnapKVPress:
 
 class KVzipPress(SnapKVPress):
     def hook(self, module, args, kwargs, output):
-        layer = kwargs["past_key_values"].layers[module.layer_idx]
+        layer = (kwargs.get("cache") or kwargs["past_key_values"]).layers[module.layer_idx]  # by version
         first = layer.keys.shape[2] - int(self.kept * layer.keys.shape[2])
         layer.keys, layer.values = (torch.cat([x, x], 2)[:, :, : x.shape[2]] for x in (layer.keys, layer.values))
         module.masked_key_indices = ([0] * first, [0] * first, list(range(first)))
