@@ -5,6 +5,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import logging  # noqa: E402 - the variables above come first
 import random  # noqa: E402 - the variables above come first
 
 import numpy as np  # noqa: E402 - the variables above come first
@@ -48,6 +49,16 @@ def _seed():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _logger():
+    """A verb takes the logger "tptt" for itself (`tptt.cli.console.quiet`): the next test gets it as it was."""
+    logger = logging.getLogger("tptt")
+    before = logger.level, logger.propagate, logger.handlers
+    yield
+    logger.setLevel(before[0])
+    logger.propagate, logger.handlers = before[1:]
 
 
 @pytest.fixture

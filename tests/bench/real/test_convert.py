@@ -25,7 +25,6 @@ def prepared(tmp_path, monkeypatch):
     """A prepared folder: base and text."""
     base = Base("tiny", Member((), "model", ""), ROW, "none")
     monkeypatch.setitem(BASES, "tiny", base)
-    monkeypatch.setattr(convert, "quiet", lambda: None)  # it would be so for all later tests of this process
     shutil.copytree(EMBEDDED, base.folder(tmp_path) / "model")
     text = text_files(tmp_path)[0]
     text.parent.mkdir()
