@@ -48,7 +48,8 @@ def choose(documents: Iterable[tuple[int, int]]) -> HeldOut:
     Where there are more than 1,000 documents, those are held out whose keys are among the lowest twentieth of all
     possible keys, and no more than 1,001 documents are looked at. Where there are fewer, the documents with the lowest
     keys are held out until they are a twentieth of the text; together they are never more than half of it. Where that
-    finds less than a twentieth, one document is nearly all of the text, and its end is held out.
+    finds less than a twentieth, the first document that is enough alone is held out; where there is none, one document
+    is more than half of the text, and its end is held out.
 
     Raises:
         TooLittleTextError: there are no documents, or the only one has a single character.
@@ -69,6 +70,9 @@ def choose(documents: Iterable[tuple[int, int]]) -> HeldOut:
             held += sizes[key]
     if held * ONE_IN >= total:
         return HeldOut(tuple(keys))
+    for key in sorted(sizes):  # small ones came first, and left no room for one that is enough alone
+        if total <= sizes[key] * ONE_IN and 2 * sizes[key] <= total:
+            return HeldOut((key,))
     if total < 2:
         raise TooLittleTextError("of one character nothing can be held out")
     return HeldOut((), max(sizes, key=lambda key: (sizes[key], key)))
