@@ -168,3 +168,13 @@ def test_a_prompt_in_pieces_is_read_by_blocks(family, padding, monkeypatch):
             want = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
     torch.testing.assert_close(got[keep], want[keep], rtol=1e-4, atol=1e-5 * float(want.abs().max()))
     assert (0, True) in used and (W - 1, True) in used
+
+
+@pytest.mark.parametrize(("family", "by_blocks"), [("afmoe", 1), ("doge", 0), ("deepseek_v32", 0), ("glm_moe_dsa", 0)])
+def test_a_forward_that_reads_its_mask_gets_the_mask_of_all_pairs(family, by_blocks, monkeypatch):
+    model = randomize(attach_memory(tiny_model(family), MemoryConfig(max_self_attn_length=W, feature_width=16))).eval()
+    made = []
+    kept = masks.Band.fits_blocks
+    monkeypatch.setattr(masks.Band, "fits_blocks", lambda self, n: made.append(self) or kept(self, n))
+    assert model(input_ids=tokens(2, 33), use_cache=False).logits.isfinite().all()
+    assert bool(made) is bool(by_blocks)

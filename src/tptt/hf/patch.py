@@ -42,6 +42,7 @@ from .masks import before_body, takes_keywords
 from .no_memory import NoMemory
 from .slots import MEMORY, Branches, MemorySlot, memories, memory_of, patched_attention, put_slot, slot_of, take_slot
 from .softmax import follow_mag_weight, restore_attention, set_branches, window_of, window_refusal
+from .window_attention import hands_mask_on
 
 _WHOLE_HOOK = "_tptt_handle"
 MakeMemory = Callable[[MemoryConfig, Geometry, torch.device], nn.Module]
@@ -279,7 +280,7 @@ def _give(
     ]
     hook_children(module)
     if slot.window is not None and attention_implementation(base) == "sdpa":
-        slot.knows_windows = can_leave_softmax_out(module, body)
+        slot.knows_windows = can_leave_softmax_out(module, body) and hands_mask_on(module)
     set_branches(module, Branches.MEMORY if fixed else Branches.BOTH)
     follow_mag_weight(module)
 
