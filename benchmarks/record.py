@@ -88,6 +88,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         "src/tptt/run",
         "benchmarks/real/bases.py",
         "benchmarks/real/conversions.py",
+        "benchmarks/real/lines.py",
         "benchmarks/real/looks.py",
         "benchmarks/real/place.py",
         "benchmarks/real/wheels.py",

@@ -11,8 +11,9 @@ import random  # noqa: E402 - the variables above come first
 import numpy as np  # noqa: E402 - the variables above come first
 import pytest  # noqa: E402 - the variables above come first
 import torch  # noqa: E402 - the variables above come first
-from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402 - the variables above come first
+from transformers import LlamaForCausalLM  # noqa: E402 - the variables above come first
 
+from tests.small_llama import small_llama_config  # noqa: E402 - the variables above come first
 from tptt import TpttConfig, TpttModel  # noqa: E402 - the variables above come first
 from tptt.data import KeyValueRecall  # noqa: E402 - the variables above come first
 from tptt.train import MixedRows  # noqa: E402 - the variables above come first
@@ -77,16 +78,7 @@ def rows(words):
 def tiny_llama(tmp_path_factory):
     """Folder of a random Llama with 64 tokens in its vocabulary."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        pad_token_id=0,
-    )
+    config = small_llama_config(pad_token_id=0)
     path = tmp_path_factory.mktemp("tiny-llama")
     LlamaForCausalLM(config).save_pretrained(path)
     return path

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .lines import complete_lines
 from .rows import Row
 
 KEY = ("table", "task", "length", "seed", "split")
@@ -38,11 +38,8 @@ def read_answers(file: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: Another line is no answer; the message names file and line.
     """
-    if not file.exists():
-        return []
     found: dict[Key, dict[str, Any]] = {}
-    lines = file.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines[:-1], 1):
+    for number, line in enumerate(complete_lines(file), 1):
         try:
             one = json.loads(line)
             found[key_of(one)] = one
@@ -54,29 +51,6 @@ def read_answers(file: Path) -> list[dict[str, Any]]:
 def answered(file: Path) -> set[Key]:
     """The rows that ``file`` answers."""
     return {key_of(line) for line in read_answers(file)}
-
-
-def append(file: Path, line: Mapping[str, Any]) -> None:
-    """Add ``line``, and return when it is on disk. What a killed run left of a line is cut off before."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(dict(line), ensure_ascii=False) + "\n"
-    with file.open("ab+") as stream:
-        _cut_unfinished(stream)
-        stream.write(text.encode())
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _cut_unfinished(stream: Any) -> None:
-    size = stream.seek(0, os.SEEK_END)
-    if not size:
-        return
-    stream.seek(size - 1)
-    if stream.read(1) == b"\n":
-        return
-    stream.seek(0)
-    stream.truncate(stream.read().rfind(b"\n") + 1)
-    stream.seek(0, os.SEEK_END)
 
 
 def open_rows(rows: Iterable[Row], done: set[Key]) -> list[Row]:

@@ -62,6 +62,7 @@ class Conversion:
 
     def options(self, prepared: Path) -> RunOptions:
         """The run that makes it."""
+        row = min(ROW, self.base.context)
         options = RunOptions.from_flat(
             {
                 "base_model": str(self.base.folder(prepared) / self.base.gguf.file),
@@ -69,11 +70,10 @@ class Conversion:
                 "output_dir": str(self.folder(prepared)),
                 "dtype": "float32",
                 "tokens": self.tokens,
-                "seq_len": min(ROW, self.base.context),
+                "seq_len": row,
                 "seed": self.seed,
                 "save_steps": SAVE_STEPS,
                 **RECIPES[self.recipe],
             }
         )
-        steps = options.training.steps(min(ROW, self.base.context))
-        return options.changed(probe_steps=max(1, steps // LOOKS))
+        return options.changed(probe_steps=max(1, options.training.steps(row) // LOOKS))

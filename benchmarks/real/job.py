@@ -9,8 +9,8 @@ from typing import Any
 
 from benchmarks.record import provenance
 
-from .answers import append
 from .arms import Arm
+from .lines import append
 
 KIND = "real"
 """Of `benchmarks.record.SOURCES`: the code that answers depend on."""

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from benchmarks.record import provenance
 
 from .conversions import Conversion
+from .lines import append, complete_lines
 from .place import RESULTS
 
 KIND = "real_convert"
@@ -21,8 +22,8 @@ _DIGITS = 6
 
 
 def looks_file(base: str, results: Path = RESULTS) -> Path:
-    """Where the looks at all conversions of a base are kept."""
-    return results / base / "conversions.jsonl"
+    """Where the looks at all conversions of a base are kept: apart from the answers of its arms."""
+    return results / base / "conversions" / "looks.jsonl"
 
 
 class KeepLooks(TrainerCallback):
@@ -72,23 +73,19 @@ class KeepLooks(TrainerCallback):
             **more,
             "where": self.where,
         }
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(line) + "\n")
+        append(self.file, line)
 
 
 def read_looks(file: Path) -> list[dict[str, Any]]:
-    """All lines of ``file``; none where there is no file. A last line that was cut off by a kill is left out."""
-    if not file.exists():
-        return []
+    """All lines of ``file``; none where there is no file.
+
+    Raises:
+        ValueError: A line is not JSON; the message names file and line.
+    """
     found = []
-    lines = file.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
+    for number, line in enumerate(complete_lines(file), 1):
         try:
             found.append(json.loads(line))
         except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ValueError(f"{file}, line {number}: not JSON ({error})") from error
+            raise ValueError(f"{file}, line {number}: not JSON ({error})") from error
     return found

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from benchmarks.tiny import randomized
+from tests.small_llama import small_llama_config
 from tptt import MemoryConfig, attach_memory, detach_memory
 from tptt.convert.window_only import window_alone
 from tptt.data import KeyValueRecall
@@ -24,15 +25,7 @@ def recall(words):
 def attached():
     def make(**options):
         torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=64,
-            hidden_size=32,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=64,
-        )
+        config = small_llama_config()
         model = randomized(LlamaForCausalLM(config))
         attach_memory(model, MemoryConfig(**{"max_self_attn_length": WINDOW} | options))
         generator = torch.Generator().manual_seed(1)

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from benchmarks.tiny import randomized
+from tests.small_llama import small_llama_config
 from tools.train_base.train import build_tokenizer
 from tptt import TpttConfig, TpttModel, calibrate, progress
 from tptt.convert import widths
@@ -52,17 +53,7 @@ def base(tmp_path_factory, split):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("base")
     tokenizer = build_tokenizer(split.train, 500)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        eos_token_id=0,
-        pad_token_id=1,
-    )
+    config = small_llama_config(vocab_size=len(tokenizer), eos_token_id=0, pad_token_id=1)
     randomized(LlamaForCausalLM(config)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -7,11 +7,13 @@ a cache that goes by another name would be a memory that forgets at every step, 
 
 from __future__ import annotations
 
+import ast
 import copy
 import functools
 import inspect
 import math
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -391,6 +393,26 @@ def config_with_attention(config: Any, name: str) -> Any:
 def can_replace_attention(body: nn.Module) -> bool:
     """Whether the attention of ``body`` goes through transformers' attention interface."""
     return getattr(body, "_can_set_attn_implementation", lambda: False)()
+
+
+_TAKE_MASK = ("attention_interface", "_upcast_and_reordered_attn")  # the latter is GPT-2's, for eager attention
+
+
+@functools.cache
+def hands_mask_on(kind: type[nn.Module]) -> bool:
+    """Whether the forward of an attention class gives its attention_mask to the attention function and reads it nowhere
+    else: something that is no tensor can then stand in its place. Of a class without source the answer is no."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(kind.forward)))
+    except (OSError, TypeError, SyntaxError):
+        return False
+    given = set()
+    for call in (x for x in ast.walk(tree) if isinstance(x, ast.Call)):
+        if getattr(call.func, "id", getattr(call.func, "attr", None)) in _TAKE_MASK:
+            given |= {id(x) for x in (*call.args, *(k.value for k in call.keywords))}
+    names = (x for x in ast.walk(tree) if isinstance(x, ast.Name) and x.id == "attention_mask")
+    uses = [x for x in names if isinstance(x.ctx, ast.Load)]
+    return bool(uses) and all(id(x) in given for x in uses)
 
 
 # ---- rotary embeddings --------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Legend: B rows, H heads, T new tokens, n keys.
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -221,11 +222,11 @@ def apply_window(slot: MemorySlot, hidden: torch.Tensor, kwargs: dict, mask, seq
         return
     can = slot.knows_windows and kind == "sdpa" and kwargs.get("alibi") is None and not torch.compiler.is_compiling()
     shape = (batch, tokens, hidden.device)
-    wanted = _band(window, slot.sinks, mask, sequences, layer if of_layer else None, *shape) if can else None
-    if wanted is not None and wanted.fits_blocks(tokens):
+    by_blocks = _band(window, slot.sinks, mask, sequences, layer if of_layer else None, *shape) if can else None
+    if by_blocks is not None:
         if of_layer:
             layer.prepare(mask, batch, tokens, hidden.device, by_blocks=True)
-        kwargs["attention_mask"] = wanted
+        kwargs["attention_mask"] = by_blocks
         return
     if of_layer:
         has_alibi = kwargs.get("alibi") is not None
@@ -241,12 +242,17 @@ def apply_window(slot: MemorySlot, hidden: torch.Tensor, kwargs: dict, mask, seq
 
 
 def _band(window: int, sinks: int, mask, sequences, layer: WindowLayer | None, batch, tokens, device) -> Band | None:
-    """Who sees whom, for blocks; None: the keys of ``layer`` begin with sinks, which blocks do not expect there."""
+    """Who sees whom, where blocks take less than a mask; None elsewhere, and where the keys of ``layer`` begin with
+    sinks, which blocks do not expect there."""
     if layer is None:
-        return Band(window, sinks, mask, sequences)
+        band = Band(window, sinks, mask, sequences)
+        return band if band.fits_blocks(tokens) else None
     if layer.sinks:
         return None
-    return Band(window, 0, layer.valid_with(mask, batch, tokens, device), None, layer.kept)
+    band = Band(window, 0, None, None, layer.kept)
+    if not band.fits_blocks(tokens):  # a decoding step ends here: which keys are real is not put together for it
+        return None
+    return replace(band, valid=layer.valid_with(mask, batch, tokens, device))
 
 
 def _biases_of_keys(alibi: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:

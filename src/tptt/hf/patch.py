@@ -29,6 +29,7 @@ from .compat import (
     check_cache_preparation,
     execution_device,
     forget_compiled,
+    hands_mask_on,
     hook_cache_preparation,
     tuned_model,
     uncompiled,
@@ -42,7 +43,6 @@ from .masks import before_body, takes_keywords
 from .no_memory import NoMemory
 from .slots import MEMORY, Branches, MemorySlot, memories, memory_of, patched_attention, put_slot, slot_of, take_slot
 from .softmax import follow_mag_weight, restore_attention, set_branches, window_of, window_refusal
-from .window_attention import hands_mask_on
 
 _WHOLE_HOOK = "_tptt_handle"
 MakeMemory = Callable[[MemoryConfig, Geometry, torch.device], nn.Module]
@@ -280,7 +280,8 @@ def _give(
     ]
     hook_children(module)
     if slot.window is not None and attention_implementation(base) == "sdpa":
-        slot.knows_windows = can_leave_softmax_out(module, body) and hands_mask_on(module)
+        kind: Any = type(module)
+        slot.knows_windows = can_leave_softmax_out(module, body) and hands_mask_on(kind)
     set_branches(module, Branches.MEMORY if fixed else Branches.BOTH)
     follow_mag_weight(module)
 

@@ -8,9 +8,6 @@ Legend: B rows, H query heads, Hk key/value heads, T tokens, D head width, C blo
 
 from __future__ import annotations
 
-import ast
-import inspect
-import textwrap
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +20,6 @@ from .window_cache import window_mask
 
 WINDOWED = "tptt_window"
 """Name of `windowed_attention` among transformers' attention functions."""
-_TAKE_MASK = ("attention_interface", "_upcast_and_reordered_attn")  # the latter: GPT-2's, for eager attention alone
 _LEAST_BLOCKS = 2
 _SINGLE = ("softcap", "s_aux", "position_bias", "head_mask", "output_attentions")
 """Arguments of an attention function that a block would have to be told of one by one: with these the mask is dense."""
@@ -78,22 +74,6 @@ def windowed_attention(module: nn.Module, query, key, value, attention_mask, dro
 
 
 register_attention(WINDOWED, windowed_attention)
-
-
-def hands_mask_on(module: nn.Module) -> bool:
-    """Whether the forward of ``module`` gives its attention_mask to the attention function and reads it nowhere else:
-    a `Band` can then stand in its place. What cannot be read says no."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(type(module).forward)))
-    except (OSError, TypeError, SyntaxError):
-        return False
-    given = set()
-    for call in (x for x in ast.walk(tree) if isinstance(x, ast.Call)):
-        if getattr(call.func, "id", getattr(call.func, "attr", None)) in _TAKE_MASK:
-            given |= {id(x) for x in (*call.args, *(k.value for k in call.keywords))}
-    names = (x for x in ast.walk(tree) if isinstance(x, ast.Name) and x.id == "attention_mask")
-    uses = [x for x in names if isinstance(x.ctx, ast.Load)]
-    return bool(uses) and all(id(x) in given for x in uses)
 
 
 def banded_attention(

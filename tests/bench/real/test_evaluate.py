@@ -11,10 +11,11 @@ from transformers import AutoTokenizer
 
 from benchmarks.real import __main__ as bench
 from benchmarks.real import perplexity, skills
-from benchmarks.real.answers import answered, append, open_rows, read_answers
+from benchmarks.real.answers import answered, open_rows, read_answers
 from benchmarks.real.arms import Arm, load, load_base, yarn
 from benchmarks.real.greedy import answer, read
 from benchmarks.real.judge import score
+from benchmarks.real.lines import append
 from benchmarks.real.peak import peak_memory
 from benchmarks.real.prompts import Prompt
 from benchmarks.real.rows import prompt_of

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.real import __main__ as bench
 from benchmarks.real import cache_bytes, perplexity, skills
-from benchmarks.real.answers import append
+from benchmarks.real.lines import append
 from benchmarks.real.plan import EQUAL_BYTES_TASKS
 from benchmarks.real.report import write_block
 from benchmarks.real.tables import Figure, ruler_figure, score_of, tasks_at
